@@ -1,0 +1,155 @@
+"""Every error that edgefed raises on purpose, as one tree; the number is the exit code of the command line.
+
+::
+
+    EdgefedError                 1   anything below that has no number of its own
+    ├── ConfigError              3   a configuration file or option is wrong: file, key, what was found, what is allowed
+    ├── DataError                4   training examples are missing or malformed: file, line, field
+    ├── ModelError               5   the base model is missing, unreadable, or not the one the federation names
+    ├── TransportError           6   the broker
+    │   ├── BrokerUnreachable        nobody answers at that address
+    │   ├── BrokerRefused            the broker answered no (credentials, protocol version, id)
+    │   ├── Disconnected             the connection went away while something waited on it
+    │   └── PayloadTooLarge          the broker would not take a packet of that size
+    ├── WireError                7   bytes from the network do not mean anything
+    │   ├── MessageError             a control message that does not decode
+    │   └── ChunkError               a chunk or a blob that contradicts its hash, size or offset
+    ├── AdapterError             8   an adapter has wrong shapes, names, ranks or values
+    ├── StoreError               9   the aggregator's durable store cannot be used
+    ├── WorkerError             10   the training subprocess
+    │   ├── WorkerDied               it ended without an answer
+    │   └── WorkerOutOfMemory        it ended, or said so, for lack of memory
+    ├── DeviceIdTaken           11   another live agent uses this device id
+    └── FederationFailed        12   a federation ended without reaching its last round
+
+Exit codes 0 (done), 2 (wrong command line) and 130 (interrupted) come from outside this tree.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "AdapterError",
+    "BrokerRefused",
+    "BrokerUnreachable",
+    "ChunkError",
+    "ConfigError",
+    "DataError",
+    "DeviceIdTaken",
+    "Disconnected",
+    "EdgefedError",
+    "FederationFailed",
+    "MessageError",
+    "ModelError",
+    "PayloadTooLarge",
+    "StoreError",
+    "TransportError",
+    "WireError",
+    "WorkerDied",
+    "WorkerError",
+    "WorkerOutOfMemory",
+]
+
+
+class EdgefedError(Exception):
+    """Root of the tree. The message says what was wrong, where, and what to do about it."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(EdgefedError):
+    """A configuration file or option is wrong."""
+
+    exit_code = 3
+
+
+class DataError(EdgefedError):
+    """Training examples are missing or malformed."""
+
+    exit_code = 4
+
+
+class ModelError(EdgefedError):
+    """The base model is missing, unreadable, or not the one the federation names."""
+
+    exit_code = 5
+
+
+class TransportError(EdgefedError):
+    """The broker could not be used."""
+
+    exit_code = 6
+
+
+class BrokerUnreachable(TransportError):
+    """Nobody answers at the broker's address."""
+
+
+class BrokerRefused(TransportError):
+    """The broker answered, and the answer was no."""
+
+
+class Disconnected(TransportError):
+    """The connection went away while something waited on it."""
+
+
+class PayloadTooLarge(TransportError):
+    """A payload is larger than the broker takes."""
+
+    def __init__(self, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(f"a payload of {size_bytes} bytes is over the broker's limit of {limit_bytes} bytes")
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
+
+
+class WireError(EdgefedError):
+    """Bytes from the network do not mean anything."""
+
+    exit_code = 7
+
+
+class MessageError(WireError):
+    """A control message does not decode."""
+
+
+class ChunkError(WireError):
+    """A chunk or a blob contradicts its hash, size or offset."""
+
+
+class AdapterError(EdgefedError):
+    """An adapter has wrong shapes, names, ranks or values."""
+
+    exit_code = 8
+
+
+class StoreError(EdgefedError):
+    """The aggregator's durable store cannot be used."""
+
+    exit_code = 9
+
+
+class WorkerError(EdgefedError):
+    """The training subprocess failed."""
+
+    exit_code = 10
+
+
+class WorkerDied(WorkerError):
+    """The training subprocess ended without an answer."""
+
+
+class WorkerOutOfMemory(WorkerError):
+    """The training subprocess ran out of memory."""
+
+
+class DeviceIdTaken(EdgefedError):
+    """Another live agent uses this device id."""
+
+    exit_code = 11
+
+
+class FederationFailed(EdgefedError):
+    """A federation ended without reaching its last round."""
+
+    exit_code = 12
