@@ -1,0 +1,1 @@
+"""Training examples: reading them, and splitting them over devices."""

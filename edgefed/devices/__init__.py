@@ -1,0 +1,1 @@
+"""What a device is, measured on the device itself."""

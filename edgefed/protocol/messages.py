@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Meta
 
 from edgefed.errors import MessageError
+from edgefed.protocol.chunks import MAX_WIRE_RANGES
 from edgefed.protocol.records import Count, RoundRecord
 from edgefed.protocol.tasks import (
     Evaluation,
@@ -63,7 +64,7 @@ __all__ = [
     "encode",
 ]
 
-MAX_RANGES = 4096
+MAX_RANGES = MAX_WIRE_RANGES
 """A list of missing ranges is cut there; the receiver asks again for the rest."""
 
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
@@ -94,6 +95,11 @@ class Manifest(_Wire, frozen=True, kw_only=True):
     def size_bytes(self) -> int:
         """Bytes of all parts together."""
         return sum(part.size_bytes for part in self.parts)
+
+    @property
+    def rank(self) -> int:
+        """Rank of the whole global adapter."""
+        return max((part.rank_hi for part in self.parts), default=0)
 
 
 class Plan(_Wire, frozen=True, kw_only=True):
@@ -152,6 +158,7 @@ class RoundOpen(_Wire, frozen=True, kw_only=True, tag="round-open"):
         kind: `train`, or `evaluate` for the last look at the final adapter, which nobody trains in.
         deadline_s: seconds that the round stays open once it has gathered its participants.
         evaluation: set where the received adapter is to be evaluated before training.
+        late_is_used: whether an update that comes after the round has closed still counts for something.
         seed: the federation's; devices derive their own from it, the round and their id.
     """
 
@@ -165,6 +172,7 @@ class RoundOpen(_Wire, frozen=True, kw_only=True, tag="round-open"):
     training: Training
     evaluation: Evaluation | None
     deadline_s: float
+    late_is_used: bool = False
     seed: int
     manifest: Manifest
 

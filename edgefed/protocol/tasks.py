@@ -114,6 +114,11 @@ class LoraMethod(msgspec.Struct, frozen=True, kw_only=True, tag="lora"):
         """Rank kept in the global adapter (flora grows beyond it)."""
         return self.server_rank or max(self.ranks)
 
+    @property
+    def start(self) -> Literal["truncated", "frozen"]:
+        """How a device begins: from the global adapter cut to its rank, or with fresh factors beside a frozen one."""
+        return "frozen" if self.aggregation in ("frozen_global", "flora") else "truncated"
+
 
 Method = LoraMethod
 """The tagged union of everything a federation can exchange; one member so far."""

@@ -1,0 +1,125 @@
+"""What supervisor and worker say to each other: one JSON line per frame, requests on stdin, answers on stdout.
+
+Paths, not tensors: what is large lies in files that both can read. A request is answered by exactly one final frame
+(`Prepared`, `Finished` or `Failed`); `Progress` frames may come before it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from edgefed.data.source import DataSource
+from edgefed.errors import WorkerError
+from edgefed.protocol.messages import RoundOpen
+from edgefed.protocol.records import RoundRecord
+from edgefed.training.round_work import RoundWork
+
+__all__ = [
+    "MAX_FRAME_BYTES",
+    "Answer",
+    "Cancel",
+    "Failed",
+    "Finished",
+    "Prepare",
+    "Prepared",
+    "Progress",
+    "Request",
+    "Work",
+    "decode_answer",
+    "decode_request",
+    "encode_frame",
+]
+
+MAX_FRAME_BYTES = 4 * 1024 * 1024
+
+
+class _Frame(msgspec.Struct, frozen=True, kw_only=True):
+    """Common base."""
+
+
+class Prepare(_Frame, frozen=True, kw_only=True, tag="prepare"):
+    """Find the base model and read the examples that a round needs.
+
+    Attributes:
+        round: the announcement.
+        device: the id of this device.
+        data: where its examples are.
+        models: local directories by model name.
+    """
+
+    round: RoundOpen
+    device: str
+    data: DataSource
+    models: dict[str, str]
+
+
+class Work(_Frame, frozen=True, kw_only=True, tag="work"):
+    """Do the device's share of a round: evaluate if asked, then train unless the round is for evaluation only."""
+
+    work: RoundWork
+
+
+class Cancel(_Frame, frozen=True, kw_only=True, tag="cancel"):
+    """Stop the work under way at the next step; it is then answered by `Failed(kind="cancelled")`."""
+
+
+class Prepared(_Frame, frozen=True, kw_only=True, tag="prepared"):
+    """The answer to `Prepare`: where the model is, its fingerprint, and how many training examples there are."""
+
+    model_path: str
+    fingerprint: str
+    examples: Annotated[int, Meta(ge=1)]
+
+
+class Progress(_Frame, frozen=True, kw_only=True, tag="progress"):
+    """One thing was done: a stage has begun, or an optimizer step is over."""
+
+    stage: Literal["loading", "evaluating", "training", "saving"]
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+
+
+class Finished(_Frame, frozen=True, kw_only=True, tag="finished"):
+    """The answer to `Work`. The record lacks what only the supervisor knows (bytes and seconds of the transfers)."""
+
+    record: RoundRecord
+
+
+class Failed(_Frame, frozen=True, kw_only=True, tag="failed"):
+    """The request could not be done. `kind` is the branch of the error tree."""
+
+    kind: Literal["memory", "data", "model", "adapter", "config", "worker", "cancelled"]
+    message: str
+
+
+Request = Prepare | Work | Cancel
+Answer = Prepared | Progress | Finished | Failed
+
+_encoder = msgspec.json.Encoder()
+
+
+def encode_frame(frame: Request | Answer) -> bytes:
+    """Returns the frame as one line."""
+    return _encoder.encode(frame) + b"\n"
+
+
+def decode_request(line: bytes) -> Request:
+    """Returns the request in a line. Raises `WorkerError` if it is none."""
+    try:
+        request: Request = msgspec.json.decode(line, type=Request)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WorkerError(f"not a request: {error}") from None
+    return request
+
+
+def decode_answer(line: bytes) -> Answer:
+    """Returns the answer in a line. Raises `WorkerError` if it is none."""
+    try:
+        answer: Answer = msgspec.json.decode(line, type=Answer)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WorkerError(f"the worker wrote something that is not an answer: {error}") from None
+    return answer

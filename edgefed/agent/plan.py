@@ -1,0 +1,45 @@
+"""What a device takes on in a round, from what its owner allows: where the agent looks inside a method."""
+
+from __future__ import annotations
+
+from edgefed.agent.options import Limits
+from edgefed.protocol.messages import Manifest, Part, Plan, RoundOpen
+
+__all__ = ["CannotTakePart", "parts_to_fetch", "plan_round"]
+
+
+class CannotTakePart(Exception):  # noqa: N818 - a decision, not an error
+    """The device stays out of a round; the message says why, in words for the operator."""
+
+
+def plan_round(announced: RoundOpen, limits: Limits) -> Plan:
+    """Returns the rank to train, the rank of the global adapter to hold, and the base precision.
+
+    The trained rank is the largest that the federation offers and the owner allows. Where the method starts from the
+    truncated global adapter the held rank is the same; where it is kept frozen beside the fresh factors, as much of it
+    as the owner allows.
+
+    Raises:
+        CannotTakePart: the federation offers no rank that small, or needs the whole global adapter held.
+    """
+    method = announced.method
+    allowed = [rank for rank in method.ranks if rank <= limits.max_rank]
+    if not allowed:
+        raise CannotTakePart(
+            f"the federation trains ranks {sorted(method.ranks)}, and this device allows at most {limits.max_rank}"
+        )
+    rank = max(allowed)
+    total = announced.manifest.rank
+    if method.start == "truncated":
+        return Plan(rank=rank, held_rank=min(rank, total), quantization=limits.quantization)
+    held = min(total, limits.max_held_rank) if limits.max_held_rank else total
+    if method.aggregation == "flora" and held < total:
+        raise CannotTakePart(
+            f"flora needs the whole global adapter (rank {total}), and this device holds at most {limits.max_held_rank}"
+        )
+    return Plan(rank=rank, held_rank=held, quantization=limits.quantization)
+
+
+def parts_to_fetch(manifest: Manifest, plan: Plan) -> list[Part]:
+    """Returns the leading rank layers that a device with this plan needs, in order."""
+    return [part for part in manifest.parts if part.rank_lo < plan.held_rank]

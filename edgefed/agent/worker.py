@@ -1,0 +1,175 @@
+"""The training subprocess: `python -m edgefed.agent.worker`. Requests on stdin, answers on stdout, no network.
+
+It is a process of its own so that memory is really given back, an out-of-memory kill hits the worker and not the agent,
+and a hang can be ended. It stays warm between rounds: loading torch and the model is most of a short round on a board.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import queue
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import BinaryIO, Literal, Protocol
+
+from edgefed.agent.frames import (
+    Answer,
+    Cancel,
+    Failed,
+    Finished,
+    Prepare,
+    Prepared,
+    Progress,
+    Request,
+    Work,
+    decode_request,
+    encode_frame,
+)
+from edgefed.data.source import DataSource
+from edgefed.errors import AdapterError, ConfigError, DataError, EdgefedError, ModelError, WorkerOutOfMemory
+from edgefed.protocol.messages import RoundOpen
+from edgefed.protocol.records import RoundRecord
+from edgefed.training.round_work import RoundWork
+
+__all__ = ["main"]
+
+_ROUNDS = {"lora": "edgefed.training.lora_round"}
+"""The module that does a round, by the tag of its method. Imported when first wanted, because it loads torch."""
+
+_OUT_OF_MEMORY_TEXTS = ("out of memory", "NVML_SUCCESS == r", "NvMapMemAlloc", "CUBLAS_STATUS_ALLOC_FAILED")
+"""JetPack 6 reports a plain lack of memory as a failed assertion in the CUDA allocator."""
+
+_KINDS: tuple[tuple[type[BaseException], Literal["memory", "data", "model", "adapter", "config"]], ...] = (
+    (MemoryError, "memory"),
+    (WorkerOutOfMemory, "memory"),
+    (DataError, "data"),
+    (ModelError, "model"),
+    (AdapterError, "adapter"),
+    (ConfigError, "config"),
+)
+
+
+class _Report(Protocol):
+    def __call__(
+        self,
+        stage: Literal["loading", "evaluating", "training", "saving"],
+        step: int = 0,
+        steps: int = 0,
+        loss: float | None = None,
+    ) -> None: ...
+
+
+class _Rounds(Protocol):
+    """What a method's module offers under the name `Rounds`; it keeps models warm between calls."""
+
+    def count_examples(self, announced: RoundOpen, device: str, data: DataSource) -> int: ...
+
+    def run(self, work: RoundWork, report: _Report) -> RoundRecord: ...
+
+
+class _Cancelled(Exception):  # noqa: N818 - control flow, not an error
+    """The supervisor no longer wants the work under way."""
+
+
+class _Session:
+    """One worker's life: what it keeps loaded, and where its answers go."""
+
+    def __init__(self, answers: BinaryIO) -> None:
+        self._answers = answers
+        self._cancelled = threading.Event()
+        self._rounds: dict[str, _Rounds] = {}
+
+    def cancel(self) -> None:
+        """Makes the work under way stop at its next report."""
+        self._cancelled.set()
+
+    def handle(self, request: Prepare | Work) -> None:
+        """Answers one request, whatever happens in it."""
+        try:
+            self._send(self._prepare(request) if isinstance(request, Prepare) else self._work(request))
+        except _Cancelled:
+            self._send(Failed(kind="cancelled", message="the supervisor cancelled this"))
+        except Exception as error:  # noqa: BLE001 - the process boundary: everything becomes an answer
+            self._send(_failure(error))
+        self._cancelled.clear()
+
+    def _send(self, answer: Answer) -> None:
+        self._answers.write(encode_frame(answer))
+        self._answers.flush()
+
+    def _prepare(self, request: Prepare) -> Prepared:
+        from edgefed.models.checkpoint import fingerprint, resolve_model
+
+        path = resolve_model(request.round.model.name, request.models)
+        examples = self._rounds_of(request.round).count_examples(request.round, request.device, request.data)
+        return Prepared(model_path=str(path), fingerprint=fingerprint(path), examples=examples)
+
+    def _work(self, request: Work) -> Finished:
+        def report(
+            stage: Literal["loading", "evaluating", "training", "saving"],
+            step: int = 0,
+            steps: int = 0,
+            loss: float | None = None,
+        ) -> None:
+            if self._cancelled.is_set():
+                raise _Cancelled
+            self._send(Progress(stage=stage, step=step, steps=steps, loss=loss))
+
+        return Finished(record=self._rounds_of(request.work.announced).run(request.work, report))
+
+    def _rounds_of(self, announced: RoundOpen) -> _Rounds:
+        tag = str(announced.method.__struct_config__.tag)
+        if tag not in self._rounds:
+            self._rounds[tag] = importlib.import_module(_ROUNDS[tag]).Rounds()
+        return self._rounds[tag]
+
+
+def _failure(error: Exception) -> Failed:
+    """Returns the answer for an exception, with a traceback on stderr where it is not one of ours."""
+    text = f"{type(error).__name__}: {error}"
+    if any(sign in text for sign in _OUT_OF_MEMORY_TEXTS):
+        return Failed(kind="memory", message=text)
+    for branch, kind in _KINDS:
+        if isinstance(error, branch):
+            return Failed(kind=kind, message=str(error))
+    if not isinstance(error, EdgefedError):
+        traceback.print_exception(error)
+        return Failed(kind="worker", message=text)
+    return Failed(kind="worker", message=str(error))
+
+
+def _read_requests(session: _Session, requests: queue.Queue[Prepare | Work]) -> None:
+    """Feeds the queue from stdin; ends the process when the supervisor is gone, whatever it is doing."""
+    for line in sys.stdin.buffer:
+        request: Request = decode_request(line)
+        if isinstance(request, Cancel):
+            session.cancel()
+        else:
+            requests.put(request)
+    os._exit(0)
+
+
+def _volunteer_for_the_oom_killer() -> None:
+    """When the board runs out of memory, this process shall go, not the agent."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("900")
+
+
+def main() -> None:
+    """Serves requests until stdin closes."""
+    _volunteer_for_the_oom_killer()
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must never land among the frames
+    session = _Session(answers)
+    requests: queue.Queue[Prepare | Work] = queue.Queue()
+    threading.Thread(target=_read_requests, args=(session, requests), name="requests", daemon=True).start()
+    while True:
+        session.handle(requests.get())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""The supervisor's handle on the worker: start it, ask it, notice when it died, hung or babbles, end it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from edgefed.agent.frames import (
+    MAX_FRAME_BYTES,
+    Answer,
+    Cancel,
+    Failed,
+    Finished,
+    Prepare,
+    Prepared,
+    Progress,
+    Work,
+    decode_answer,
+    encode_frame,
+)
+from edgefed.errors import AdapterError, ConfigError, DataError, ModelError, WorkerDied, WorkerError, WorkerOutOfMemory
+
+__all__ = ["WORKER_COMMAND", "WorkCancelled", "WorkerProcess"]
+
+WORKER_COMMAND = (sys.executable, "-m", "edgefed.agent.worker")
+
+_ERRORS = {
+    "memory": WorkerOutOfMemory,
+    "data": DataError,
+    "model": ModelError,
+    "adapter": AdapterError,
+    "config": ConfigError,
+    "worker": WorkerError,
+}
+
+
+class WorkCancelled(Exception):  # noqa: N818 - control flow, not an error
+    """The work was cancelled on request."""
+
+
+class WorkerProcess:
+    """A worker subprocess, started when first asked and kept warm until `end`.
+
+    One request at a time. After any failure that leaves the process in doubt it is ended, and the next request starts
+    another.
+    """
+
+    def __init__(
+        self,
+        *,
+        silence_s: float,
+        command: Sequence[str] = WORKER_COMMAND,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._silence_s = silence_s
+        self._command = tuple(command)
+        self._environment = environment
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it runs."""
+        return self._process.pid if self._process is not None and self._process.returncode is None else None
+
+    async def prepare(self, request: Prepare) -> Prepared:
+        """Returns where the model is, its fingerprint, and the number of examples.
+
+        Raises:
+            ModelError, DataError, ConfigError: as the worker found.
+            WorkerError: the worker failed, died, hung or wrote garbage.
+        """
+        answer = await self._ask(request, None)
+        if not isinstance(answer, Prepared):
+            raise await self._babbled(answer)
+        return answer
+
+    async def work(self, request: Work, on_progress: Callable[[Progress], None]) -> Finished:
+        """Returns the answer to a round's work; `on_progress` sees each report on the way.
+
+        Raises:
+            ModelError, DataError, AdapterError, ConfigError: as the worker found.
+            WorkCancelled: after `cancel`.
+            WorkerOutOfMemory: it said so, or the kernel killed it.
+            WorkerError: the worker failed, died, hung or wrote garbage.
+        """
+        answer = await self._ask(request, on_progress)
+        if not isinstance(answer, Finished):
+            raise await self._babbled(answer)
+        return answer
+
+    async def cancel(self) -> None:
+        """Asks for the work under way to stop at its next step."""
+        if self._process is not None and self._process.stdin is not None and self._process.returncode is None:
+            self._process.stdin.write(encode_frame(Cancel()))
+            with contextlib.suppress(ConnectionError):
+                await self._process.stdin.drain()
+
+    async def end(self) -> None:
+        """Ends the process, if it runs, and waits for it."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        await process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
+
+    async def _ask(self, request: Prepare | Work, on_progress: Callable[[Progress], None] | None) -> Answer:
+        try:
+            process = await self._running()
+            assert process.stdin is not None
+            process.stdin.write(encode_frame(request))
+            await process.stdin.drain()
+            while isinstance(answer := await self._read(process), Progress):
+                if on_progress is not None:
+                    on_progress(answer)
+        except BaseException:
+            await self.end()
+            raise
+        if isinstance(answer, Failed):
+            if answer.kind == "cancelled":
+                raise WorkCancelled(answer.message)
+            if answer.kind in ("memory", "worker"):
+                await self.end()
+            raise _ERRORS[answer.kind](answer.message)
+        return answer
+
+    async def _running(self) -> asyncio.subprocess.Process:
+        if self._process is None or self._process.returncode is not None:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=MAX_FRAME_BYTES,
+                env=self._environment,
+            )
+        return self._process
+
+    async def _read(self, process: asyncio.subprocess.Process) -> Answer:
+        assert process.stdout is not None
+        try:
+            line = await asyncio.wait_for(process.stdout.readline(), self._silence_s)
+        except asyncio.TimeoutError:
+            raise WorkerDied(f"the worker said nothing for {self._silence_s:g} s and was ended") from None
+        except ValueError:
+            raise WorkerError(f"the worker wrote a line of more than {MAX_FRAME_BYTES} bytes") from None
+        if line.endswith(b"\n"):
+            return decode_answer(line)
+        return_code = await process.wait()
+        if return_code == -signal.SIGKILL:
+            raise WorkerOutOfMemory("the worker was killed (signal 9), as the kernel does when memory runs out")
+        raise WorkerDied(f"the worker ended without an answer (exit code {return_code}); its last words are in the log")
+
+    async def _babbled(self, answer: Answer) -> WorkerError:
+        await self.end()
+        return WorkerError(f"the worker answered with {type(answer).__name__}, which was not asked for")

@@ -1,0 +1,329 @@
+"""The aggregator's durable memory: the journal of the round machine, every answer a device gave, every merged round.
+
+When a method returns, its rows are on disk and survive `kill -9` and a power cut (SQLite in WAL
+mode with full synchronisation). Each method is one transaction. An answer and the event it causes are written together,
+so an update is either acknowledged and in the journal, or neither.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import sqlalchemy as sql
+from sqlalchemy.exc import SQLAlchemyError
+
+from edgefed.coordinator.rounds import Event
+from edgefed.errors import StoreError
+from edgefed.protocol.messages import Manifest
+from edgefed.protocol.records import RoundRecord
+
+__all__ = ["Answer", "MergedRound", "Outcome", "Store"]
+
+SCHEMA_VERSION = 1
+
+Outcome = Literal["counted", "late", "dropped", "rejected", "evaluated"]
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device delivered for a round, and what became of it.
+
+    Attributes:
+        round: the round it was made in.
+        device: who delivered it.
+        sha256: of the update's blob; "" for an evaluation.
+        size_bytes: of the blob.
+        outcome: `counted` in its own round, `late` in a later one, `dropped`, `rejected`, or `evaluated`.
+        reason: why, where it was dropped or rejected.
+        record: what the device said about the round.
+        received_unix_s: the aggregator's wall clock.
+    """
+
+    round: int
+    device: str
+    sha256: str
+    size_bytes: int
+    outcome: Outcome
+    reason: str = ""
+    record: RoundRecord | None = None
+    received_unix_s: float = 0.0
+
+
+class MergedRound(msgspec.Struct, frozen=True, kw_only=True):
+    """One merged round.
+
+    Attributes:
+        round: its number.
+        manifest: the global adapter that came out, as the next round broadcasts it.
+        devices: whose updates are in it, with the weight each had, normalised to a sum of one.
+        norm: Frobenius norm of the whole global adapter.
+        merge_s: seconds the merge took.
+        broadcast_bytes, received_bytes: payload bytes sent and received while the round was open.
+        opened_unix_s, merged_unix_s: the aggregator's wall clock.
+    """
+
+    round: int
+    manifest: Manifest
+    devices: dict[str, float]
+    norm: float
+    merge_s: float
+    broadcast_bytes: int
+    received_bytes: int
+    opened_unix_s: float
+    merged_unix_s: float
+
+
+_metadata = sql.MetaData()
+_meta = sql.Table(
+    "meta",
+    _metadata,
+    sql.Column("key", sql.String(64), primary_key=True),
+    sql.Column("value", sql.Text, nullable=False),
+)
+_journal = sql.Table(
+    "journal",
+    _metadata,
+    sql.Column("sequence", sql.Integer, primary_key=True, autoincrement=True),
+    sql.Column("now_s", sql.Float, nullable=False),
+    sql.Column("event", sql.Text, nullable=False),
+)
+_answers = sql.Table(
+    "answers",
+    _metadata,
+    sql.Column("sequence", sql.Integer, primary_key=True, autoincrement=True),
+    sql.Column("round", sql.Integer, nullable=False),
+    sql.Column("device", sql.String(64), nullable=False),
+    sql.Column("sha256", sql.String(64), nullable=False),
+    sql.Column("outcome", sql.String(16), nullable=False),
+    sql.Column("answer", sql.Text, nullable=False),
+    sql.UniqueConstraint("round", "device", "sha256"),
+)
+_rounds = sql.Table(
+    "rounds",
+    _metadata,
+    sql.Column("round", sql.Integer, primary_key=True),
+    sql.Column("merged", sql.Text, nullable=False),
+)
+
+
+class Store:
+    """A run's store. Open it with `Store.open`, and close it.
+
+    Only one process may have a store open: a second one is refused with the process id of the first.
+    """
+
+    def __init__(self, engine: sql.Engine, lock_file: int, directory: Path) -> None:
+        self._engine = engine
+        self._lock_file = lock_file
+        self.directory = directory
+
+    @classmethod
+    def open(cls, directory: Path, identity: Mapping[str, Any]) -> Store:
+        """Opens or creates the store of a run.
+
+        Args:
+            directory: the run's directory; made if it is not there.
+            identity: what must not change while the run goes on (the settings). It is kept on first use and
+                compared afterwards.
+
+        Raises:
+            StoreError: it is in use, unreadable, of another version, or was made with other settings.
+        """
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock_file = _lock(directory / "store.lock")
+        except OSError as error:
+            raise StoreError(f"the run directory {directory} cannot be used: {error}") from error
+        try:
+            engine = _engine(directory / "store.sqlite")
+            _metadata.create_all(engine)
+            store = cls(engine, lock_file, directory)
+            store._check_version()
+            store._check_identity(identity)
+        except SQLAlchemyError as error:
+            os.close(lock_file)
+            raise StoreError(f"the store in {directory} cannot be used: {_cause(error)}") from error
+        except StoreError:
+            os.close(lock_file)
+            raise
+        return store
+
+    def close(self) -> None:
+        """Closes the store and lets another process have it."""
+        self._engine.dispose()
+        os.close(self._lock_file)
+
+    def journal(self) -> Iterator[tuple[Event, float]]:
+        """Yields every event with its time in seconds, in order.
+
+        Raises:
+            StoreError: an entry does not decode; everything before it has been yielded.
+        """
+        with self._engine.connect() as connection:
+            rows = connection.execute(sql.select(_journal).order_by(_journal.c.sequence))
+            for row in rows:
+                try:
+                    event: Event = msgspec.json.decode(row.event, type=Event)
+                except msgspec.MsgspecError as error:
+                    raise StoreError(f"journal entry {row.sequence} in {self.directory} is damaged: {error}") from error
+                yield event, row.now_s
+
+    def append(self, event: Event, now_s: float, *, answer: Answer | None = None) -> None:
+        """Adds an event to the journal, and the answer that caused it, in one transaction.
+
+        Raises:
+            StoreError: it could not be written (a full disk, say); nothing was.
+        """
+        text = msgspec.json.encode(event).decode()
+        with self._writing() as connection:
+            connection.execute(sql.insert(_journal).values(now_s=now_s, event=text))
+            if answer is not None:
+                _insert_answer(connection, answer)
+
+    def add_answer(self, answer: Answer) -> None:
+        """Keeps an answer that the round machine need not know of: one that was dropped or rejected."""
+        with self._writing() as connection:
+            _insert_answer(connection, answer)
+
+    def find_answer(self, round_: int, device: str, sha256: str) -> Answer | None:
+        """Returns what became of an update that was answered before, or None."""
+        query = sql.select(_answers.c.answer).where(
+            _answers.c.round == round_, _answers.c.device == device, _answers.c.sha256 == sha256
+        )
+        with self._engine.connect() as connection:
+            text = connection.execute(query).scalar_one_or_none()
+        return None if text is None else msgspec.json.decode(text, type=Answer)
+
+    def answers(self, round_: int | None = None) -> list[Answer]:
+        """Returns the answers of one round, or all, in order of arrival."""
+        query = sql.select(_answers.c.answer).order_by(_answers.c.sequence)
+        if round_ is not None:
+            query = query.where(_answers.c.round == round_)
+        with self._engine.connect() as connection:
+            return [msgspec.json.decode(text, type=Answer) for text in connection.execute(query).scalars()]
+
+    def count_rejected(self) -> int:
+        """Returns how many updates were rejected so far."""
+        query = sql.select(sql.func.count()).select_from(_answers).where(_answers.c.outcome == "rejected")
+        with self._engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def add_merged(self, event: Event, now_s: float, merged: MergedRound) -> None:
+        """Keeps a merged round together with the event that tells the round machine of it."""
+        text = msgspec.json.encode(merged).decode()
+        with self._writing() as connection:
+            connection.execute(sql.insert(_journal).values(now_s=now_s, event=msgspec.json.encode(event).decode()))
+            connection.execute(sql.insert(_rounds).values(round=merged.round, merged=text))
+
+    def merged_rounds(self) -> list[MergedRound]:
+        """Returns all merged rounds in order."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(sql.select(_rounds.c.merged).order_by(_rounds.c.round)).scalars()
+            return [msgspec.json.decode(text, type=MergedRound) for text in rows]
+
+    def _writing(self) -> _Transaction:
+        return _Transaction(self._engine, self.directory)
+
+    def _check_version(self) -> None:
+        found = self._get_meta("schema_version")
+        if found is None:
+            self._set_meta("schema_version", str(SCHEMA_VERSION))
+        elif int(found) != SCHEMA_VERSION:
+            raise StoreError(
+                f"the store in {self.directory} has version {found}, and this edgefed reads version {SCHEMA_VERSION}: "
+                "use the edgefed that wrote it, or another run directory"
+            )
+
+    def _check_identity(self, identity: Mapping[str, Any]) -> None:
+        wanted = json.loads(json.dumps(identity))
+        text = self._get_meta("identity")
+        if text is None:
+            self._set_meta("identity", json.dumps(wanted, sort_keys=True))
+            return
+        kept = json.loads(text)
+        changed = sorted(key for key in {*kept, *wanted} if kept.get(key) != wanted.get(key))
+        if changed:
+            details = "; ".join(f"{key} was {kept.get(key)!r} and is {wanted.get(key)!r}" for key in changed[:3])
+            raise StoreError(
+                f"the run in {self.directory} was begun with other settings ({details}): "
+                "take the change back, or give the new federation another run directory"
+            )
+
+    def _get_meta(self, key: str) -> str | None:
+        with self._engine.connect() as connection:
+            value = connection.execute(sql.select(_meta.c.value).where(_meta.c.key == key)).scalar_one_or_none()
+        return None if value is None else str(value)
+
+    def _set_meta(self, key: str, value: str) -> None:
+        with self._writing() as connection:
+            connection.execute(sql.insert(_meta).values(key=key, value=value))
+
+
+class _Transaction:
+    """`engine.begin()` with the library's errors mapped to ours."""
+
+    def __init__(self, engine: sql.Engine, directory: Path) -> None:
+        self._context = engine.begin()
+        self._directory = directory
+
+    def __enter__(self) -> sql.Connection:
+        return self._context.__enter__()
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        try:
+            self._context.__exit__(kind, error, traceback)
+        except SQLAlchemyError as failure:
+            raise StoreError(f"the store in {self._directory} cannot be written: {_cause(failure)}") from failure
+        if isinstance(error, SQLAlchemyError):
+            raise StoreError(f"the store in {self._directory} cannot be written: {_cause(error)}") from error
+
+
+def _insert_answer(connection: sql.Connection, answer: Answer) -> None:
+    if not answer.received_unix_s:
+        answer = msgspec.structs.replace(answer, received_unix_s=time.time())
+    connection.execute(
+        sql.insert(_answers).values(
+            round=answer.round,
+            device=answer.device,
+            sha256=answer.sha256,
+            outcome=answer.outcome,
+            answer=msgspec.json.encode(answer).decode(),
+        )
+    )
+
+
+def _engine(path: Path) -> sql.Engine:
+    engine = sql.create_engine(f"sqlite:///{path}")
+
+    @sql.event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.close()
+
+    return engine
+
+
+def _lock(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        raise StoreError(f"another aggregator (process {owner}) uses the run directory {path.parent}") from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor
+
+
+def _cause(error: SQLAlchemyError) -> str:
+    original = getattr(error, "orig", None)
+    return str(original or error)

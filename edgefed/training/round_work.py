@@ -1,0 +1,38 @@
+"""A device's share of one round, as the worker is asked for it: values and paths, light enough for the supervisor."""
+
+from __future__ import annotations
+
+import msgspec
+
+from edgefed.data.source import DataSource
+from edgefed.protocol.messages import Plan, RoundOpen
+
+__all__ = ["RoundWork"]
+
+
+class RoundWork(msgspec.Struct, frozen=True, kw_only=True):
+    """What to do, with what, and where the result goes.
+
+    Attributes:
+        announced: the round.
+        device: id of this device.
+        data: where its examples are.
+        models: local directories by model name.
+        plan: rank, held rank and precision of the base.
+        parts: files of the global adapter's rank layers, in order.
+        output: file that the update is written to.
+        residual: file with what rounding lost from the previous update; read if it is there, and written anew.
+        threads: CPU threads, 0 leaves the choice to torch.
+        hardware: `auto`, `cpu` or `cuda`.
+    """
+
+    announced: RoundOpen
+    device: str
+    data: DataSource
+    models: dict[str, str]
+    plan: Plan
+    parts: list[str]
+    output: str
+    residual: str
+    threads: int = 0
+    hardware: str = "auto"
