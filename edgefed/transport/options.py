@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
+
+from edgefed.errors import ConfigError
+from edgefed.transport.mqtt import MqttOptions
 
 __all__ = ["Broker"]
 
@@ -41,3 +45,34 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("tls_certificate and tls_key belong together: give both or neither")
         if self.tls_certificate and not self.tls_ca:
             raise ValueError("tls_certificate needs tls_ca, the authority that signed the broker's certificate")
+
+    def mqtt(self, client_id: str) -> MqttOptions:
+        """Returns the options of a connection under this client id.
+
+        Raises:
+            ConfigError: the password file cannot be read or is empty.
+        """
+        return MqttOptions(
+            host=self.host,
+            port=self.port,
+            client_id=client_id,
+            username=self.username or None,
+            password=self._password(),
+            tls_ca=self.tls_ca or None,
+            tls_cert=self.tls_certificate or None,
+            tls_key=self.tls_key or None,
+            keepalive_s=self.keepalive_s,
+            protocol=self.protocol,
+            max_payload_bytes=self.max_payload_bytes,
+        )
+
+    def _password(self) -> str | None:
+        if not self.password_file:
+            return None
+        try:
+            lines = Path(self.password_file).read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"broker.password_file: {self.password_file} cannot be read: {error}") from error
+        if not lines or not lines[0]:
+            raise ConfigError(f"broker.password_file: the first line of {self.password_file} is empty")
+        return lines[0]

@@ -1,0 +1,417 @@
+"""The promises of ``transport.base`` over an MQTT broker: version 5, or 3.1.1 where it speaks only that.
+
+How memory stays bounded: a received message is acknowledged only when the consumer comes back for the next
+event, and the broker stops sending at ``RECEIVE_MAXIMUM`` unacknowledged ones. A 3.1.1 broker has its own such
+limit (Mosquitto: 20). Should one have none, the connection is dropped when ``_MAX_WAITING_BYTES`` wait; the
+broker delivers again what was not acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import ssl
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from paho.mqtt.enums import MQTTProtocolVersion
+
+from edgefed.errors import BrokerRefused, BrokerUnreachable, ConfigError, Disconnected, PayloadTooLarge
+from edgefed.transport.backoff import Backoff
+from edgefed.transport.base import (
+    DEFAULT_MAX_PAYLOAD_BYTES,
+    Connected,
+    Event,
+    Message,
+    Will,
+)
+from edgefed.transport.mqtt_connection import ConnectionEnded, MqttConnection, NoAnswer, VersionRefused
+
+__all__ = ["MqttOptions", "MqttTransport", "connect_mqtt"]
+
+_log = logging.getLogger(__name__)
+
+_HEADER_ROOM_BYTES = 1024  # fixed header, topic, packet id, properties of a PUBLISH
+_MAX_WAITING_BYTES = 64 << 20
+_MAX_SENDS = 5
+_SILENCE_S = 3.0  # after which a broker that does not answer an MQTT 5 CONNECT is asked in 3.1.1
+_TAKEN_OVER_DELAY_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class MqttOptions:
+    """Where the broker is and how to talk to it.
+
+    Attributes:
+        host: Name or address.
+        port: TCP port; 8883 is usual with TLS.
+        client_id: Names the session at the broker. No two clients may use the same one at a time.
+        username: With ``password``, or alone, as the broker wants it.
+        password: See ``username``.
+        tls: Encrypt, and check the broker's certificate against the system's authorities or ``tls_ca``.
+        tls_ca: PEM file of the authority that signed the broker's certificate; implies ``tls``.
+        tls_cert: PEM file of our certificate, where the broker asks for one; implies ``tls``.
+        tls_key: PEM file of its key.
+        keepalive_s: A connection on which nothing moved for so long is probed, and ended after as long again.
+        protocol: ``"5"``, ``"3.1.1"``, or ``"auto"`` for the newer one that works.
+        session_expiry_s: How long the broker keeps messages for us while we are away. 0: no session. MQTT 3.1.1
+            knows only 0 and for ever.
+        max_payload_bytes: Largest payload we publish, or less where the broker tells a lower limit.
+        connect_timeout_s: For one attempt to connect, and for the broker's answer to a subscription.
+        reconnect_max_s: Longest pause between two attempts.
+    """
+
+    host: str
+    port: int = 1883
+    client_id: str = ""
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    tls: bool = False
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    keepalive_s: int = 30
+    protocol: Literal["auto", "5", "3.1.1"] = "auto"
+    session_expiry_s: int = 3600
+    max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES
+    connect_timeout_s: float = 10.0
+    reconnect_max_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        problems = [
+            (not self.host, "host must not be empty"),
+            (not 1 <= self.port <= 65535, f"port must be within 1 and 65535, not {self.port}"),
+            (not self.client_id, "client_id must not be empty: it names this client's session at the broker"),
+            (self.protocol not in ("auto", "5", "3.1.1"), f'protocol is "auto", "5" or "3.1.1", not {self.protocol!r}'),
+            (not 1 <= self.keepalive_s <= 65535, f"keepalive_s must be within 1 and 65535, not {self.keepalive_s}"),
+            (not 0 <= self.session_expiry_s < 1 << 32, f"session_expiry_s is out of range: {self.session_expiry_s}"),
+            (self.max_payload_bytes < 1024, f"max_payload_bytes must be at least 1024, not {self.max_payload_bytes}"),
+            (self.connect_timeout_s <= 0, f"connect_timeout_s must be positive, not {self.connect_timeout_s}"),
+            (self.reconnect_max_s <= 0, f"reconnect_max_s must be positive, not {self.reconnect_max_s}"),
+            (self.password is not None and self.username is None, "password without username"),
+            ((self.tls_cert is None) != (self.tls_key is None), "tls_cert and tls_key belong together"),
+        ]
+        for wrong, message in problems:
+            if wrong:
+                raise ConfigError(f"MQTT options: {message}")
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether the connection is encrypted."""
+        return self.tls or self.tls_ca is not None or self.tls_cert is not None
+
+    @property
+    def address(self) -> str:
+        """``host:port``, for messages."""
+        return f"{self.host}:{self.port}"
+
+    def tls_context(self) -> ssl.SSLContext:
+        """Return what checks the broker's certificate and shows ours.
+
+        Raises:
+            ConfigError: A file is missing or is not what its option says.
+        """
+        try:
+            context = ssl.create_default_context(cafile=self.tls_ca)
+            if self.tls_cert is not None:
+                context.load_cert_chain(self.tls_cert, self.tls_key)
+        except OSError as error:  # ssl.SSLError is one
+            raise ConfigError(
+                f"MQTT options: cannot use tls_ca={self.tls_ca!r}, tls_cert={self.tls_cert!r}, "
+                f"tls_key={self.tls_key!r}: {error}"
+            ) from error
+        return context
+
+
+@contextlib.asynccontextmanager
+async def connect_mqtt(
+    options: MqttOptions,
+    will: Will | None = None,
+    *,
+    retry_first: bool = False,
+    draw: Callable[[], float] = random.random,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> AsyncIterator[MqttTransport]:
+    """Connect, keep connected, and close at the end of the block.
+
+    Args:
+        options: Where and how.
+        will: Published by the broker when this client disappears.
+        retry_first: Wait for a broker that is not there yet, instead of raising ``BrokerUnreachable``.
+        draw: Source of jitter, uniform on [0, 1).
+        sleep: How to wait between attempts.
+
+    Raises:
+        BrokerUnreachable: Nobody answers, and ``retry_first`` is off.
+        BrokerRefused: The broker answered no: credentials, permission, client id, protocol version.
+        ConfigError: TLS files cannot be used.
+    """
+    transport = MqttTransport(options, will, Backoff(max_s=options.reconnect_max_s, draw=draw), sleep)
+    await transport.start(retry_first=retry_first)
+    try:
+        yield transport
+    finally:
+        await transport.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """An event that waits for the consumer, and what to acknowledge once it was handled."""
+
+    event: Event
+    connection: MqttConnection | None = None
+    packet_id: int | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.event.payload) if isinstance(self.event, Message) else 0
+
+    def acknowledge(self) -> None:
+        # Only to the connection that it came over: another one uses the same packet ids for other messages.
+        if self.connection is not None and self.packet_id is not None:
+            self.connection.acknowledge(self.packet_id)
+
+
+class MqttTransport:
+    """A ``Transport``; made by ``connect_mqtt``."""
+
+    def __init__(
+        self,
+        options: MqttOptions,
+        will: Will | None,
+        backoff: Backoff,
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self._options = options
+        self._will = will
+        self._backoff = backoff
+        self._sleep = sleep
+        self._version: MQTTProtocolVersion | None = None  # the one that worked
+        self._connection: MqttConnection | None = None
+        self._changed = asyncio.Event()  # set while connected, and for good once closed
+        self._subscriptions: dict[str, None] = {}
+        self._waiting: deque[_Waiting] = deque()
+        self._waiting_bytes = 0
+        self._handled: _Waiting | None = None
+        self._news = asyncio.Event()
+        self._closed = False
+        self._keeper: asyncio.Task[None] | None = None
+
+    # ------------------------------------------------------------------ the Transport interface
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """Largest payload that ``publish`` takes now."""
+        return self._limit(self._connection)
+
+    async def publish(
+        self, topic: str, payload: bytes, *, retain: bool = False, timeout_s: float | None = None
+    ) -> None:
+        """See ``Transport.publish``."""
+        if timeout_s is None:
+            return await self._publish(topic, payload, retain)
+        try:
+            return await asyncio.wait_for(self._publish(topic, payload, retain), timeout_s)
+        except asyncio.TimeoutError:
+            raise Disconnected(
+                f"the broker at {self._options.address} did not acknowledge a message to {topic} within {timeout_s:g} s"
+            ) from None
+
+    async def subscribe(self, topic_filter: str) -> None:
+        """See ``Transport.subscribe``."""
+        while True:
+            connection = await self._ready()
+            with contextlib.suppress(ConnectionEnded):
+                await connection.subscribe(topic_filter)
+                self._subscriptions[topic_filter] = None
+                return
+
+    async def unsubscribe(self, topic_filter: str) -> None:
+        """See ``Transport.unsubscribe``."""
+        self._subscriptions.pop(topic_filter, None)
+        while True:
+            connection = await self._ready()
+            with contextlib.suppress(ConnectionEnded):
+                return await connection.unsubscribe(topic_filter)
+
+    async def events(self) -> AsyncIterator[Event]:
+        """See ``Transport.events``."""
+        while (event := await self._next_event()) is not None:
+            yield event
+
+    async def close(self, final: Message | None = None) -> None:
+        """See ``Transport.close``."""
+        if self._closed:
+            return
+        if final is not None:
+            await self._publish_final(final)
+        self._closed = True
+        self._changed.set()
+        self._news.set()
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect()
+
+    # ------------------------------------------------------------------ publishing
+
+    async def _publish(self, topic: str, payload: bytes, retain: bool) -> None:
+        for _ in range(_MAX_SENDS):
+            connection = await self._ready()
+            limit = self._limit(connection)
+            if len(payload) > limit:
+                raise PayloadTooLarge(len(payload), limit)
+            with contextlib.suppress(ConnectionEnded):
+                return await connection.publish(topic, payload, retain)
+        raise Disconnected(
+            f"{_MAX_SENDS} connections to {self._options.address} in a row ended while a message of {len(payload)} "
+            f"bytes to {topic} was under way. Either another client uses the client id {self._options.client_id!r}, "
+            "or the broker does not take packets of this size (then set max_payload_bytes to its limit)"
+        )
+
+    async def _publish_final(self, final: Message) -> None:
+        if self._connection is None:
+            _log.warning("closed without a connection: %s keeps the will", final.topic)
+            return
+        try:
+            await self.publish(
+                final.topic, final.payload, retain=final.retained, timeout_s=self._options.connect_timeout_s
+            )
+        except (Disconnected, BrokerRefused, PayloadTooLarge) as error:
+            _log.warning("the last message to %s was not published: %s", final.topic, error)
+
+    def _limit(self, connection: MqttConnection | None) -> int:
+        told = connection.max_packet_bytes if connection is not None else None
+        if told is None:
+            return self._options.max_payload_bytes
+        return max(0, min(self._options.max_payload_bytes, told - _HEADER_ROOM_BYTES))
+
+    async def _ready(self) -> MqttConnection:
+        while True:
+            if self._closed:
+                raise Disconnected(f"the connection to {self._options.address} was closed")
+            if self._connection is not None and not self._connection.ended.done():
+                return self._connection
+            self._changed.clear()
+            await self._changed.wait()
+
+    # ------------------------------------------------------------------ receiving
+
+    async def _next_event(self) -> Event | None:
+        if self._handled is not None:  # the consumer is back: it has dealt with the last one
+            self._handled.acknowledge()
+            self._handled = None
+        while not self._waiting and not self._closed:
+            self._news.clear()
+            await self._news.wait()
+        if self._closed:
+            return None  # what still waits was not acknowledged: the next session gets it
+        self._handled = self._waiting.popleft()
+        self._waiting_bytes -= self._handled.size_bytes
+        return self._handled.event
+
+    def _deliver(self, connection: MqttConnection, message: Message, packet_id: int | None) -> None:
+        if self._waiting_bytes + len(message.payload) > _MAX_WAITING_BYTES:
+            connection.abort(
+                f"more than {_MAX_WAITING_BYTES >> 20} MiB wait here to be handled, and the broker sends on; "
+                "it delivers the rest again after a reconnect"
+            )
+            return
+        self._put(_Waiting(message, connection, packet_id))
+
+    def _put(self, waiting: _Waiting) -> None:
+        self._waiting.append(waiting)
+        self._waiting_bytes += waiting.size_bytes
+        self._news.set()
+
+    # ------------------------------------------------------------------ keeping the connection
+
+    async def start(self, *, retry_first: bool) -> None:
+        """Make the first connection, then keep one up in a task of its own. Raises as ``connect_mqtt``."""
+        connection = await self._connect_patiently() if retry_first else await self._connect()
+        self._adopt(connection)
+        self._keeper = asyncio.create_task(self._keep(connection))
+
+    async def _keep(self, connection: MqttConnection) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            since = loop.time()
+            lost = await asyncio.shield(connection.ended)
+            self._connection = None
+            _log.warning("lost the broker at %s: %s", self._options.address, lost.reason)
+            self._put(_Waiting(lost))
+            self._backoff.succeeded(loop.time() - since)
+            await self._sleep(self._backoff.next_delay_s(_TAKEN_OVER_DELAY_S if lost.taken_over else 0.0))
+            connection = await self._connect_patiently(give_up_on_refusal=False)
+            self._adopt(connection)
+
+    def _adopt(self, connection: MqttConnection) -> None:
+        self._connection = connection
+        self._changed.set()
+        self._put(_Waiting(Connected(connection.session_resumed, self._limit(connection))))
+        _log.info("connected to the broker at %s", self._options.address)
+
+    async def _connect_patiently(self, *, give_up_on_refusal: bool = True) -> MqttConnection:
+        while True:
+            try:
+                return await self._connect()
+            except (BrokerUnreachable, BrokerRefused) as error:
+                if give_up_on_refusal and isinstance(error, BrokerRefused):
+                    raise
+                problem = str(error)
+            delay_s = self._backoff.next_delay_s()
+            _log.warning("%s; trying again in %.1f s", problem, delay_s)
+            await self._sleep(delay_s)
+
+    async def _connect(self) -> MqttConnection:
+        """Return a connection with all subscriptions in force."""
+        address = self._options.address
+        try:
+            connection = await self._open()
+            try:
+                for topic_filter in list(self._subscriptions):
+                    await connection.subscribe(topic_filter)
+            except BaseException:
+                connection.abort("could not subscribe again")
+                raise
+        except (BrokerUnreachable, ConnectionEnded) as error:
+            raise BrokerUnreachable(
+                f"no broker answers at {address}: {error}; is it running, and do host, port and TLS fit it?"
+            ) from error
+        except BrokerRefused as error:
+            raise BrokerRefused(
+                f"the broker at {address} refused client {self._options.client_id!r}: {error}; check user name, "
+                "password and what the broker allows this client"
+            ) from error
+        return connection
+
+    async def _open(self) -> MqttConnection:
+        wanted = self._options.protocol
+        timeout_s = self._options.connect_timeout_s
+        if wanted != "auto" or self._version is not None:
+            version = self._version or _VERSIONS[wanted]
+            return await self._open_version(version, timeout_s)
+        try:
+            connection = await self._open_version(MQTTProtocolVersion.MQTTv5, min(_SILENCE_S, timeout_s))
+        except (NoAnswer, VersionRefused) as error:
+            _log.info("no MQTT 5 at %s (%s): trying 3.1.1", self._options.address, error)
+            connection = await self._open_version(MQTTProtocolVersion.MQTTv311, timeout_s)
+            self._version = MQTTProtocolVersion.MQTTv311
+        else:
+            self._version = MQTTProtocolVersion.MQTTv5
+        return connection
+
+    async def _open_version(self, version: MQTTProtocolVersion, timeout_s: float) -> MqttConnection:
+        connection = MqttConnection(self._options, version, self._will, self._deliver)
+        await connection.open(timeout_s)
+        return connection
+
+
+_VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}

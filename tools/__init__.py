@@ -1,0 +1,1 @@
+"""Programs and helpers for the people who work on edgefed; nothing of it is installed."""
