@@ -1,0 +1,1 @@
+"""How updates of different ranks become the next global adapter: one published method per file."""

@@ -1,0 +1,90 @@
+"""What the methods share that average the products s·B·A and not their factors: a step for every module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from edgefed.aggregation.method import Contribution, GlobalState, normalized
+from edgefed.aggregation.server_optimizers import ServerOptimizer, step_matrix
+from edgefed.errors import AdapterError
+from edgefed.lora.adapters import initial_adapter, module_seed
+from edgefed.lora.low_rank import LowRank
+from edgefed.lora.merge import Term
+from edgefed.lora.svd import Float32
+
+__all__ = ["empty_state", "loaded_update", "stepped", "trainable_state", "update_terms"]
+
+Weighted = Sequence[tuple[float, Contribution]]
+
+
+def trainable_state(shapes: Mapping[str, tuple[int, int]], rank: int, seed: int) -> GlobalState:
+    """Zero matrices of full rank in form: where devices start from the global adapter's truncation."""
+    return GlobalState(initial_adapter(shapes, rank, seed), {}, 0)
+
+
+def empty_state(shapes: Mapping[str, tuple[int, int]], rank: int, seed: int) -> GlobalState:  # noqa: ARG001
+    """Zero matrices of rank 0: where devices hold the global adapter frozen, and at first there is nothing to hold."""
+    return GlobalState({module: LowRank.zero(shapes[module]) for module in sorted(shapes)}, {}, 0)
+
+
+def update_terms(module: str, weighted: Weighted, shape: tuple[int, int]) -> list[Term]:
+    """pᵢ·sᵢBᵢAᵢ of one module, each to be loaded when its turn comes."""
+    return [Term(weight, shape, one.rank, partial(loaded_update, one, module, shape)) for weight, one in weighted]
+
+
+def loaded_update(contribution: Contribution, module: str, shape: tuple[int, int]) -> LowRank:
+    """One module of an update.
+
+    Raises:
+        AdapterError: its rank or shape is not what was announced.
+    """
+    matrix = contribution.update(module)
+    if matrix.shape != shape or matrix.rank != contribution.rank:
+        raise AdapterError(
+            f"device {contribution.device!r}, module {module!r}: rank {matrix.rank} of shape {matrix.shape} "
+            f"where rank {contribution.rank} of shape {shape} was announced"
+        )
+    return matrix
+
+
+def stepped(
+    state: GlobalState,
+    contributions: Sequence[Contribution],
+    gradient: Callable[[str, Weighted, tuple[int, int]], Sequence[Term]],
+    optimizer: ServerOptimizer,
+    *,
+    value_weight: float = 0.0,
+    rank: int,
+    seed: int | None,
+    memory_limit_bytes: int | None,
+) -> GlobalState:
+    """The state after every module has taken its optimizer step.
+
+    Args:
+        state: before the round.
+        contributions: at least one.
+        gradient: (module, weighted contributions, shape) -> terms of the pseudo-gradient.
+        optimizer: which step.
+        value_weight: how much of the global matrix itself is in the pseudo-gradient.
+        rank: of the result.
+        seed: of completing rows; None leaves a result of lower rank as it is.
+        memory_limit_bytes: see `ApplyFunction`.
+    """
+    weighted = normalized(contributions)
+    adapter: dict[str, LowRank] = {}
+    memory: dict[str, Float32] = {}
+    for module in sorted(state.adapter):
+        value = state.adapter[module]
+        adapter[module], slots = step_matrix(
+            optimizer,
+            value,
+            gradient(module, weighted, value.shape),
+            state.slots(module),
+            value_weight=value_weight,
+            rank=rank,
+            seed=None if seed is None else module_seed(module, seed),
+            memory_limit_bytes=memory_limit_bytes,
+        )
+        memory.update({f"{module}:{slot}": array for slot, array in slots.items()})
+    return GlobalState(adapter, memory, state.round + 1)
