@@ -136,7 +136,10 @@ class AggregatorState(_Wire, frozen=True, kw_only=True):
 
 
 class DeviceState(_Wire, frozen=True, kw_only=True):
-    """What a device is doing. `instance` tells two processes with one device id apart."""
+    """What a device is doing.
+
+    `instance` tells two processes with one device id apart; `objects_to` names an instance that has no right to the id.
+    """
 
     status: Literal["init", "ready", "downloading", "training", "uploading", "sleeping", "disconnected", "lost"]
     instance: str
@@ -148,6 +151,7 @@ class DeviceState(_Wire, frozen=True, kw_only=True):
     note: Text = ""
     host: str = ""
     pid: Count = 0
+    objects_to: str = ""
 
 
 class RoundOpen(_Wire, frozen=True, kw_only=True, tag="round-open"):

@@ -1,0 +1,127 @@
+"""Fetching rank layers from the broadcast: listen, ask for what is missing, and ask again for what got lost."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgefed.errors import ChunkError
+from edgefed.protocol.chunks import decode_chunk
+from edgefed.protocol.messages import MAX_RANGES, Part, PartWanted, UpMessage
+from edgefed.protocol.topics import Topics
+from edgefed.transport.base import Transport
+from edgefed.transport.blobs import IncomingBlob
+
+__all__ = ["Downloads", "Fetched"]
+
+_FIRST_PATIENCE_S = 3.0
+_LONGEST_PATIENCE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Rank layers that are here, whole and checked.
+
+    Attributes:
+        paths: their files, in the order asked for.
+        received_bytes: payload bytes that arrived for them, duplicates included; 0 where all were here before.
+        fetch_s: seconds from the first request to the last byte.
+    """
+
+    paths: list[Path]
+    received_bytes: int
+    fetch_s: float
+
+
+class Downloads:
+    """The parts that this device is fetching at the moment."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        topics: Topics,
+        send: Callable[[UpMessage], Awaitable[None]],
+        directory: Path,
+    ) -> None:
+        self._transport = transport
+        self._topics = topics
+        self._send = send
+        self._directory = directory
+        self._arriving: dict[str, IncomingBlob] = {}
+        self._news = asyncio.Event()
+        self._received_bytes = 0
+
+    def receive(self, payload: bytes) -> None:
+        """Takes a broadcast chunk; one that is malformed, or for something not wanted here, is left aside."""
+        try:
+            chunk = decode_chunk(payload)
+            blob = self._arriving.get(chunk.sha256)
+            if blob is None:
+                return
+            blob.receive(chunk)
+        except ChunkError:
+            return
+        self._received_bytes += len(payload)
+        self._news.set()
+
+    def ask_again(self) -> None:
+        """After a reconnect: what was on its way may be gone, so ask now rather than after the patience is over."""
+        self._news.set()
+
+    async def fetch(self, run: str, parts: Sequence[Part]) -> Fetched:
+        """Returns when all parts are here; what an earlier attempt brought is kept.
+
+        Waits for as long as it takes: the caller bounds it.
+        """
+        started_s = time.monotonic()
+        self._received_bytes = 0
+        try:
+            for part in parts:
+                if not (self._directory / part.sha256).is_file():
+                    await self._begin(part)
+            while self._arriving:
+                await self._ask(run)
+                await self._wait_while_it_flows()
+                for sha256 in [name for name, blob in self._arriving.items() if blob.complete]:
+                    await self._finish(sha256)
+        finally:
+            for sha256 in list(self._arriving):
+                await self._drop(sha256)
+        fetch_s = time.monotonic() - started_s if self._received_bytes else 0.0
+        return Fetched([self._directory / part.sha256 for part in parts], self._received_bytes, fetch_s)
+
+    async def _begin(self, part: Part) -> None:
+        self._arriving[part.sha256] = IncomingBlob(self._directory, part.sha256, part.size_bytes)
+        await self._transport.subscribe(self._topics.blob(part.sha256))
+
+    async def _ask(self, run: str) -> None:
+        for sha256, blob in list(self._arriving.items()):
+            missing = blob.missing()
+            if missing:
+                wanted = [(lo, hi) for lo, hi in missing][:MAX_RANGES]
+                await self._send(PartWanted(run=run, sha256=sha256, missing=wanted))
+
+    async def _wait_while_it_flows(self) -> None:
+        """Returns when a part is complete, or when nothing has come for a while."""
+        patience_s = _FIRST_PATIENCE_S
+        while not any(blob.complete for blob in self._arriving.values()):
+            self._news.clear()
+            try:
+                await asyncio.wait_for(self._news.wait(), patience_s)
+            except asyncio.TimeoutError:
+                return
+
+    async def _finish(self, sha256: str) -> None:
+        try:
+            await asyncio.to_thread(self._arriving[sha256].finish)
+        except ChunkError:
+            return  # the content contradicted its hash: the blob has started over, and is asked for again
+        await self._drop(sha256)
+
+    async def _drop(self, sha256: str) -> None:
+        blob = self._arriving.pop(sha256)
+        blob.close()
+        await self._transport.unsubscribe(self._topics.blob(sha256))

@@ -1,0 +1,115 @@
+"""What a device keeps on disk, so that nothing is lost when the agent, or the board, is killed.
+
+::
+
+    <state>/agent.lock                   one agent per directory
+    <state>/parts/<sha256>               rank layers of the global adapter, and .part files on their way
+    <state>/<run>/residual.safetensors   what rounding lost from the last update
+    <state>/<run>/update-<round>.safetensors, offer-<round>.json
+                                         a finished update that the aggregator has not acknowledged yet
+
+The offer is written last, whole and synced: where there is an offer there is an update.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from edgefed.errors import ConfigError, MessageError
+from edgefed.protocol.messages import EvaluationReport, UpdateOffer, decode_up, encode
+
+__all__ = ["StateDirectory"]
+
+
+class StateDirectory:
+    """An agent's directory, held by one process at a time.
+
+    Raises:
+        ConfigError: it cannot be made or written, or another agent holds it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.parts = path / "parts"
+        try:
+            self.parts.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path / "agent.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise ConfigError(f"state: the directory {path} cannot be used: {error}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise ConfigError(
+                f"state: another agent uses the directory {path}; each agent on a machine needs its own"
+            ) from None
+
+    def close(self) -> None:
+        """Lets another agent have it."""
+        os.close(self._lock)
+
+    def residual(self, run: str) -> Path:
+        """Where the rounding residual of a run is kept."""
+        return self._run(run) / "residual.safetensors"
+
+    def update(self, run: str, round_: int) -> Path:
+        """Where the update of a round is kept until it is acknowledged."""
+        return self._run(run) / f"update-{round_}.safetensors"
+
+    def save_offer(self, offer: UpdateOffer | EvaluationReport) -> None:
+        """Keeps an answer until it is acknowledged; survives a power cut once this returns."""
+        path = self._offer(offer.run, offer.round)
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            file.write(encode(offer))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def offers(self, run: str) -> list[UpdateOffer | EvaluationReport]:
+        """Returns the answers of a run that wait for an acknowledgement, oldest first; damaged ones are left out."""
+        found: list[UpdateOffer | EvaluationReport] = []
+        for path in self._run(run).glob("offer-*.json"):
+            try:
+                message = decode_up(path.read_bytes())
+            except MessageError:
+                continue
+            if isinstance(message, EvaluationReport) or (
+                isinstance(message, UpdateOffer) and self.update(run, message.round).is_file()
+            ):
+                found.append(message)
+        return sorted(found, key=lambda message: message.round)
+
+    def forget(self, run: str, round_: int) -> None:
+        """Drops an answer that was acknowledged, and its update."""
+        for path in (self._offer(run, round_), self.update(run, round_)):
+            path.unlink(missing_ok=True)
+
+    def keep_only(self, run: str, parts: Iterable[str]) -> None:
+        """Deletes what belongs to other runs, and rank layers whose hash is not among `parts`."""
+        for other in self.path.iterdir():
+            if other.is_dir() and other not in (self.parts, self._run(run)):
+                shutil.rmtree(other, ignore_errors=True)
+        wanted = set(parts)
+        for file in self.parts.iterdir():
+            if file.name.partition(".")[0] not in wanted:
+                with contextlib.suppress(OSError):
+                    file.unlink()
+
+    def _offer(self, run: str, round_: int) -> Path:
+        return self._run(run) / f"offer-{round_}.json"
+
+    def _run(self, run: str) -> Path:
+        path = self.path / run
+        path.mkdir(exist_ok=True)
+        return path

@@ -1,0 +1,85 @@
+"""Delivering an answer: offer it, send what the aggregator grants, until it acknowledges. Survives loss on either side."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from edgefed.protocol.chunks import Ranges
+from edgefed.protocol.messages import (
+    Acknowledged,
+    EvaluationReport,
+    UpdateOffer,
+    UploadGrant,
+    UploadProgress,
+    UpMessage,
+)
+from edgefed.transport.base import Transport
+from edgefed.transport.blobs import Credit, send_ranges
+
+__all__ = ["Uploads"]
+
+_FIRST_PATIENCE_S = 5.0
+_LONGEST_PATIENCE_S = 60.0
+_CHUNKS_IN_FLIGHT = 8
+
+
+class Uploads:
+    """The answer that this device is delivering at the moment; one at a time."""
+
+    def __init__(self, transport: Transport, topic: str, send: Callable[[UpMessage], Awaitable[None]]) -> None:
+        self._transport = transport
+        self._topic = topic
+        self._send = send
+        self._news: asyncio.Queue[UploadGrant | Acknowledged | None] = asyncio.Queue()
+        self._credit: Credit | None = None
+        self._sending = ""
+
+    def hear(self, message: UploadGrant | UploadProgress | Acknowledged) -> None:
+        """Takes what the aggregator says about an upload."""
+        if isinstance(message, UploadProgress):
+            if self._credit is not None and message.sha256 == self._sending:
+                self._credit.confirm(message.received_bytes)
+            self._news.put_nowait(None)
+        else:
+            self._news.put_nowait(message)
+
+    def ask_again(self) -> None:
+        """After a reconnect: what was said meanwhile may be lost, so offer again at once."""
+        self._news.put_nowait(None)
+
+    async def deliver(self, offer: UpdateOffer | EvaluationReport, path: Path | None) -> Acknowledged:
+        """Returns the aggregator's final word on an answer. Waits for as long as it takes: the caller bounds it.
+
+        Args:
+            offer: the announcement of the update, or an evaluation, which is complete in itself.
+            path: the update's file; None for an evaluation.
+        """
+        patience_s = _FIRST_PATIENCE_S
+        sha256 = offer.sha256 if isinstance(offer, UpdateOffer) else ""
+        sender: asyncio.Task[None] | None = None
+        try:
+            while True:
+                if sender is None or sender.done():
+                    await self._send(offer)
+                message = await self._next(patience_s)
+                patience_s = min(_LONGEST_PATIENCE_S, patience_s * 1.5) if message is None else _FIRST_PATIENCE_S
+                if isinstance(message, Acknowledged) and (message.round, message.sha256) == (offer.round, sha256):
+                    return message
+                if isinstance(message, UploadGrant) and message.sha256 == sha256 and path is not None:
+                    await _stop(sender)
+                    sender = asyncio.create_task(self._send_file(message, path), name="send-update")
+        finally:
+            await _stop(sender)
+
+    async def _next(self, patience_s: float) -> UploadGrant | Acknowledged | None:
+        with contextlib.suppress(asyncio.TimeoutError):
+            return await asyncio.wait_for(self._news.get(), patience_s)
+        return None
+
+    async def _send_file(self, grant: UploadGrant, path: Path) -> None:
+        missing = Ranges(grant.missing)
+        self._sending = grant.sha256
+        ...

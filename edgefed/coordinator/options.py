@@ -1,0 +1,103 @@
+"""What whoever runs a federation says in `federation.toml`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from edgefed.aggregation.server_optimizers import ServerOptimizer
+from edgefed.coordinator.rounds import Rules
+from edgefed.coordinator.selection import Selection
+from edgefed.errors import ConfigError
+from edgefed.protocol.tasks import Evaluation, LoraMethod, Method, ModelReference, SummarizationTask, Training
+from edgefed.protocol.topics import check_id
+from edgefed.transport.options import Broker
+
+__all__ = ["FederationOptions", "Transfers"]
+
+
+class Transfers(msgspec.Struct, frozen=True, kw_only=True):
+    """How updates come in and the global adapter goes out.
+
+    Attributes:
+        chunk_bytes: data per message; less where the broker takes less. 98304 suits every broker in use.
+        uploads_at_once: devices that may send at the same time; the others wait their turn.
+        window_chunks: chunks that a device may be ahead of what has arrived. Times `uploads_at_once` it must stay below
+            the broker's queue (1000 messages in Mosquitto), which overflows silently.
+        broadcast_settle_s: how long requests for the same adapter are collected before it is broadcast once for all.
+        max_update_bytes: larger updates are refused.
+    """
+
+    chunk_bytes: Annotated[int, Meta(ge=1024, le=268_000_000)] = 98_304
+    uploads_at_once: Annotated[int, Meta(ge=1)] = 8
+    window_chunks: Annotated[int, Meta(ge=2)] = 64
+    broadcast_settle_s: Annotated[float, Meta(ge=0)] = 1.0
+    max_update_bytes: Annotated[int, Meta(ge=1)] = 2_147_483_648
+
+    def __post_init__(self) -> None:
+        """Refuses windows that together overflow a broker's queue."""
+        if self.uploads_at_once * self.window_chunks > 900:
+            raise ValueError(
+                f"uploads_at_once ({self.uploads_at_once}) times window_chunks ({self.window_chunks}) must be at most "
+                "900: brokers drop what is queued beyond 1000 messages"
+            )
+
+
+class FederationOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole of `federation.toml`.
+
+    Attributes:
+        fleet: the fleet whose devices take part.
+        rounds: rounds of training.
+        seed: of everything that is drawn: selection, data order, initial factors.
+        target_loss: end early once the evaluated loss is at most this; needs evaluation.
+        directory: the run's directory: store, history, adapters.
+        model: the base model.
+        task: what is learned.
+        method: what is exchanged, and how it is combined.
+        server_optimizer: how the combined update moves the global adapter.
+        training: local training in each round.
+        evaluation: evaluation on the devices.
+        selection: who takes part, and when a round closes.
+        transfers: chunks and windows.
+        broker: how to reach the broker.
+        models: local directories by model names, where the model is not to be looked up.
+    """
+
+    fleet: str
+    rounds: Annotated[int, Meta(ge=1)] = 10
+    seed: int = 0
+    target_loss: Annotated[float, Meta(gt=0)] | None = None
+    directory: Annotated[str, Meta(min_length=1)] = "edgefed-run"
+    model: ModelReference
+    task: SummarizationTask = SummarizationTask()
+    method: Method = LoraMethod()
+    server_optimizer: ServerOptimizer = ServerOptimizer()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    selection: Selection = Selection()
+    transfers: Transfers = Transfers()
+    broker: Broker = Broker()
+    models: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        """Refuses a fleet name that could not be a topic level, and a target that nobody measures."""
+        try:
+            check_id(self.fleet, "fleet name")
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        if self.target_loss is not None and not self.evaluation.every:
+            raise ValueError("target_loss needs evaluation: set evaluation.every to 1 or more")
+
+    @property
+    def rules(self) -> Rules:
+        """What the round machine is told."""
+        return Rules(
+            rounds=self.rounds,
+            selection=self.selection,
+            final_evaluation=bool(self.evaluation.every),
+            target_loss=self.target_loss,
+            seed=self.seed,
+        )
