@@ -342,7 +342,7 @@ class MqttConnection:
             said = "another client connected with the same client id"
         elif flags.is_disconnect_packet_from_server:
             said = f"the broker ended it: {reason}"
-        elif reason.getName() == "Keep alive timeout":  # type: ignore[no-untyped-call]
+        elif reason.getName() == "Keep alive timeout":
             said = f"nothing was heard of the broker for {2 * self._options.keepalive_s} s"
         else:
             said = "the connection was closed at the other end"
