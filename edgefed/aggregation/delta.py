@@ -1,0 +1,71 @@
+"""Delta: the global matrix moves by what each device changed of the part that it held.
+
+edgefed's own variant of FlexLoRA (arXiv 2402.11505). Devices start from the truncation G_r of the global G, and
+G += η·Σ pᵢ·(sᵢBᵢAᵢ − G_rᵢ), each against the truncation of the global matrix that its own round published. Under
+FlexLoRA a device of low rank pulls every component it cannot hold towards zero; here it leaves them alone. With
+equal ranks, no late updates, η = 1 and G_r = G the two are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgefed.aggregation.method import Aggregation, Contribution, GlobalState
+from edgefed.aggregation.product_space import Weighted, stepped, trainable_state, update_terms
+from edgefed.aggregation.server_optimizers import ServerOptimizer
+from edgefed.errors import AdapterError
+from edgefed.lora.low_rank import LowRank
+from edgefed.lora.merge import Term
+
+__all__ = ["DELTA"]
+
+
+def _apply(
+    state: GlobalState,
+    contributions: Sequence[Contribution],
+    *,
+    rank: int,
+    optimizer: ServerOptimizer,
+    seed: int,
+    memory_limit_bytes: int | None = None,
+) -> GlobalState:
+    return stepped(
+        state,
+        contributions,
+        _change_terms,
+        optimizer,
+        rank=rank,
+        seed=seed,
+        memory_limit_bytes=memory_limit_bytes,
+    )
+
+
+def _change_terms(module: str, weighted: Weighted, shape: tuple[int, int]) -> list[Term]:
+    """Terms of Σ pᵢ·(sᵢBᵢAᵢ − G_rᵢ).
+
+    The truncations of one G add up to G with a weight per component, so they cost its rank once and not once per
+    device. Starts are told apart by their content: late updates come with another G.
+    """
+    starts: list[tuple[LowRank, np.ndarray]] = []
+    for weight, one in weighted:
+        start = one.start(module)
+        if start.shape != shape:
+            raise AdapterError(
+                f"device {one.device!r}, module {module!r}: its start has shape {start.shape}, not {shape}"
+            )
+        known = next((weights for other, weights in starts if _same(start, other)), None)
+        if known is None:
+            known = np.zeros(start.rank)
+            starts.append((start, known))
+        known[: one.held_rank] += weight
+    held = [LowRank(start.left * weights.astype(np.float32), start.right) for start, weights in starts]
+    return [*update_terms(module, weighted, shape), *(Term.of(matrix, -1.0) for matrix in held)]
+
+
+def _same(one: LowRank, other: LowRank) -> bool:
+    return one is other or (np.array_equal(one.left, other.left) and np.array_equal(one.right, other.right))
+
+
+DELTA = Aggregation("delta", "truncated", False, trainable_state, _apply)

@@ -1,0 +1,90 @@
+"""What the methods share that average the factors themselves, component by component.
+
+The mean of products is not the product of means: Σ pᵢBᵢAᵢ and (Σ pᵢBᵢ)(Σ pᵢAᵢ) differ by cross terms. These
+methods accept that and are cheap: no decomposition, (m + n)·rank work per device. They need every device to start
+from the same factors, so the basis is the server's and stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from edgefed.aggregation.method import Contribution, GlobalState, normalized
+from edgefed.aggregation.product_space import Weighted, loaded_update
+from edgefed.aggregation.server_optimizers import ServerOptimizer, step_elementwise
+from edgefed.errors import AdapterError
+from edgefed.lora.low_rank import LowRank
+from edgefed.lora.svd import Float32
+
+__all__ = ["stepped_factors"]
+
+
+def stepped_factors(
+    state: GlobalState,
+    contributions: Sequence[Contribution],
+    reweighted: Callable[[float, LowRank], float],
+    optimizer: ServerOptimizer,
+    *,
+    rank: int,
+) -> GlobalState:
+    """The state after each factor of each module has stepped along (zero-padded weighted mean − factor).
+
+    Args:
+        state: before the round; its adapter has the server's rank.
+        contributions: at least one, none of a rank over the server's.
+        reweighted: (normalized weight, update) -> weight before normalization, per module.
+        optimizer: which step, taken elementwise.
+        rank: of the server.
+
+    Raises:
+        AdapterError: see `ApplyFunction`; also a rank over the server's, or a server whose rank has changed.
+    """
+    weighted = normalized(contributions)
+    for _, one in weighted:
+        if one.rank > rank:
+            raise AdapterError(f"device {one.device!r} trained rank {one.rank}, over the server's {rank}")
+    adapter: dict[str, LowRank] = {}
+    memory: dict[str, Float32] = {}
+    for module in sorted(state.adapter):
+        value = state.adapter[module]
+        if value.rank != rank:
+            raise AdapterError(
+                f"module {module!r}: the factors have rank {value.rank} and cannot be averaged at rank {rank}"
+            )
+        slots = state.slots(module)
+        factors = []
+        for side, gradient in zip(("left", "right"), _gradients(module, value, weighted, reweighted), strict=True):
+            own = {slot.removeprefix(f"{side}."): array for slot, array in slots.items() if slot.startswith(side)}
+            factor, kept = step_elementwise(optimizer, getattr(value, side), gradient, own)
+            factors.append(factor)
+            memory.update({f"{module}:{side}.{slot}": array for slot, array in kept.items()})
+        adapter[module] = LowRank(*factors)
+    return GlobalState(adapter, memory, state.round + 1)
+
+
+def _gradients(
+    module: str, value: LowRank, weighted: Weighted, reweighted: Callable[[float, LowRank], float]
+) -> tuple[Float32, Float32]:
+    """Weighted mean − value of both factors.
+
+    A component that no weight reached keeps its value: a mean of nothing but padding would set both its factors
+    to zero, and no device could ever train it again.
+    """
+    left, right = np.zeros(value.left.shape), np.zeros(value.right.shape)
+    reached = np.zeros(value.rank)
+    total = 0.0
+    for weight, one in weighted:
+        matrix = loaded_update(one, module, value.shape)
+        own = reweighted(weight, matrix)
+        left[:, : one.rank] += own * matrix.left
+        right[: one.rank] += own * matrix.right
+        reached[: one.rank] += own
+        total += own
+    if total == 0.0:  # nobody's update has any size: all weigh as they came
+        return _gradients(module, value, weighted, lambda weight, _: weight)
+    kept = reached > 0
+    left_step = np.where(kept, left / total - value.left, 0.0)
+    right_step = np.where(kept[:, None], right / total - value.right, 0.0)
+    return left_step.astype(np.float32), right_step.astype(np.float32)
