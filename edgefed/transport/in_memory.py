@@ -1,6 +1,7 @@
 """A message broker inside one process, for tests and for simulated fleets: the same promises, trouble on request.
 
-Trouble is deterministic: the same seed and the same order of calls lose, repeat, delay and reorder the same messages.
+Trouble is deterministic: the same seed and the same order of calls lose, repeat, delay and reorder the same
+messages.
 """
 
 from __future__ import annotations
@@ -47,15 +48,17 @@ class InMemoryBroker:
 
     Args:
         seed: Of every random draw.
-        loss: Chance that an unreliable message does not reach one subscriber. A real broker loses at QoS 1 only by
-            overflow of a subscriber's queue, which is why retained and control messages are spared by default.
+        loss: Chance that an unreliable message does not reach one subscriber. A real broker loses at QoS 1 only
+            by overflow of a subscriber's queue, which is why retained and control messages are spared by
+            default.
         duplication: Chance that a message arrives twice at one subscriber; any message, as QoS 1 allows.
         reorder: Chance that an unreliable message overtakes some that still wait for the same subscriber.
-        delay_s: Shortest and longest time from publish to delivery, drawn per message and subscriber; order is kept.
+        delay_s: Shortest and longest time from publish to delivery, drawn per message and subscriber; order is
+            kept.
         queue_limit: Messages that may wait for one subscriber; more are dropped and counted, as Mosquitto does.
         max_payload_bytes: Larger payloads raise ``PayloadTooLarge``.
-        unreliable: Which messages may be lost or reordered; retained ones never are. By default those that carry a
-            chunk of a blob.
+        unreliable: Which messages may be lost or reordered; retained ones never are. By default those that
+            carry a chunk of a blob.
     """
 
     def __init__(
@@ -85,8 +88,8 @@ class InMemoryBroker:
     def connect(self, client_id: str, will: Will | None = None) -> InMemoryTransport:
         """Return a connected client; one that holds the same id is thrown out, as MQTT does, and stays out.
 
-        A client id that was connected before resumes its session: its subscriptions, what arrived meanwhile, and what
-        the previous transport had not finished handling.
+        A client id that was connected before resumes its session: its subscriptions, what arrived meanwhile,
+        and what the previous transport had not finished handling.
         """
         resumed = client_id in self._sessions
         session = self._sessions.setdefault(client_id, _Session())
@@ -190,7 +193,7 @@ class _Session:
 
 
 class InMemoryTransport:
-    """A ``Transport``; made by ``InMemoryBroker.connect``, closed by ``close`` or at the end of an ``async with``."""
+    """A ``Transport``; made by ``InMemoryBroker.connect``. ``async with`` closes it."""
 
     def __init__(self, broker: InMemoryBroker, client_id: str, will: Will | None, session: _Session) -> None:
         self.client_id = client_id
