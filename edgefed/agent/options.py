@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -43,7 +43,7 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
 
     silence_s: Annotated[float, Meta(gt=0)] = 900.0
     idle_s: Annotated[float, Meta(gt=0)] = 600.0
-    device: Annotated[str, Meta(pattern="^(auto|cpu|cuda)$")] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from edgefed.aggregation.server_optimizers import ServerOptimizer
+from edgefed.aggregation.options import ServerOptimizer
 from edgefed.coordinator.rounds import Rules
 from edgefed.coordinator.selection import Selection
 from edgefed.errors import ConfigError
