@@ -1,0 +1,208 @@
+"""Base models as directories: where one is, which one it is, and what shapes its matrices have.
+
+Needs no tensor library, so that the supervisor and the aggregator can ask: a safetensors file begins with eight bytes
+of length and a JSON header that names every tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from edgefed.errors import ModelError
+
+__all__ = ["BUNDLED", "check_directory", "fingerprint", "linear_shapes", "resolve_model", "weight_files"]
+
+BUNDLED: Mapping[str, str] = {"edgefed/tiny-t5": "tiny_t5"}
+"""Names of the models that ship with the package, and their directories in ``edgefed/assets``."""
+
+_WANTED_FROM_HUB = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "spiece.model",
+    "special_tokens_map.json",
+)
+_TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+_VOLATILE_KEYS = frozenset({"transformers_version", "_name_or_path", "dtype", "torch_dtype"})
+_EMBEDDINGS = frozenset({"shared", "embed_tokens", "relative_attention_bias"})
+_LONGEST_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
+
+
+def resolve_model(name: str, overrides: Mapping[str, str] | None = None) -> Path:
+    """Return the directory of a base model, downloading it only when nothing here has it.
+
+    Tried in this order: `overrides`, the models that ship with edgefed, a local directory, the local Hugging Face
+    cache, the hub.
+
+    Args:
+        name: a bundled name such as ``edgefed/tiny-t5``, a directory, or a hub id such as ``google/flan-t5-small``.
+        overrides: directories to take instead, by name; for machines that keep their models elsewhere.
+
+    Raises:
+        ModelError: nothing has it, or what was found is no complete model; says what was looked for and what to do.
+    """
+    if overrides and name in overrides:
+        return check_directory(Path(overrides[name]).expanduser())
+    if name in BUNDLED:
+        return check_directory(Path(str(resources.files("edgefed.assets"))) / BUNDLED[name])
+    local = Path(name).expanduser()
+    if local.is_dir():
+        return check_directory(local)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
+        raise ModelError(
+            f"there is no model directory {name!r}; give an existing directory, a Hugging Face id such as "
+            f"'google/flan-t5-small', or one of {', '.join(BUNDLED)}"
+        )
+    return _from_hub(name)
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError as error:
+        raise ModelError(
+            f"the model {name!r} is not a local directory, and huggingface-hub, which would fetch it, is not "
+            "installed; install edgefed[train], or give a directory"
+        ) from error
+    patterns = list(_WANTED_FROM_HUB)
+    try:
+        cached = huggingface_hub.snapshot_download(name, allow_patterns=patterns, local_files_only=True)
+        return check_directory(Path(cached))
+    except (OSError, ValueError, ModelError):
+        pass  # not in the cache, or only a part of it
+    try:
+        return check_directory(Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns)))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"the model {name!r} is neither a directory here nor in the Hugging Face cache, and could not be "
+            f"downloaded: {reason}; check the name and the connection, or copy the model here and give its directory"
+        ) from error
+
+
+def check_directory(directory: Path) -> Path:
+    """Return `directory` if it holds a config, safetensors weights and a tokenizer.
+
+    Raises:
+        ModelError: it is not there, or names the first thing that it lacks.
+    """
+    if not directory.is_dir():
+        raise ModelError(f"there is no model directory {str(directory)!r}")
+    if not (directory / "config.json").is_file():
+        raise ModelError(f"{directory} has no config.json; it is not a model in the Hugging Face layout")
+    weight_files(directory)
+    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        raise ModelError(f"{directory} has no tokenizer ({' or '.join(_TOKENIZER_FILES)}); copy the model's own there")
+    return directory
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """Return the safetensors files of a model, sorted; several where an index names shards.
+
+    Raises:
+        ModelError: there is none, or a shard is missing.
+    """
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(_json_object(index).get("weight_map", {}).values()))
+        files = [directory / name for name in names]
+    else:
+        files = [directory / "model.safetensors"]
+    missing = [file.name for file in files if not file.is_file()]
+    if not files or missing:
+        pickled = sorted(p.name for p in directory.glob("*.bin"))
+        hint = f"; {pickled[0]} is pickle, which edgefed does not load: convert it to safetensors" if pickled else ""
+        raise ModelError(f"{directory} has no weights: {', '.join(missing) or index.name} is missing{hint}")
+    return files
+
+
+def fingerprint(directory: Path) -> str:
+    """Return a sha256 in hexadecimal over what makes two base models the same: weights, configuration, tokenizer.
+
+    Keys of config.json that depend on who saved the model (versions, paths, default data type) do not count.
+
+    Raises:
+        ModelError: a file is missing or unreadable.
+    """
+    check_directory(directory)
+    config = {k: v for k, v in _json_object(directory / "config.json").items() if k not in _VOLATILE_KEYS}
+    tokenizer = next(directory / name for name in _TOKENIZER_FILES if (directory / name).is_file())
+    whole = hashlib.sha256()
+    for file_hash in sorted(_file_sha256(file) for file in weight_files(directory)):
+        whole.update(file_hash)
+    whole.update(json.dumps(config, sort_keys=True, separators=(",", ":")).encode())
+    whole.update(_file_sha256(tokenizer))
+    return whole.hexdigest()
+
+
+def linear_shapes(directory: Path, target_modules: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Return {module path: (out_features, in_features)} of the linear layers that LoRA is to change, sorted by path.
+
+    Args:
+        directory: a model directory.
+        target_modules: last components of module paths, such as ``["q", "v"]``.
+
+    Raises:
+        ModelError: a name matches no matrix of the model; lists the names that exist.
+    """
+    matrices: dict[str, tuple[int, int]] = {}
+    for file in weight_files(directory):
+        for tensor, shape in _tensor_shapes(file).items():
+            module, _, kind = tensor.rpartition(".")
+            if kind == "weight" and len(shape) == 2 and _last(module) not in _EMBEDDINGS:
+                matrices[module] = (shape[0], shape[1])
+    existing = sorted({_last(module) for module in matrices})
+    unknown = [name for name in target_modules if name not in existing]
+    if unknown or not target_modules:
+        wrong = ", ".join(map(repr, unknown)) or "an empty list"
+        raise ModelError(f"target_modules names {wrong}; the linear layers of {directory} are {', '.join(existing)}")
+    return {m: matrices[m] for m in sorted(matrices) if _last(m) in target_modules}
+
+
+def _last(module: str) -> str:
+    return module.rpartition(".")[2]
+
+
+def _tensor_shapes(file: Path) -> dict[str, list[int]]:
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= min(_LONGEST_HEADER_BYTES, file.stat().st_size - 8):
+                raise ModelError(
+                    f"{file} is not a safetensors file, or is cut off: its header cannot be {length} bytes"
+                )
+            header = json.loads(stream.read(length))
+        return {name: list(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(f"{file} is not a safetensors file: its header does not list tensors") from error
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{file} does not hold a JSON object")
+    return value
+
+
+def _file_sha256(file: Path) -> bytes:
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}") from error
+    return digest.digest()

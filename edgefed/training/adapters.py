@@ -1,0 +1,184 @@
+"""LoRA in a loaded model, by peft: factors that are trained, and a frozen branch of what the federation already knows.
+
+Two adapters can be active at once, and their changes add up:
+
+- ``train``: this device's factors, of the rank that it trains;
+- ``held``: a prefix of the global adapter, of any other rank, without gradients or optimizer state.
+
+peft keeps B and A apart from the scale s; everything that travels has s folded in (left = s·B, right = A).
+`AdaptedModel` unfolds with its own s on the way in and folds on the way out, so factors of a device with another α mean
+the same here.
+Both are kept in float32 whatever the base is: a step of training is smaller than bf16 can tell from none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+
+from edgefed.errors import AdapterError, ModelError
+from edgefed.lora.low_rank import LowRank
+from edgefed.training.base_model import LoadedModel
+from edgefed.training.options import LoraOptions
+
+__all__ = ["AdaptedModel", "AdapterName", "install"]
+
+AdapterName = Literal["train", "held"]
+
+
+def install(
+    base: LoadedModel, modules: Sequence[str], options: LoraOptions, *, seed: int, held_rank: int = 0
+) -> AdaptedModel:
+    """Put LoRA into a base model: fresh trained factors, and room for a held branch.
+
+    Args:
+        base: the model; its weights stay as they are.
+        modules: paths of the linear layers to change, as `edgefed.models.checkpoint.linear_shapes` names them.
+        options: rank, scale and dropout of the trained factors.
+        seed: of the fresh factors (A uniform as peft draws it, B zero).
+        held_rank: rank of the held branch, which is zero until `AdaptedModel.set_factors`; 0 for none.
+
+    Raises:
+        ModelError: a path is no linear layer of the model.
+    """
+    adapted = AdaptedModel(base, modules)
+    adapted.reinstall(options, seed=seed, held_rank=held_rank)
+    return adapted
+
+
+class AdaptedModel:
+    """A base model with LoRA on some of its layers; stays in memory from round to round.
+
+    Attributes:
+        model: the peft model, to call.
+        tokenizer: the base's.
+        device: the base's.
+        options: of the trained factors.
+    """
+
+    def __init__(self, base: LoadedModel, modules: Sequence[str]) -> None:
+        self.base = base
+        self.tokenizer = base.tokenizer
+        self.device = base.device
+        self.modules = tuple(sorted(modules))
+        self.model: Any = None
+        self.options = LoraOptions(rank=1)
+        self._layers: dict[str, LoraLayer] = {}
+        self._scales: dict[str, float] = {}
+        known = {name for name, _ in base.model.named_modules()}
+        unknown = [name for name in self.modules if name not in known]
+        if unknown or not self.modules:
+            raise ModelError(f"the model has no layer {', '.join(unknown[:3]) or '(none was named)'}")
+
+    def reinstall(self, options: LoraOptions, *, seed: int, held_rank: int = 0) -> None:
+        """Begin anew with other ranks, on the same base in memory. Arguments as of `install`."""
+        for name in ("held", "train"):
+            if name in self._scales:
+                self.model.delete_adapter(name)
+                del self._scales[name]
+        self.options = options
+        self._add("train", options)
+        if held_rank:
+            self._add("held", LoraOptions(rank=held_rank, alpha=float(held_rank)))
+        self._draw_factors(seed)
+        active = list(self._scales)
+        self.model.base_model.set_adapter(active)
+        for layer in self._layers.values():
+            for factors in (layer.lora_A, layer.lora_B):
+                factors["train"].requires_grad_(True)
+                if held_rank:
+                    factors["held"].requires_grad_(False)
+
+    def _add(self, name: AdapterName, options: LoraOptions) -> None:
+        config = LoraConfig(
+            r=options.rank,
+            lora_alpha=options.alpha,  # type: ignore[arg-type, unused-ignore]  # peft divides it: any number will do
+            lora_dropout=options.dropout,
+            use_rslora=options.scaling == "alpha/sqrt(r)",
+            target_modules=list(self.modules),
+            bias="none",
+            task_type="SEQ_2_SEQ_LM",
+        )
+        if self.model is None:
+            self.model = get_peft_model(self.base.model, config, adapter_name=name)
+        else:
+            self.model.add_adapter(name, config)
+        self._scales[name] = options.scale
+        prefix = "base_model.model."
+        self._layers = {
+            path.removeprefix(prefix): layer
+            for path, layer in self.model.named_modules()
+            if isinstance(layer, LoraLayer)
+        }
+
+    def _draw_factors(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name in self.modules:
+                layer = self._layers[name]
+                a = layer.lora_A["train"].weight
+                bound = a.shape[1] ** -0.5  # kaiming-uniform with a = √5
+                a.copy_(torch.empty(a.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator))
+                for adapter in self._scales:
+                    layer.lora_B[adapter].weight.zero_()
+
+    @property
+    def held_rank(self) -> int:
+        """Rank of the held branch, 0 where there is none."""
+        return int(self._layers[self.modules[0]].r.get("held", 0))
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Return what is trained: A and B of every module, in a fixed order."""
+        layers = [self._layers[name] for name in self.modules]
+        return [factors["train"].weight for layer in layers for factors in (layer.lora_A, layer.lora_B)]
+
+    def set_factors(self, adapter: AdapterName, factors: Mapping[str, LowRank]) -> None:
+        """Put factors in, unfolding this device's scale.
+
+        Args:
+            adapter: "train" or "held".
+            factors: for every module, left (out_features, r) and right (r, in_features), r being the installed rank.
+
+        Raises:
+            AdapterError: a module is missing or unknown, or a factor has another shape.
+        """
+        if adapter not in self._scales:
+            raise AdapterError(f"no {adapter!r} adapter is installed")
+        if set(factors) != set(self.modules):
+            odd = sorted(set(factors) ^ set(self.modules))
+            raise AdapterError(f"the factors and the model's LoRA layers differ in {odd[0]} and {len(odd) - 1} more")
+        scale = self._scales[adapter]
+        for name, factor in factors.items():
+            a, b = self._weights(adapter, name)
+            if factor.left.shape != tuple(b.shape) or factor.right.shape != tuple(a.shape):
+                raise AdapterError(
+                    f"{name}: factors of shapes {factor.left.shape} and {factor.right.shape} do not fit the "
+                    f"{adapter!r} adapter's {tuple(b.shape)} and {tuple(a.shape)}"
+                )
+            with torch.no_grad():
+                b.copy_(torch.from_numpy(factor.left / np.float32(scale)))
+                a.copy_(torch.from_numpy(np.ascontiguousarray(factor.right)))
+
+    def get_factors(self, adapter: AdapterName = "train") -> dict[str, LowRank]:
+        """Return {module: factors} with the scale folded into left; the arrays are copies."""
+        found = {}
+        for name in self.modules:
+            a, b = (weight.detach().to("cpu", torch.float32).numpy() for weight in self._weights(adapter, name))
+            found[name] = LowRank(b * np.float32(self._scales[adapter]), a.copy())
+        return found
+
+    def _weights(self, adapter: AdapterName, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        layer = self._layers[name]
+        return layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+
+    def remove(self) -> LoadedModel:
+        """Take LoRA out again and return the base as it was; this object cannot be used afterwards."""
+        model: PeftModel = self.model
+        model.unload()
+        self._layers, self._scales, self.model = {}, {}, None
+        return self.base

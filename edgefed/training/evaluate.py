@@ -1,0 +1,149 @@
+"""How well a model summarises: loss and ROUGE on examples, of the base alone or with an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from edgefed.data.examples import Example
+from edgefed.errors import AdapterError, DataError
+from edgefed.lora.low_rank import LowRank
+from edgefed.training.adapters import AdaptedModel, install
+from edgefed.training.base_model import LoadedModel
+from edgefed.training.options import LoraOptions, SummarizationTask
+from edgefed.training.summarization import Rouge, collate, generate, rouge, summed_loss
+
+__all__ = ["Evaluation", "evaluate", "summarise", "validation_loss", "with_adapter"]
+
+Model = LoadedModel | AdaptedModel
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What `evaluate` found.
+
+    Attributes:
+        examples: how many were evaluated.
+        loss: mean over all their target tokens, nats.
+        rouge: None where no summaries were asked for.
+    """
+
+    examples: int
+    loss: float
+    rouge: Rouge | None
+
+
+@contextmanager
+def with_adapter(base: LoadedModel, adapter: Path | Mapping[str, LowRank] | None) -> Iterator[Model]:
+    """Lend the base model with an adapter in it, and give it back clean.
+
+    Args:
+        base: a model without LoRA.
+        adapter: a PEFT directory, factors by module, or None for the base as it is.
+
+    Raises:
+        AdapterError: the adapter does not fit this model.
+    """
+    if adapter is None:
+        yield base
+    elif isinstance(adapter, Path):
+        with _peft_directory(base, adapter) as lent:
+            yield lent
+    else:
+        ranks = {factor.rank for factor in adapter.values()}
+        if len(ranks) != 1:
+            raise AdapterError(f"the modules of the adapter have different ranks: {sorted(ranks)}")
+        rank = ranks.pop()
+        adapted = install(base, list(adapter), LoraOptions(rank=rank, alpha=float(rank)), seed=0)
+        try:
+            adapted.set_factors("train", adapter)
+            yield adapted
+        finally:
+            adapted.remove()
+
+
+@contextmanager
+def _peft_directory(base: LoadedModel, directory: Path) -> Iterator[LoadedModel]:
+    if not (directory / "adapter_model.safetensors").is_file():
+        raise AdapterError(f"{directory} has no adapter_model.safetensors; it is not a PEFT adapter")
+    try:
+        adapted = PeftModel.from_pretrained(base.model, str(directory))
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AdapterError(f"the adapter in {directory} does not fit the model: {reason}") from error
+    try:
+        adapted.eval()
+        yield LoadedModel(adapted, base.tokenizer, base.quantization, base.device)
+    finally:
+        adapted.unload()
+
+
+def evaluate(
+    model: Model,
+    examples: Sequence[Example],
+    task: SummarizationTask,
+    *,
+    with_rouge: bool = True,
+    batch_size: int = 16,
+    beams: int = 1,
+    on_progress: Progress | None = None,
+) -> Evaluation:
+    """Return the loss on examples and, if asked for, ROUGE of the summaries that the model writes.
+
+    Raises:
+        DataError: there are no examples.
+    """
+    loss = validation_loss(model, examples, task, batch_size=batch_size)
+    if not with_rouge:
+        return Evaluation(len(examples), loss, None)
+    sources = [example.source for example in examples]
+    written = summarise(model, sources, task, batch_size=batch_size, beams=beams, on_progress=on_progress)
+    return Evaluation(len(examples), loss, rouge(written, [example.target for example in examples]))
+
+
+@torch.inference_mode()
+def validation_loss(
+    model: Model, examples: Sequence[Example], task: SummarizationTask, *, batch_size: int = 16
+) -> float:
+    """Return the cross entropy in nats, averaged over the target tokens of all examples.
+
+    Raises:
+        DataError: there are no examples.
+    """
+    if not examples:
+        raise DataError("there are no examples to evaluate on")
+    by_length = sorted(examples, key=lambda example: len(example.source))
+    total, tokens = 0.0, 0
+    for start in range(0, len(by_length), batch_size):
+        batch = collate(model.tokenizer, task, by_length[start : start + batch_size], model.device)
+        total += float(summed_loss(model.model, batch))
+        tokens += batch.target_tokens
+    return total / tokens
+
+
+def summarise(
+    model: Model,
+    texts: Sequence[str],
+    task: SummarizationTask,
+    *,
+    batch_size: int = 16,
+    beams: int = 1,
+    on_progress: Progress | None = None,
+) -> list[str]:
+    """Return a summary per text, in order; arguments as of `edgefed.training.summarization.generate`."""
+    return generate(
+        model.model,
+        model.tokenizer,
+        task,
+        texts,
+        model.device,
+        batch_size=batch_size,
+        beams=beams,
+        on_progress=on_progress,
+    )

@@ -1,0 +1,242 @@
+"""The training loop of one device in one round: steps, each with its phases timed."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from edgefed.data.examples import Example
+from edgefed.errors import DataError, WorkerError, WorkerOutOfMemory
+from edgefed.training.adapters import AdaptedModel
+from edgefed.training.options import SummarizationTask, TrainOptions
+from edgefed.training.summarization import Batch, collate, summed_loss
+from edgefed.training.timers import PhaseTimer
+
+__all__ = ["StepRecord", "TrainResult", "train"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One optimizer step.
+
+    Attributes:
+        step: from 0.
+        loss: mean over the step's target tokens, nats (smoothed where label smoothing is on).
+        source_tokens: real tokens read, prompt included.
+        target_tokens: real tokens to be written.
+        gradient_norm: Euclidean, before clipping.
+        data_s: tokenising, collating, moving to the device.
+        forward_s: forward passes of all micro-batches.
+        backward_s: backward passes.
+        optimizer_s: clipping, the step, and clearing gradients.
+    """
+
+    step: int
+    loss: float
+    source_tokens: int
+    target_tokens: int
+    gradient_norm: float
+    data_s: float
+    forward_s: float
+    backward_s: float
+    optimizer_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """A round's training in sums.
+
+    Attributes:
+        steps: optimizer steps.
+        examples: examples seen, repeats included.
+        first_loss: of the first step, nats per target token.
+        last_loss: of the last step.
+        mean_loss: over the steps.
+        source_tokens: real tokens read.
+        target_tokens: real tokens to be written.
+        data_s: seconds of this phase, as are the next three.
+        forward_s: see `StepRecord`.
+        backward_s: see `StepRecord`.
+        optimizer_s: see `StepRecord`.
+    """
+
+    steps: int
+    examples: int
+    first_loss: float
+    last_loss: float
+    mean_loss: float
+    source_tokens: int
+    target_tokens: int
+    data_s: float
+    forward_s: float
+    backward_s: float
+    optimizer_s: float
+
+
+def train(
+    model: AdaptedModel,
+    examples: Sequence[Example],
+    task: SummarizationTask,
+    options: TrainOptions,
+    on_step: Callable[[StepRecord], None] = lambda _: None,
+) -> TrainResult:
+    """Train the factors of `model` in place; with the same seed on the same machine, to the same bits.
+
+    Args:
+        model: with LoRA installed; its "train" factors change, nothing else does.
+        examples: this device's data. Each is used once before any is used twice; the order is drawn anew every time around.
+        task: how examples become tokens.
+        options: steps, batch sizes, optimizer.
+        on_step: called after every step.
+
+    Raises:
+        DataError: there are no examples.
+        WorkerError: the loss or the gradient is no longer finite.
+        WorkerOutOfMemory: the device's memory does not hold a step.
+    """
+    if not examples:
+        raise DataError("there are no examples to train on")
+    optimizer = _optimizer(model.parameters(), options)
+    batches = _batches(len(examples), options.batch_size, options.seed)
+    records: list[StepRecord] = []
+    with _training_mode(model, options), _out_of_memory_in_words(options):
+        for step in range(options.steps):
+            optimizer.param_groups[0]["lr"] = options.learning_rate_at(step)
+            record = _step(model, [examples[i] for i in next(batches)], task, options, optimizer, step)
+            records.append(record)
+            on_step(record)
+    return _summed(records, options.batch_size)
+
+
+def _step(
+    model: AdaptedModel,
+    examples: Sequence[Example],
+    task: SummarizationTask,
+    options: TrainOptions,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+) -> StepRecord:
+    timer = PhaseTimer(model.device)
+    size = options.micro_batch_size or len(examples)
+    micro = [
+        collate(model.tokenizer, task, examples[i : i + size], model.device) for i in range(0, len(examples), size)
+    ]
+    target_tokens = sum(batch.target_tokens for batch in micro)
+    timer.mark("data")
+    loss = _accumulate(model, micro, target_tokens, options, timer)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.max_grad_norm or math.inf)
+    _check_finite(float(loss), float(norm), step)
+    optimizer.step()
+    optimizer.zero_grad()
+    timer.mark("optimizer")
+    seconds = timer.seconds()
+    return StepRecord(
+        step=step,
+        loss=float(loss),
+        source_tokens=sum(batch.source_tokens for batch in micro),
+        target_tokens=target_tokens,
+        gradient_norm=float(norm),
+        data_s=seconds["data"],
+        forward_s=seconds["forward"],
+        backward_s=seconds["backward"],
+        optimizer_s=seconds["optimizer"],
+    )
+
+
+def _accumulate(
+    model: AdaptedModel, micro: Sequence[Batch], target_tokens: int, options: TrainOptions, timer: PhaseTimer
+) -> torch.Tensor:
+    """Add up gradients of the mean loss over the whole step's tokens; return that mean."""
+    total = torch.zeros((), device=model.device)
+    for batch in micro:
+        loss = summed_loss(model.model, batch, label_smoothing=options.label_smoothing) / target_tokens
+        timer.mark("forward")
+        torch.autograd.backward(loss)
+        total += loss.detach()
+        timer.mark("backward")
+    return total
+
+
+def _check_finite(loss: float, norm: float, step: int) -> None:
+    if not math.isfinite(loss):
+        what = f"the loss is {loss}"
+    elif not math.isfinite(norm):
+        what = f"the loss is {loss:.3g} and the norm of its gradient {norm}"
+    else:
+        return
+    raise WorkerError(f"training diverged: {what} at step {step}; lower the learning rate, or lengthen the warm-up")
+
+
+def _optimizer(parameters: list[torch.nn.Parameter], options: TrainOptions) -> torch.optim.Optimizer:
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
+    return torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
+
+
+def _batches(count: int, batch_size: int, seed: int) -> Iterator[list[int]]:
+    """Yield row numbers for ever, all rows once before any comes again."""
+    rng = random.Random(f"batches/{seed}")
+    waiting: list[int] = []
+    while True:
+        while len(waiting) < batch_size:
+            waiting += rng.sample(range(count), count)
+        yield waiting[:batch_size]
+        del waiting[:batch_size]
+
+
+@contextmanager
+def _training_mode(model: AdaptedModel, options: TrainOptions) -> Iterator[None]:
+    """Dropout on, its random numbers from the seed, and everything as before afterwards."""
+    devices = [torch.cuda.current_device()] if model.device.type == "cuda" else []
+    network = model.model
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(options.seed)
+        network.train()
+        if options.gradient_checkpointing:
+            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        try:
+            yield
+        finally:
+            if options.gradient_checkpointing:
+                network.gradient_checkpointing_disable()
+            network.eval()
+            for parameter in model.parameters():
+                parameter.grad = None
+
+
+@contextmanager
+def _out_of_memory_in_words(options: TrainOptions) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        told_by_allocator = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "allocate memory" in str(
+            error
+        )
+        if not told_by_allocator:
+            raise
+        size = options.micro_batch_size or options.batch_size
+        raise WorkerOutOfMemory(
+            f"memory ran out in a training step with {size} examples per forward pass; lower micro_batch_size, turn on "
+            "gradient_checkpointing, or train a smaller rank"
+        ) from error
+
+
+def _summed(records: Sequence[StepRecord], batch_size: int) -> TrainResult:
+    return TrainResult(
+        steps=len(records),
+        examples=len(records) * batch_size,
+        first_loss=records[0].loss,
+        last_loss=records[-1].loss,
+        mean_loss=sum(r.loss for r in records) / len(records),
+        source_tokens=sum(r.source_tokens for r in records),
+        target_tokens=sum(r.target_tokens for r in records),
+        data_s=sum(r.data_s for r in records),
+        forward_s=sum(r.forward_s for r in records),
+        backward_s=sum(r.backward_s for r in records),
+        optimizer_s=sum(r.optimizer_s for r in records),
+    )
