@@ -11,6 +11,7 @@ amqtt 0.12 brings the packets, sessions, retained messages and wills. What it ge
   behind them.
 * A client that resumes its session gets retained messages of topics it never subscribed to.
 * Retained messages block a client's other traffic until each is acknowledged.
+* A connection that was reset is never closed on this side.
 * A client that goes silent stays connected for ever, and its will unpublished.
 """
 
@@ -78,6 +79,15 @@ class RepairedBroker(Broker):  # type: ignore[misc]
             task.cancel()
         await asyncio.gather(*self._deliveries, return_exceptions=True)
         await super().shutdown()
+
+    async def stream_connected(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str
+    ) -> None:
+        """Serve one client's connection to its end."""
+        try:
+            await super().stream_connected(reader, writer, listener_name)
+        finally:
+            writer.close()
 
     async def _client_connected(self, listener_name: str, reader: ReaderAdapter, writer: WriterAdapter) -> None:
         try:
