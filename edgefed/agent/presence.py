@@ -60,6 +60,7 @@ class Presence:
             DeviceIdTaken: another live agent has it.
         """
         await self.publish(transport)
+        await transport.subscribe(self.topic)
         try:
             await asyncio.wait_for(self._rival_seen.wait(), _CLAIM_S)
         except asyncio.TimeoutError:
@@ -81,11 +82,12 @@ class Presence:
         if other.objects_to == self.state.instance and not self._claimed:
             self._rival = other
             self._rival_seen.set()
-        elif other.instance != self.state.instance and other.status in _LIVE and not other.objects_to:
-            if self._claimed or self._is_earlier_than(other):
-                objection = msgspec.structs.replace(self.state, objects_to=other.instance)
-                await transport.publish(self.topic, encode(objection), retain=True)
-                await self.publish(transport)
+            return
+        foreign = other.instance != self.state.instance and other.status in _LIVE and not other.objects_to
+        if foreign and (self._claimed or self._is_earlier_than(other)):
+            objection = msgspec.structs.replace(self.state, objects_to=other.instance)
+            await transport.publish(self.topic, encode(objection), retain=True)
+            await self.publish(transport)
 
     async def show(self, transport: Transport, status: Status, **fields: Any) -> None:
         """Publishes a new status; what is not named falls back to its default."""

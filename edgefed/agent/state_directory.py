@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edgefed.errors import ConfigError, MessageError
+from edgefed.files import replace_file
 from edgefed.protocol.messages import EvaluationReport, UpdateOffer, decode_up, encode
 
 __all__ = ["StateDirectory"]
@@ -63,18 +64,7 @@ class StateDirectory:
 
     def save_offer(self, offer: UpdateOffer | EvaluationReport) -> None:
         """Keeps an answer until it is acknowledged; survives a power cut once this returns."""
-        path = self._offer(offer.run, offer.round)
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            file.write(encode(offer))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        replace_file(self._offer(offer.run, offer.round), [encode(offer)])
 
     def offers(self, run: str) -> list[UpdateOffer | EvaluationReport]:
         """Returns the answers of a run that wait for an acknowledgement, oldest first; damaged ones are left out."""

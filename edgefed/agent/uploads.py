@@ -1,9 +1,10 @@
-"""Delivering an answer: offer it, send what the aggregator grants, until it acknowledges. Survives loss on either side."""
+"""Delivering an answer: offer it, send what the aggregator grants, until it acknowledges, whatever gets lost."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from edgefed.transport.blobs import Credit, send_ranges
 
 __all__ = ["Uploads"]
 
+_log = logging.getLogger(__name__)
+
 _FIRST_PATIENCE_S = 5.0
 _LONGEST_PATIENCE_S = 60.0
 _CHUNKS_IN_FLIGHT = 8
@@ -33,18 +36,15 @@ class Uploads:
         self._transport = transport
         self._topic = topic
         self._send = send
-        self._news: asyncio.Queue[UploadGrant | Acknowledged | None] = asyncio.Queue()
+        self._news: asyncio.Queue[UploadGrant | UploadProgress | Acknowledged | None] = asyncio.Queue()
         self._credit: Credit | None = None
         self._sending = ""
 
     def hear(self, message: UploadGrant | UploadProgress | Acknowledged) -> None:
         """Takes what the aggregator says about an upload."""
-        if isinstance(message, UploadProgress):
-            if self._credit is not None and message.sha256 == self._sending:
-                self._credit.confirm(message.received_bytes)
-            self._news.put_nowait(None)
-        else:
-            self._news.put_nowait(message)
+        if isinstance(message, UploadProgress) and self._credit is not None and message.sha256 == self._sending:
+            self._credit.confirm(message.received_bytes)
+        self._news.put_nowait(message)
 
     def ask_again(self) -> None:
         """After a reconnect: what was said meanwhile may be lost, so offer again at once."""
@@ -57,29 +57,53 @@ class Uploads:
             offer: the announcement of the update, or an evaluation, which is complete in itself.
             path: the update's file; None for an evaluation.
         """
-        patience_s = _FIRST_PATIENCE_S
         sha256 = offer.sha256 if isinstance(offer, UpdateOffer) else ""
         sender: asyncio.Task[None] | None = None
+        patience_s = _FIRST_PATIENCE_S
+        await self._send(offer)
         try:
             while True:
-                if sender is None or sender.done():
-                    await self._send(offer)
                 message = await self._next(patience_s)
-                patience_s = min(_LONGEST_PATIENCE_S, patience_s * 1.5) if message is None else _FIRST_PATIENCE_S
                 if isinstance(message, Acknowledged) and (message.round, message.sha256) == (offer.round, sha256):
                     return message
                 if isinstance(message, UploadGrant) and message.sha256 == sha256 and path is not None:
                     await _stop(sender)
                     sender = asyncio.create_task(self._send_file(message, path), name="send-update")
+                silent = message is None
+                patience_s = min(_LONGEST_PATIENCE_S, patience_s * 1.5) if silent else _FIRST_PATIENCE_S
+                if silent and (sender is None or sender.done()):
+                    await self._send(offer)
         finally:
             await _stop(sender)
 
-    async def _next(self, patience_s: float) -> UploadGrant | Acknowledged | None:
+    async def _next(self, patience_s: float) -> UploadGrant | UploadProgress | Acknowledged | None:
+        """Returns the next word from the aggregator, or None when it is time to offer again."""
         with contextlib.suppress(asyncio.TimeoutError):
             return await asyncio.wait_for(self._news.get(), patience_s)
         return None
 
     async def _send_file(self, grant: UploadGrant, path: Path) -> None:
         missing = Ranges(grant.missing)
+        size_bytes = path.stat().st_size
         self._sending = grant.sha256
-        ...
+        self._credit = Credit(grant.window_chunks * grant.chunk_bytes, received_bytes=size_bytes - missing.total_bytes)
+        await send_ranges(
+            self._transport,
+            self._topic,
+            path,
+            grant.sha256,
+            missing,
+            chunk_bytes=grant.chunk_bytes,
+            window=_CHUNKS_IN_FLIGHT,
+            credit=self._credit,
+        )
+
+
+async def _stop(task: asyncio.Task[None] | None) -> None:
+    """Ends a sender; what went wrong in it is no matter, since what is missing is asked for again."""
+    if task is None:
+        return
+    task.cancel()
+    (outcome,) = await asyncio.gather(task, return_exceptions=True)
+    if isinstance(outcome, Exception):
+        _log.warning("sending an update was interrupted: %s", outcome)

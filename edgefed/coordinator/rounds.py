@@ -29,6 +29,7 @@ __all__ = [
     "Begin",
     "DeviceJoined",
     "DeviceLeft",
+    "DeviceReturned",
     "EvaluationReceived",
     "Event",
     "Finish",
@@ -73,7 +74,8 @@ class Rules:
         selection = self.selection
         if not selection.participants:
             return None
-        return math.ceil(selection.participants * selection.over_selection)
+        exact = selection.participants * selection.over_selection
+        return math.ceil(round(exact, 9))  # 10 · 1.1 is 11.000000000000002 in floating point, and means 11
 
 
 class Update(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +116,12 @@ class DeviceLeft(msgspec.Struct, frozen=True, tag="left"):
     device: str
 
 
+class DeviceReturned(msgspec.Struct, frozen=True, tag="returned"):
+    """A participant that was lost is back and goes on with the round."""
+
+    device: str
+
+
 class UpdateReceived(msgspec.Struct, frozen=True, tag="update"):
     """An update has been checked and is durable.
 
@@ -150,7 +158,7 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     reason: str
 
 
-Event = Begin | DeviceJoined | DeviceLeft | UpdateReceived | EvaluationReceived | Merged | Tick | Stop
+Event = Begin | DeviceJoined | DeviceLeft | DeviceReturned | UpdateReceived | EvaluationReceived | Merged | Tick | Stop
 
 
 # --- actions: what to do about it -------------------------------------------------------------------------------------
@@ -211,6 +219,7 @@ class State:
         updates: this round's updates in order of arrival.
         carried: late updates of earlier rounds that this round's sum includes.
         waiting: late updates that arrived while this round's sum was being made; the next round carries them.
+        owed: (round, device) of participants of earlier rounds whose updates may still come late.
         evaluations: (loss, target tokens) of the adapter that this round started from, by device.
         losses: (round, loss) of each evaluated adapter; round 0 is the base model.
         finished_reason: why it ended.
@@ -227,6 +236,7 @@ class State:
     updates: tuple[Update, ...] = ()
     carried: tuple[Update, ...] = ()
     waiting: tuple[Update, ...] = ()
+    owed: frozenset[tuple[int, str]] = frozenset()
     evaluations: tuple[tuple[str, float, int], ...] = ()
     losses: tuple[tuple[int, float], ...] = ()
     finished_reason: str = ""
@@ -252,20 +262,26 @@ def judge_offer(state: State, rules: Rules, device: str, round_: int) -> OfferVe
 
     `wanted` for the open round, `late` for a later sum, `dropped` for nothing, `duplicate` if an
     update of the same device and round is already in, `unknown` if the device was never accepted into the open round.
+    One that an earlier sum already has, or that nobody asked for, is `dropped`.
     """
     held = (*state.updates, *state.carried, *state.waiting)
     if any(u.device == device and u.round == round_ for u in held):
         return "duplicate"
     if state.phase == "finished" or round_ > state.round:
         return "dropped"
-    if round_ == state.round and state.phase == "training":
-        return "wanted" if device in state.participants else "unknown"
-    if round_ == state.round and state.phase == "gathering":
-        return "unknown"
-    selection = rules.selection
-    too_old = state.round - round_ > selection.max_staleness
-    a_sum_follows = state.round < rules.rounds if state.phase == "merging" else state.kind == "train"
-    return "late" if selection.late == "discount" and a_sum_follows and not too_old else "dropped"
+    if round_ == state.round and state.phase in ("gathering", "training"):
+        if state.phase == "gathering" or device not in state.participants:
+            return "unknown"
+        return "wanted" if state.kind == "train" else "dropped"
+    return "late" if (round_, device) in state.owed and _may_be_late(state, rules, round_) else "dropped"
+
+
+def _may_be_late(state: State, rules: Rules, round_: int) -> bool:
+    """Whether an update of an earlier round, coming now, would be in a later sum."""
+    merging = state.phase == "merging"
+    a_sum_follows = state.round < rules.rounds if merging else state.kind == "train"
+    staleness = state.round + merging - round_  # in the sum that it would be part of
+    return rules.selection.late == "discount" and a_sum_follows and staleness <= rules.selection.max_staleness
 
 
 def step(state: State, event: Event, now_s: float, rules: Rules) -> tuple[State, tuple[Action, ...]]:
@@ -289,6 +305,8 @@ def step(state: State, event: Event, now_s: float, rules: Rules) -> tuple[State,
         state, actions = _join(state, event.device, now_s, rules)
     elif isinstance(event, DeviceLeft):
         state, actions = _leave(state, event.device), ()
+    elif isinstance(event, DeviceReturned):
+        state, actions = _return(state, event.device), ()
     elif isinstance(event, UpdateReceived):
         state, actions = _receive(state, event, rules), ()
     elif isinstance(event, EvaluationReceived):
@@ -311,7 +329,10 @@ def recover(state: State) -> tuple[Action, ...]:
 def next_deadline(state: State, rules: Rules) -> float | None:
     """Returns the time at which a `Tick` may change something, or None."""
     if state.phase == "gathering" and state.round:
-        return state.opened_at_s + rules.selection.gather_s
+        window_ends_s = state.opened_at_s + rules.selection.gather_s
+        if len(state.candidates) >= _needed(state, rules):
+            return window_ends_s
+        return window_ends_s + rules.selection.deadline_s if state.kind == "evaluate" else None
     if state.phase == "training":
         return state.training_since_s + rules.selection.deadline_s
     return None
@@ -323,7 +344,9 @@ def next_deadline(state: State, rules: Rules) -> float | None:
 def _open(
     state: State, round_: int, kind: Literal["train", "evaluate"], now_s: float
 ) -> tuple[State, tuple[Action, ...]]:
-    opened = State(round=round_, kind=kind, opened_at_s=now_s, carried=state.carried, losses=state.losses)
+    opened = State(
+        round=round_, kind=kind, opened_at_s=now_s, carried=state.carried, owed=state.owed, losses=state.losses
+    )
     return opened, (Announce(),)
 
 
@@ -333,7 +356,8 @@ def _finish(state: State, reason: str) -> tuple[State, tuple[Action, ...]]:
 
 def _join(state: State, device: str, now_s: float, rules: Rules) -> tuple[State, tuple[Action, ...]]:
     if state.phase == "gathering":
-        return replace(state, candidates=_with(state.candidates, device)), ()
+        known = device in state.candidates
+        return state if known else replace(state, candidates=_with(state.candidates, device)), ()
     if state.phase != "training":
         return state, (Refuse(device, "the round is closed: its updates are being merged"),)
     if device in state.delivered:
@@ -341,11 +365,12 @@ def _join(state: State, device: str, now_s: float, rules: Rules) -> tuple[State,
     places = rules.places
     if device not in state.participants and places is not None and _taken(state) >= places:
         return state, (Refuse(device, f"the round has its {places} participants"),)
-    state = replace(
-        state,
-        participants=_with(state.participants, device),
-        outstanding=_with(state.outstanding, device),
-    )
+    if device not in state.outstanding:  # else it asks again because the answer got lost
+        state = replace(
+            state,
+            participants=_with(state.participants, device),
+            outstanding=_with(state.outstanding, device),
+        )
     return state, (Accept(device, _remaining_s(state, now_s, rules)),)
 
 
@@ -359,10 +384,18 @@ def _leave(state: State, device: str) -> State:
     )
 
 
+def _return(state: State, device: str) -> State:
+    gone = state.phase == "training" and device in state.participants and device not in state.outstanding
+    if not gone or device in state.delivered:
+        return state
+    return replace(state, outstanding=_with(state.outstanding, device))
+
+
 def _receive(state: State, event: UpdateReceived, rules: Rules) -> State:
     update = event.update
     verdict = judge_offer(state, rules, update.device, update.round)
     if verdict == "late":
+        state = replace(state, owed=state.owed - {(update.round, update.device)})
         if state.phase == "merging":
             return replace(state, waiting=(*state.waiting, update))
         return replace(state, carried=(*state.carried, update))
@@ -379,7 +412,8 @@ def _receive(state: State, event: UpdateReceived, rules: Rules) -> State:
 
 
 def _evaluate(state: State, event: EvaluationReceived) -> State:
-    if state.kind != "evaluate" or event.round != state.round or event.device in state.delivered:
+    expected = state.kind == "evaluate" and state.phase == "training" and event.round == state.round
+    if not expected or event.device not in state.participants or event.device in state.delivered:
         return state
     return replace(
         state,
@@ -400,9 +434,11 @@ def _select(state: State, now_s: float, rules: Rules) -> tuple[State, tuple[Acti
     selection = rules.selection
     joined = len(state.candidates)
     everybody_is_here = bool(selection.expected_devices) and joined >= selection.expected_devices
-    window_is_over = now_s >= state.opened_at_s + selection.gather_s and joined >= selection.quorum
+    window_ends_s = state.opened_at_s + selection.gather_s
+    window_is_over = now_s >= window_ends_s and joined >= _needed(state, rules)
     if not (everybody_is_here or window_is_over):
-        return state, ()
+        nobody_looks = state.kind == "evaluate" and not joined and now_s >= window_ends_s + selection.deadline_s
+        return _close(state, rules) if nobody_looks else (state, ())
     chosen = state.candidates
     places = rules.places
     if places is not None and joined > places:
@@ -431,8 +467,9 @@ def _close_or_wait(state: State, now_s: float, rules: Rules) -> tuple[State, tup
             return _close(state, rules)
     elif overdue:
         if state.kind == "evaluate":
-            return _close(state, rules)  # a last look that few can give must not hold up the end
-        return replace(state, training_since_s=now_s), (Announce(),)  # below quorum: reopen and call everybody again
+            return _close(state, rules)
+        # Below quorum: reopen, and call everybody again. Who is overdue still counts, but no longer takes up a place.
+        return replace(state, training_since_s=now_s, outstanding=()), (Announce(),)
     return state, ()
 
 
@@ -443,7 +480,10 @@ def _close(state: State, rules: Rules) -> tuple[State, tuple[Action, ...]]:
         state = replace(state, losses=(*state.losses, (state.round - 1, loss)))
     if state.kind == "evaluate":
         return _finish(state, f"all {rules.rounds} rounds are done")
-    state = replace(state, phase="merging", outstanding=())
+    missing = {(state.round, device) for device in state.participants if device not in state.delivered}
+    oldest = state.round + 1 - rules.selection.max_staleness
+    owed = frozenset(pair for pair in state.owed | missing if pair[0] >= oldest)
+    state = replace(state, phase="merging", outstanding=(), owed=owed)
     return state, (Merge(state.round, (*state.carried, *state.updates)),)
 
 
@@ -462,6 +502,11 @@ def _after_merge(state: State, event: Merged, now_s: float, rules: Rules) -> tup
 
 
 # --- small helpers ----------------------------------------------------------------------------------------------------
+
+
+def _needed(state: State, rules: Rules) -> int:
+    """How many must have joined when gathering ends: a last look that few can give must not hold up the end."""
+    return rules.selection.quorum if state.kind == "train" else 1
 
 
 def _taken(state: State) -> int:

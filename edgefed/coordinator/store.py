@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -153,6 +154,15 @@ class Store:
             os.close(lock_file)
             raise
         return store
+
+    @property
+    def run(self) -> str:
+        """The id of this run, drawn when its store was made."""
+        run = self._get_meta("run")
+        if run is None:
+            run = secrets.token_hex(8)
+            self._set_meta("run", run)
+        return run
 
     def close(self) -> None:
         """Closes the store and lets another process have it."""

@@ -265,10 +265,14 @@ class Refused(_Wire, frozen=True, kw_only=True, tag="refused"):
 
 
 class UploadGrant(_Wire, frozen=True, kw_only=True, tag="upload-grant"):
-    """Send these ranges, at most `window_chunks` beyond what `UploadProgress` has confirmed."""
+    """Send these ranges in such chunks, at most `window_chunks` beyond what `UploadProgress` has confirmed.
+
+    A list of ranges that was too long is cut; the rest is asked for once these have arrived.
+    """
 
     sha256: Sha256
     missing: RangeList
+    chunk_bytes: Annotated[int, Meta(ge=1)]
     window_chunks: Annotated[int, Meta(ge=1)]
 
 

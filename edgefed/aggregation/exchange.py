@@ -1,0 +1,102 @@
+"""What the coordinator asks of a method: make the first state, judge an update, merge a round, write the result.
+
+The coordinator moves files and never looks into them. A state is a directory: `state.safetensors` with the server's own
+exact values, the parts that are broadcast, and `manifest.json` that names them. Directories appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from edgefed.aggregation.server_optimizers import ServerOptimizer
+from edgefed.protocol.messages import Manifest, Plan
+from edgefed.protocol.tasks import Method
+
+__all__ = ["Delivered", "Exchange", "ExchangeMaker", "MergedState"]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """One accepted update.
+
+    Attributes:
+        device: who sent it.
+        round: the round it was trained in.
+        weight: its share before normalisation.
+        rank, held_rank: trained rank, and how much of the round's global adapter it started from or held.
+        update: its file.
+        start: directory of the state that its round started from.
+    """
+
+    device: str
+    round: int
+    weight: float
+    rank: int
+    held_rank: int
+    update: Path
+    start: Path
+
+
+@dataclass(frozen=True, slots=True)
+class MergedState:
+    """A state as the coordinator sees it.
+
+    Attributes:
+        manifest: the parts to broadcast, in order.
+        files: part file by sha256.
+        norm: Frobenius norm of the whole global adapter.
+    """
+
+    manifest: Manifest
+    files: Mapping[str, Path]
+    norm: float
+
+
+class Exchange(Protocol):
+    """One federation's method in action. All calls may be slow; none touches the network."""
+
+    def begin(self, directory: Path) -> MergedState:
+        """Makes the state before round 1 in `directory`, or returns it if it is there."""
+        ...
+
+    def load(self, directory: Path) -> MergedState:
+        """Returns a state made earlier.
+
+        Raises:
+            AdapterError: it is damaged or not there.
+        """
+        ...
+
+    def check(self, update: Path, plan: Plan) -> None:
+        """Judges an update before it may enter a sum.
+
+        Raises:
+            AdapterError: it is malformed, not finite, of wrong shapes, or not of the announced rank.
+        """
+        ...
+
+    def merge(self, before: Path, delivered: Sequence[Delivered], round_: int, after: Path) -> MergedState:
+        """Merges a round into a new state directory; the same input always gives the same bytes."""
+        ...
+
+    def export(self, state: Path, output: Path, *, rank: int | None = None) -> None:
+        """Writes what users load: for LoRA a PEFT adapter directory, cut to `rank` where one is given."""
+        ...
+
+
+class ExchangeMaker(Protocol):
+    """Makes the exchange of a method for one base model."""
+
+    def __call__(
+        self, method: Method, optimizer: ServerOptimizer, *, model_path: Path, model_name: str, seed: int
+    ) -> Exchange:
+        """Returns the exchange.
+
+        Raises:
+            ModelError: the model has none of the method's target modules.
+            ConfigError: the options do not go together.
+        """
+        ...

@@ -1,0 +1,161 @@
+"""LoRA as a federation exchanges it: safetensors factors in, rank layers out, a PEFT adapter at the end."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edgefed.aggregation.exchange import Delivered, MergedState
+from edgefed.aggregation.method import Contribution, GlobalState, load_state, save_state
+from edgefed.aggregation.methods import METHODS
+from edgefed.aggregation.server_optimizers import ServerOptimizer
+from edgefed.errors import AdapterError, ConfigError
+from edgefed.files import hash_file, replace_file, sync_directory
+from edgefed.lora.adapters import adapter_rank
+from edgefed.lora.files import AdapterFile, open_adapter, split_layers
+from edgefed.lora.low_rank import LowRank
+from edgefed.lora.peft_files import write_peft
+from edgefed.models.checkpoint import linear_shapes
+from edgefed.protocol.messages import Manifest, Part, Plan
+from edgefed.protocol.rank_layers import boundaries
+from edgefed.protocol.tasks import LoraMethod
+
+__all__ = ["LoraExchange"]
+
+_STATE = "state.safetensors"
+_MANIFEST = "manifest.json"
+
+
+class _Description(msgspec.Struct, frozen=True, kw_only=True):
+    """What `manifest.json` holds: the parts, and the file name of each."""
+
+    manifest: Manifest
+    names: list[str]
+    norm: float
+
+
+class LoraExchange:
+    """The exchange of a LoRA federation. See `edgefed.aggregation.exchange.Exchange` for what each method promises."""
+
+    def __init__(
+        self, method: LoraMethod, optimizer: ServerOptimizer, *, model_path: Path, model_name: str, seed: int
+    ) -> None:
+        self._method = method
+        self._optimizer = optimizer
+        self._aggregation = METHODS[method.aggregation]
+        self._shapes = linear_shapes(model_path, method.target_modules)
+        self._model_name = model_name
+        self._seed = seed
+        smallest = min(min(shape) for shape in self._shapes.values())
+        if max(method.ranks) > smallest:
+            raise ConfigError(
+                f"method.ranks: rank {max(method.ranks)} is over {smallest}, the smaller side of the smallest matrix"
+            )
+
+    def begin(self, directory: Path) -> MergedState:
+        """Makes the state before round 1, or returns it if it is there."""
+        if directory.is_dir():
+            return self.load(directory)
+        state = self._aggregation.init(self._shapes, self._method.global_rank, self._seed)
+        return self._write(directory, state, previous=())
+
+    def load(self, directory: Path) -> MergedState:
+        """Returns a state made earlier."""
+        try:
+            description = msgspec.json.decode((directory / _MANIFEST).read_bytes(), type=_Description)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise AdapterError(f"the state in {directory} cannot be read: {error}") from error
+        files = {
+            part.sha256: directory / name
+            for part, name in zip(description.manifest.parts, description.names, strict=True)
+        }
+        return MergedState(description.manifest, files, description.norm)
+
+    def check(self, update: Path, plan: Plan) -> None:
+        """Judges an update, one module in memory at a time."""
+        file = open_adapter(update)
+        wrong = sorted(set(file.modules) ^ set(self._shapes))
+        if wrong:
+            raise AdapterError(f"module {wrong[0]!r} is missing or is not one of the federation's {len(self._shapes)}")
+        if plan.rank not in self._method.ranks:
+            raise AdapterError(f"rank {plan.rank} is not allowed; the federation trains {sorted(self._method.ranks)}")
+        for module, shape in self._shapes.items():
+            if file.shapes[module] != shape:
+                raise AdapterError(f"module {module!r} has shape {file.shapes[module]}; {shape} is needed")
+            if file.ranks[module] != plan.rank:
+                raise AdapterError(f"module {module!r} has rank {file.ranks[module]}; {plan.rank} was announced")
+            file.load(module)  # refuses NaN and infinity
+
+    def merge(self, before: Path, delivered: Sequence[Delivered], round_: int, after: Path) -> MergedState:
+        """Merges a round; a left-over of an interrupted merge of the same round is replaced."""
+        state = self._aggregation.apply(
+            load_state(before / _STATE),
+            [_contribution(one, self._starting_layers(one.start)) for one in delivered],
+            rank=self._method.global_rank,
+            optimizer=self._optimizer,
+            seed=self._seed + round_,
+        )
+        return self._write(after, state, previous=self.load(before).manifest.parts)
+
+    def export(self, state: Path, output: Path, *, rank: int | None = None) -> None:
+        """Writes a PEFT adapter directory."""
+        write_peft(
+            output,
+            load_state(state / _STATE).adapter,
+            base_model=self._model_name,
+            rank=rank,
+            target_modules=self._method.target_modules,
+        )
+
+    def _starting_layers(self, directory: Path) -> list[AdapterFile]:
+        return [open_adapter(path) for path in self.load(directory).files.values()]
+
+    def _cuts(self, total_rank: int, previous: Sequence[Part]) -> tuple[tuple[int, int], ...]:
+        """Where the adapter is cut: at the ranks that devices train, or where flora's earlier rounds end."""
+        if self._method.aggregation == "flora":
+            return boundaries([part.rank_hi for part in previous], total_rank)
+        return boundaries(self._method.ranks, total_rank)
+
+    def _write(self, directory: Path, state: GlobalState, previous: Sequence[Part]) -> MergedState:
+        temporary = directory.with_name(f"{directory.name}.{secrets.token_hex(4)}.tmp")
+        temporary.mkdir(parents=True)
+        cuts = self._cuts(adapter_rank(state.adapter), previous)
+        paths = split_layers(state.adapter, cuts, temporary, self._method.broadcast_precision)
+        parts = [
+            Part(sha256=hash_file(path), size_bytes=path.stat().st_size, rank_lo=lo, rank_hi=hi)
+            for (lo, hi), path in zip(cuts, paths, strict=True)
+        ]
+        norm = float(np.sqrt(sum(matrix.norm() ** 2 for matrix in state.adapter.values())))
+        description = _Description(manifest=Manifest(parts=parts), names=[path.name for path in paths], norm=norm)
+        save_state(temporary / _STATE, state)
+        replace_file(temporary / _MANIFEST, [msgspec.json.encode(description)])
+        if directory.exists():
+            shutil.rmtree(directory)
+        temporary.rename(directory)
+        sync_directory(directory.parent)
+        return self.load(directory)
+
+
+def _contribution(one: Delivered, layers: Sequence[AdapterFile]) -> Contribution:
+    return Contribution(
+        device=one.device,
+        weight=one.weight,
+        rank=one.rank,
+        held_rank=one.held_rank,
+        update=open_adapter(one.update).load,
+        start=_joined(layers),
+        round=one.round,
+    )
+
+
+def _joined(layers: Sequence[AdapterFile]) -> Callable[[str], LowRank]:
+    def load(module: str, layers: Sequence[AdapterFile]) -> LowRank:
+        return LowRank.stack([layer.load(module) for layer in layers])
+
+    return partial(load, layers=layers)

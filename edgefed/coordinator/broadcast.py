@@ -1,0 +1,105 @@
+"""Sending the global adapter once for all: requests are collected, and every wanted chunk is published one time.
+
+The broker does the fan-out, so the aggregator's downlink is the bytes of the largest rank that is wanted, whatever the
+number of devices. A chunk that a device lost is wanted again, and published again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from edgefed.protocol.chunks import CHUNK_HEADER_BYTES, Ranges, encode_chunk
+from edgefed.protocol.topics import Topics
+from edgefed.transport.base import Transport
+
+__all__ = ["Broadcast"]
+
+_CHUNKS_IN_FLIGHT = 8
+
+
+class Broadcast:
+    """The parts of the open round's global adapter, and which of their bytes somebody waits for.
+
+    Args:
+        transport: where to.
+        topics: of the fleet.
+        chunk_bytes: data per message; less where the broker takes less.
+        settle_s: how long the first request waits for those of the other participants.
+    """
+
+    def __init__(self, transport: Transport, topics: Topics, *, chunk_bytes: int, settle_s: float) -> None:
+        self._transport = transport
+        self._topics = topics
+        self._chunk_bytes = chunk_bytes
+        self._settle_s = settle_s
+        self._files: dict[str, Path] = {}
+        self._sizes: dict[str, int] = {}
+        self._pending: dict[str, Ranges] = {}
+        self._awaited: set[str] = set()
+        self._wanted = asyncio.Event()
+        self._everybody_asked = asyncio.Event()
+        self.sent_bytes = 0
+
+    def offer(self, files: Mapping[str, Path]) -> None:
+        """Takes the parts that may be asked for, in order of rank; earlier ones are forgotten."""
+        self._files = dict(files)
+        self._sizes = {sha256: path.stat().st_size for sha256, path in files.items()}
+        self._pending = {sha256: left for sha256, left in self._pending.items() if sha256 in self._files}
+
+    def expect(self, devices: Iterable[str]) -> None:
+        """Names devices that are about to ask, so that the broadcast can begin as soon as all have."""
+        self._awaited.update(devices)
+        self._everybody_asked.clear()
+
+    def want(self, device: str, sha256: str, missing: Ranges) -> bool:
+        """Takes a request; returns whether there is such a part."""
+        if sha256 not in self._files:
+            return False
+        within = missing.subtract(Ranges([(self._sizes[sha256], max(self._sizes[sha256], missing.end))]))
+        self._pending[sha256] = self._pending.get(sha256, Ranges()).union(within)
+        self._wanted.set()
+        self._awaited.discard(device)
+        if not self._awaited:
+            self._everybody_asked.set()
+        return True
+
+    async def run(self) -> None:
+        """Publishes what is wanted, until cancelled."""
+        while True:
+            await self._wanted.wait()
+            if self._awaited:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._everybody_asked.wait(), self._settle_s)
+                self._awaited.clear()
+            self._wanted.clear()
+            await asyncio.gather(*(self._lane() for _ in range(_CHUNKS_IN_FLIGHT)))
+
+    async def _lane(self) -> None:
+        while (piece := self._take()) is not None:
+            sha256, path, lo, hi, total_bytes = piece
+            payload = encode_chunk(sha256, lo, total_bytes, _read(path, lo, hi))
+            await self._transport.publish(self._topics.blob(sha256), payload)
+            self.sent_bytes += len(payload)
+
+    def _take(self) -> tuple[str, Path, int, int, int] | None:
+        """Takes the next piece off what is pending, lowest rank first: everybody needs that."""
+        chunk_bytes = min(self._chunk_bytes, self._transport.max_payload_bytes - CHUNK_HEADER_BYTES)
+        for sha256, path in self._files.items():
+            pending = self._pending.get(sha256)
+            if pending:
+                lo, hi = next(pending.chunked(chunk_bytes))
+                self._pending[sha256] = pending.subtract(Ranges([(lo, hi)]))
+                return sha256, path, lo, hi, self._sizes[sha256]
+        return None
+
+
+def _read(path: Path, lo: int, hi: int) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.pread(descriptor, hi - lo, lo)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,165 @@
+"""Taking updates in: who may send now, what has arrived of each, and when one is whole."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgefed.coordinator.options import Transfers
+from edgefed.errors import ChunkError
+from edgefed.protocol.chunks import CHUNK_HEADER_BYTES, decode_chunk
+from edgefed.protocol.messages import MAX_RANGES, DownMessage, UpdateOffer, UploadGrant, UploadProgress
+from edgefed.transport.blobs import IncomingBlob
+
+__all__ = ["Intake"]
+
+_log = logging.getLogger(__name__)
+
+_STALLED_S = 30.0
+_QUIET_S = 2.0
+
+
+@dataclass(slots=True)
+class _Upload:
+    """One update on its way."""
+
+    offer: UpdateOffer
+    blob: IncomingBlob
+    heard_at_s: float
+    chunks: int = 0
+
+
+class Intake:
+    """All updates on their way in. At most so many devices send at a time; the others wait their turn.
+
+    Args:
+        directory: where partial and whole updates are kept, one directory per device.
+        transfers: windows and limits.
+        tell: sends a message to a device, in order.
+        arrived: called with device, offer and file when an update is whole and durable.
+        broke: called with the error when the disk fails.
+        max_payload_bytes: returns what the transport takes now.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        transfers: Transfers,
+        *,
+        tell: Callable[[str, DownMessage], None],
+        arrived: Callable[[str, UpdateOffer, Path], None],
+        broke: Callable[[OSError], None],
+        max_payload_bytes: Callable[[], int],
+    ) -> None:
+        self._directory = directory
+        self._transfers = transfers
+        self._tell = tell
+        self._arrived = arrived
+        self._broke = broke
+        self._max_payload_bytes = max_payload_bytes
+        self._waiting: dict[str, UpdateOffer] = {}
+        self._active: dict[str, _Upload] = {}
+        self._finishing: dict[str, asyncio.Task[None]] = {}
+        self.received_bytes = 0
+
+    def offer(self, device: str, offer: UpdateOffer) -> None:
+        """Takes an offer that is welcome; the device is told when it may send."""
+        if device in self._finishing:
+            return
+        upload = self._active.get(device)
+        if upload is not None and upload.offer.sha256 == offer.sha256:
+            if time.monotonic() - upload.heard_at_s > _QUIET_S:
+                self._grant(device, upload)
+            return
+        if upload is not None:
+            self._release(device)
+        self._waiting[device] = offer
+        self._admit()
+
+    def chunk(self, device: str, payload: bytes) -> None:
+        """Takes a chunk; one that belongs to no upload of this device is left aside."""
+        upload = self._active.get(device)
+        if upload is None:
+            return
+        try:
+            upload.blob.receive(decode_chunk(payload))
+        except ChunkError as error:
+            _log.warning("device %s: %s", device, error)
+            return
+        self.received_bytes += len(payload)
+        upload.heard_at_s = time.monotonic()
+        upload.chunks += 1
+        if upload.blob.complete:
+            del self._active[device]
+            self._begin_to_finish(device, upload)
+        elif upload.chunks % max(1, self._transfers.window_chunks // 4) == 0:
+            progress = UploadProgress(sha256=upload.offer.sha256, received_bytes=upload.blob.received_bytes)
+            self._tell(device, progress)
+
+    def give_up_on(self, device: str) -> None:
+        """Lets go of a device that went away. What has arrived of its update is kept for when it returns."""
+        self._waiting.pop(device, None)
+        if device in self._active:
+            self._release(device)
+            self._admit()
+
+    def give_up_on_the_stalled(self) -> None:
+        """Lets others send when a device that may does not."""
+        now_s = time.monotonic()
+        for device in [name for name, upload in self._active.items() if now_s - upload.heard_at_s > _STALLED_S]:
+            self.give_up_on(device)
+
+    async def close(self) -> None:
+        """Remembers what has arrived, for the next start."""
+        await asyncio.gather(*self._finishing.values(), return_exceptions=True)
+        for device in list(self._active):
+            self._release(device)
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._active) < self._transfers.uploads_at_once:
+            device = next(iter(self._waiting))
+            offer = self._waiting.pop(device)
+            blob = IncomingBlob(
+                self._directory / device, offer.sha256, offer.size_bytes, max_bytes=self._transfers.max_update_bytes
+            )
+            upload = _Upload(offer, blob, time.monotonic())
+            if blob.complete:
+                self._begin_to_finish(device, upload)
+            else:
+                self._active[device] = upload
+                self._grant(device, upload)
+
+    def _grant(self, device: str, upload: _Upload) -> None:
+        upload.heard_at_s = time.monotonic()
+        grant = UploadGrant(
+            sha256=upload.offer.sha256,
+            missing=list(upload.blob.missing())[:MAX_RANGES],
+            chunk_bytes=min(self._transfers.chunk_bytes, self._max_payload_bytes() - CHUNK_HEADER_BYTES),
+            window_chunks=self._transfers.window_chunks,
+        )
+        self._tell(device, grant)
+
+    def _release(self, device: str) -> None:
+        self._active.pop(device).blob.close()
+
+    def _begin_to_finish(self, device: str, upload: _Upload) -> None:
+        self._finishing[device] = asyncio.create_task(self._finish(device, upload), name=f"finish-{device}")
+
+    async def _finish(self, device: str, upload: _Upload) -> None:
+        try:
+            path = await asyncio.to_thread(upload.blob.finish)
+        except ChunkError as error:
+            _log.warning("device %s: %s", device, error)
+            del self._finishing[device]
+            self.offer(device, upload.offer)
+            return
+        except OSError as error:
+            self._broke(error)
+            return
+        del self._finishing[device]
+        self._admit()
+        self._arrived(device, upload.offer, path)

@@ -1,0 +1,82 @@
+"""One merge: which updates with which weight go in, and what is kept of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from edgefed.aggregation.exchange import Delivered, Exchange, MergedState
+from edgefed.coordinator.rounds import Update
+from edgefed.coordinator.run_directory import RunDirectory
+from edgefed.coordinator.selection import Selection
+from edgefed.coordinator.store import MergedRound
+
+__all__ = ["RoundTraffic", "merge_round"]
+
+
+class RoundTraffic:
+    """Payload bytes and wall-clock time since a round was opened.
+
+    Args:
+        received_bytes, sent_bytes: return the running totals.
+    """
+
+    def __init__(self, received_bytes: Callable[[], int], sent_bytes: Callable[[], int]) -> None:
+        self._totals = (received_bytes, sent_bytes)
+        self.opened_unix_s = time.time()
+        self._received_bytes, self._sent_bytes = received_bytes(), sent_bytes()
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes of updates that came in."""
+        return self._totals[0]() - self._received_bytes
+
+    @property
+    def broadcast_bytes(self) -> int:
+        """Bytes of the global adapter that went out, repairs included."""
+        return self._totals[1]() - self._sent_bytes
+
+
+def merge_round(
+    exchange: Exchange,
+    directory: RunDirectory,
+    selection: Selection,
+    round_: int,
+    updates: Sequence[Update],
+    traffic: RoundTraffic,
+) -> tuple[MergedRound, MergedState]:
+    """Returns the record of the merge and the new state, which is durable. Slow: call it in a thread.
+
+    An update that is k rounds old counts with the weight that `Selection.late_weight` gives it.
+    """
+    started_s = time.monotonic()
+    delivered = [_delivered(directory, selection, round_, update) for update in updates]
+    merged = exchange.merge(directory.state(round_ - 1), delivered, round_, directory.state(round_))
+    total = sum(one.weight for one in delivered)
+    weights: dict[str, float] = {}
+    for one in delivered:
+        weights[one.device] = weights.get(one.device, 0.0) + one.weight / total
+    record = MergedRound(
+        round=round_,
+        manifest=merged.manifest,
+        devices=weights,
+        norm=merged.norm,
+        merge_s=time.monotonic() - started_s,
+        broadcast_bytes=traffic.broadcast_bytes,
+        received_bytes=traffic.received_bytes,
+        opened_unix_s=traffic.opened_unix_s,
+        merged_unix_s=time.time(),
+    )
+    return record, merged
+
+
+def _delivered(directory: RunDirectory, selection: Selection, round_: int, update: Update) -> Delivered:
+    return Delivered(
+        device=update.device,
+        round=update.round,
+        weight=selection.late_weight(update.examples, round_ - update.round),
+        rank=update.rank,
+        held_rank=update.held_rank,
+        update=directory.update(update.device, update.round, update.sha256),
+        start=directory.state(update.round - 1),
+    )

@@ -1,0 +1,271 @@
+"""What devices say, and the answers they get: who may join, which updates are welcome, which are refused and why."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from edgefed.aggregation.exchange import Exchange
+from edgefed.coordinator import rounds
+from edgefed.coordinator.broadcast import Broadcast
+from edgefed.coordinator.intake import Intake
+from edgefed.coordinator.ledger import Ledger
+from edgefed.coordinator.options import FederationOptions
+from edgefed.coordinator.run_directory import RunDirectory
+from edgefed.coordinator.store import Answer, Outcome, Store
+from edgefed.errors import AdapterError
+from edgefed.protocol.chunks import Ranges, is_chunk
+from edgefed.protocol.messages import (
+    Acknowledged,
+    Decline,
+    DownMessage,
+    EvaluationReport,
+    Join,
+    PartWanted,
+    Refused,
+    UpdateOffer,
+    decode_device_state,
+    decode_up,
+)
+from edgefed.protocol.tasks import ModelReference
+from edgefed.protocol.topics import Topics
+from edgefed.transport.base import Message
+
+__all__ = ["Reception"]
+
+_log = logging.getLogger(__name__)
+
+_ACKNOWLEDGED_AS: dict[Outcome, str] = {
+    "counted": "counted",
+    "late": "late",
+    "dropped": "dropped",
+    "rejected": "rejected",
+    "evaluated": "counted",
+}
+
+
+class Reception:
+    """Listens to devices on the aggregator's behalf.
+
+    Args:
+        options: what `federation.toml` says.
+        model: the base model with its fingerprint.
+        run: id of this run; messages of other runs are not for us.
+        store, ledger, exchange, directory, intake, broadcast: the aggregator's.
+        tell: sends a message to a device.
+        perform: carries out actions of the round machine.
+    """
+
+    def __init__(
+        self,
+        options: FederationOptions,
+        model: ModelReference,
+        run: str,
+        store: Store,
+        ledger: Ledger,
+        exchange: Exchange,
+        directory: RunDirectory,
+        intake: Intake,
+        broadcast: Broadcast,
+        *,
+        tell: Callable[[str, DownMessage], None],
+        perform: Callable[[tuple[rounds.Action, ...]], None],
+    ) -> None:
+        self._topics = Topics(options.fleet)
+        self._rules = options.rules
+        self._max_update_bytes = options.transfers.max_update_bytes
+        self._model = model
+        self._run = run
+        self._store = store
+        self._ledger = ledger
+        self._exchange = exchange
+        self._directory = directory
+        self._intake = intake
+        self._broadcast = broadcast
+        self._tell = tell
+        self._perform = perform
+        self.rejected = store.count_rejected()
+
+    def hear(self, message: Message) -> None:
+        """Takes a message from a device's `up` or `state` topic.
+
+        Raises:
+            MessageError: it does not decode.
+        """
+        topic = self._topics.parse_device(message.topic)
+        if topic is None:
+            return
+        if topic.channel == "state":
+            self._hear_state(topic.device, message.payload)
+        elif is_chunk(message.payload):
+            self._intake.chunk(topic.device, message.payload)
+        else:
+            self._hear_word(topic.device, message.payload)
+
+    async def take_in(self, device: str, offer: UpdateOffer, path: Path) -> None:
+        """Judges an update that has arrived whole, keeps it, and acknowledges it."""
+        try:
+            await asyncio.to_thread(self._exchange.check, path, offer.plan)
+        except AdapterError as error:
+            path.unlink(missing_ok=True)
+            self._reject(device, offer, str(error))
+            return
+        verdict = rounds.judge_offer(self._ledger.state, self._rules, device, offer.round)
+        if verdict not in ("wanted", "late"):
+            path.unlink(missing_ok=True)
+            self._drop(device, offer, "its round closed before it had arrived")
+            return
+        self._directory.take_update(path, device, offer.round, offer.sha256)
+        outcome: Outcome = "counted" if verdict == "wanted" else "late"
+        evaluation = offer.record.evaluation
+        event = rounds.UpdateReceived(
+            rounds.Update(
+                device=device,
+                round=offer.round,
+                sha256=offer.sha256,
+                examples=offer.examples,
+                rank=offer.plan.rank,
+                held_rank=offer.plan.held_rank,
+            ),
+            loss=evaluation.loss if evaluation else None,
+            target_tokens=evaluation.target_tokens if evaluation else 0,
+        )
+        actions = self._ledger.apply(event, answer=_answer(device, offer, outcome))
+        self._acknowledge(device, offer.round, offer.sha256, outcome)
+        self._perform(actions)
+
+    # --- messages -------------------------------------------------------------------------------------------------
+
+    def _hear_state(self, device: str, payload: bytes) -> None:
+        if not payload:
+            return
+        status = decode_device_state(payload).status
+        if status in ("lost", "disconnected"):
+            self._intake.give_up_on(device)
+            self._perform(self._ledger.apply(rounds.DeviceLeft(device)))
+        elif status in ("training", "downloading", "uploading"):
+            self._perform(self._ledger.apply(rounds.DeviceReturned(device)))
+
+    def _hear_word(self, device: str, payload: bytes) -> None:
+        word = decode_up(payload)
+        if word.run != self._run:
+            self._answer_a_stranger(device, word)
+        elif isinstance(word, Join):
+            self._join(device, word)
+        elif isinstance(word, Decline):
+            self._decline(device, word)
+        elif isinstance(word, PartWanted):
+            self._broadcast.want(device, word.sha256, Ranges(word.missing))
+        elif isinstance(word, UpdateOffer):
+            self._consider(device, word)
+        else:
+            self._take_report(device, word)
+
+    def _answer_a_stranger(self, device: str, word: object) -> None:
+        """A device with something from another run is told once that nobody waits for it."""
+        if isinstance(word, UpdateOffer | EvaluationReport):
+            sha256 = word.sha256 if isinstance(word, UpdateOffer) else ""
+            reason = "it belongs to another run of the federation"
+            self._tell(
+                device,
+                Acknowledged(run=word.run, round=word.round, sha256=sha256, outcome="dropped", reason=reason),
+            )
+
+    def _join(self, device: str, join: Join) -> None:
+        if join.round != self._ledger.state.round:
+            return  # it will see the present announcement and join that
+        if self._model.fingerprint != join.fingerprint:
+            reason = self._wrong_model(join.model, join.fingerprint)
+            _log.warning("device %s may not take part: %s", device, reason)
+            self._tell(device, Refused(run=self._run, round=join.round, reason=reason, final=True))
+            return
+        self._perform(self._ledger.apply(rounds.DeviceJoined(device)))
+
+    def _decline(self, device: str, decline: Decline) -> None:
+        _log.warning("device %s does not take part in round %d: %s", device, decline.round, decline.reason)
+        if decline.round == self._ledger.state.round:
+            self._intake.give_up_on(device)
+            self._perform(self._ledger.apply(rounds.DeviceLeft(device)))
+
+    def _consider(self, device: str, offer: UpdateOffer) -> None:
+        known = self._store.find_answer(offer.round, device, offer.sha256)
+        if known is not None:
+            self._acknowledge(device, offer.round, offer.sha256, known.outcome, known.reason)
+            return
+        verdict = rounds.judge_offer(self._ledger.state, self._rules, device, offer.round)
+        if self._model.fingerprint != offer.fingerprint:
+            self._reject(device, offer, self._wrong_model(offer.model, offer.fingerprint))
+        elif offer.size_bytes > self._max_update_bytes:
+            self._reject(device, offer, f"{offer.size_bytes} bytes are over the limit of {self._max_update_bytes}")
+        elif verdict in ("wanted", "late"):
+            self._intake.offer(device, offer)
+        else:
+            self._drop(device, offer, _WHY_DROPPED[verdict])
+
+    def _take_report(self, device: str, report: EvaluationReport) -> None:
+        evaluation = report.record.evaluation
+        state = self._ledger.state
+        welcome = state.kind == "evaluate" and report.round == state.round and state.phase == "training"
+        if welcome and evaluation is not None and device not in state.delivered:
+            event = rounds.EvaluationReceived(device, report.round, evaluation.loss, evaluation.target_tokens)
+            answer = Answer(
+                round=report.round, device=device, sha256="", size_bytes=0, outcome="evaluated", record=report.record
+            )
+            actions = self._ledger.apply(event, answer=answer)
+            self._acknowledge(device, report.round, "", "evaluated")
+            self._perform(actions)
+        elif device in state.delivered:
+            self._acknowledge(device, report.round, "", "evaluated")
+        else:
+            self._acknowledge(device, report.round, "", "dropped", "nobody waits for this evaluation")
+
+    # --- answers --------------------------------------------------------------------------------------------------
+
+    def _reject(self, device: str, offer: UpdateOffer, reason: str) -> None:
+        _log.warning("device %s: update of round %d rejected: %s", device, offer.round, reason)
+        self.rejected += 1
+        self._store.add_answer(_answer(device, offer, "rejected", reason))
+        self._acknowledge(device, offer.round, offer.sha256, "rejected", reason)
+        if offer.round == self._ledger.state.round:
+            self._perform(self._ledger.apply(rounds.DeviceLeft(device)))
+
+    def _drop(self, device: str, offer: UpdateOffer, reason: str) -> None:
+        self._store.add_answer(_answer(device, offer, "dropped", reason))
+        self._acknowledge(device, offer.round, offer.sha256, "dropped", reason)
+
+    def _acknowledge(self, device: str, round_: int, sha256: str, outcome: Outcome, reason: str = "") -> None:
+        acknowledged = Acknowledged(
+            run=self._run,
+            round=round_,
+            sha256=sha256,
+            outcome=_ACKNOWLEDGED_AS[outcome],  # type: ignore[arg-type]
+            reason=reason[:4096],
+        )
+        self._tell(device, acknowledged)
+
+    def _wrong_model(self, name: str, fingerprint: str) -> str:
+        return (
+            f"the device's base model {name!r} ({fingerprint[:16]}…) is not the federation's "
+            f"{self._model.name!r} ({self._model.fingerprint[:16]}…)"
+        )
+
+
+_WHY_DROPPED: dict[str, str] = {
+    "dropped": "its round is over",
+    "duplicate": "another update of this device for this round is in",
+    "unknown": "the device was not accepted into this round",
+}
+
+
+def _answer(device: str, offer: UpdateOffer, outcome: Outcome, reason: str = "") -> Answer:
+    return Answer(
+        round=offer.round,
+        device=device,
+        sha256=offer.sha256,
+        size_bytes=offer.size_bytes,
+        outcome=outcome,
+        reason=reason,
+        record=offer.record,
+    )

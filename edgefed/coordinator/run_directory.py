@@ -1,0 +1,66 @@
+"""Where an aggregator keeps a federation's files.
+
+::
+
+    <directory>/store.sqlite        journal, answers, merged rounds (edgefed.coordinator.store)
+    <directory>/history.jsonl       one line per round, for people and plots
+    <directory>/incoming/<device>/  updates on their way
+    <directory>/updates/            whole updates that wait for their merge
+    <directory>/global/<n>/         the state after n merged rounds: exact values and broadcast parts
+    <directory>/adapter/            the final global adapter, as PEFT loads it
+    <directory>/adapter-best/       the one with the lowest evaluated loss
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from edgefed.files import sync_directory
+
+__all__ = ["RunDirectory"]
+
+
+class RunDirectory:
+    """The paths of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.incoming = path / "incoming"
+        self.updates = path / "updates"
+        self.states = path / "global"
+        self.history = path / "history.jsonl"
+        self.adapter = path / "adapter"
+        self.best_adapter = path / "adapter-best"
+        for directory in (self.incoming, self.updates, self.states):
+            directory.mkdir(parents=True, exist_ok=True)
+
+    def state(self, merged_rounds: int) -> Path:
+        """The state after so many merged rounds."""
+        return self.states / str(merged_rounds)
+
+    def update(self, device: str, round_: int, sha256: str) -> Path:
+        """Where an accepted update waits for its merge."""
+        return self.updates / f"{device}-{round_}-{sha256[:16]}.safetensors"
+
+    def take_update(self, arrived: Path, device: str, round_: int, sha256: str) -> Path:
+        """Moves an update that has arrived to where it waits, durably, and returns that place."""
+        path = self.update(device, round_, sha256)
+        arrived.rename(path)
+        sync_directory(self.updates)
+        return path
+
+    def drop_states(self, keep: Iterable[int]) -> None:
+        """Removes all states but these, and what an interrupted merge left."""
+        names = {str(number) for number in keep}
+        for path in self.states.iterdir():
+            if path.name not in names:
+                shutil.rmtree(path)
+
+    def drop_updates(self, keep: Iterable[Path]) -> None:
+        """Removes all updates but these."""
+        kept = set(keep)
+        for path in self.updates.iterdir():
+            if path not in kept:
+                path.unlink()

@@ -1,0 +1,349 @@
+"""The aggregator: performs what the round machine decides, over a transport, everything durable before it is said.
+
+One loop takes one thing at a time: a message, the end of a merge, an update that is whole, or a tick. The journal is
+written first and acted upon afterwards, so after a kill the journal tells what to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgefed.aggregation.exchange import Exchange, MergedState
+from edgefed.coordinator import rounds
+from edgefed.coordinator.broadcast import Broadcast
+from edgefed.coordinator.history import write_history
+from edgefed.coordinator.intake import Intake
+from edgefed.coordinator.ledger import Ledger
+from edgefed.coordinator.merging import RoundTraffic, merge_round
+from edgefed.coordinator.options import FederationOptions
+from edgefed.coordinator.outbox import Outbox
+from edgefed.coordinator.reception import Reception
+from edgefed.coordinator.run_directory import RunDirectory
+from edgefed.coordinator.store import MergedRound, Store
+from edgefed.errors import MessageError, StoreError
+from edgefed.protocol.messages import (
+    Accepted,
+    AggregatorState,
+    FederationFinished,
+    Refused,
+    RoundOpen,
+    UpdateOffer,
+    encode,
+)
+from edgefed.protocol.tasks import ModelReference
+from edgefed.protocol.topics import Topics
+from edgefed.transport.base import ConnectionLost, Event, Message, Transport, Will
+
+__all__ = ["Aggregator", "aggregator_will"]
+
+_log = logging.getLogger(__name__)
+
+_LONGEST_WAIT_S = 1.0
+_SHORTEST_STATE_S = 0.5
+_LINGER_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    device: str
+    offer: UpdateOffer
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _MergeDone:
+    record: MergedRound
+    state: MergedState
+
+
+@dataclass(frozen=True, slots=True)
+class _Broken:
+    error: BaseException
+
+
+def aggregator_will(topics: Topics) -> Will:
+    """Returns what the broker publishes when the aggregator vanishes."""
+    return Will(topics.aggregator_state, encode(AggregatorState(status="lost", instance="")))
+
+
+class Aggregator:
+    """One federation's aggregator.
+
+    Args:
+        options: what `federation.toml` says.
+        model: the base model with its fingerprint.
+        run: id of this run.
+        transport: connected, with `aggregator_will` as its will.
+        store: of this run.
+        exchange: of this federation's method.
+        watch: called with each new state, for whoever shows it.
+    """
+
+    def __init__(
+        self,
+        options: FederationOptions,
+        model: ModelReference,
+        run: str,
+        transport: Transport,
+        store: Store,
+        exchange: Exchange,
+        *,
+        watch: Callable[[AggregatorState], None] | None = None,
+    ) -> None:
+        self._options = options
+        self._model = model
+        self._run = run
+        self._topics = Topics(options.fleet)
+        self._transport = transport
+        self._store = store
+        self._exchange = exchange
+        self._watch = watch
+        self._directory = RunDirectory(store.directory)
+        self._ledger = Ledger(store, options.rules)
+        self._inbox: asyncio.Queue[Event | _Arrived | _MergeDone | _Broken] = asyncio.Queue(maxsize=256)
+        self._outbox = Outbox(transport, self._topics)
+        self._broadcast = Broadcast(
+            transport,
+            self._topics,
+            chunk_bytes=options.transfers.chunk_bytes,
+            settle_s=options.transfers.broadcast_settle_s,
+        )
+        self._intake = Intake(
+            self._directory.incoming,
+            options.transfers,
+            tell=self._outbox.tell,
+            arrived=lambda device, offer, path: self._spawn(self._inbox.put(_Arrived(device, offer, path))),
+            broke=lambda error: self._spawn(self._inbox.put(_Broken(error))),
+            max_payload_bytes=lambda: transport.max_payload_bytes,
+        )
+        self._reception = Reception(
+            options,
+            model,
+            run,
+            store,
+            self._ledger,
+            exchange,
+            self._directory,
+            self._intake,
+            self._broadcast,
+            tell=self._outbox.tell,
+            perform=self._perform,
+        )
+        self._traffic = RoundTraffic(lambda: self._intake.received_bytes, lambda: self._broadcast.sent_bytes)
+        self._instance = uuid.uuid4().hex
+        self._published_state: AggregatorState | None = None
+        self._published_at_s = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._finished = False
+
+    async def run(self) -> str:
+        """Runs the federation to its end, from wherever its journal stands, and returns why it ended.
+
+        Raises:
+            StoreError: the disk fails.
+            TransportError: the broker refuses what the aggregator needs.
+            AdapterError: a state on disk is damaged.
+        """
+        for background in (self._pump(), self._broadcast.run(), self._outbox.run()):
+            self._spawn(background)
+        try:
+            await asyncio.to_thread(self._exchange.begin, self._directory.state(0))
+            await self._transport.subscribe(self._topics.every_device("up"))
+            await self._transport.subscribe(self._topics.every_device("state"))
+            self._perform(rounds.recover(self._ledger.state) or self._ledger.apply(rounds.Begin()))
+            while not self._finished:
+                await self._turn()
+            await self._linger()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._intake.close()
+        return self._ledger.state.finished_reason
+
+    # --- the loop -------------------------------------------------------------------------------------------------
+
+    async def _turn(self) -> None:
+        wait_s = self._ledger.wait_s(_LONGEST_WAIT_S)
+        try:
+            item = await asyncio.wait_for(self._inbox.get(), wait_s) if wait_s else self._inbox.get_nowait()
+        except (asyncio.TimeoutError, asyncio.QueueEmpty):
+            self._perform(self._ledger.apply(rounds.Tick()))
+            self._intake.give_up_on_the_stalled()
+            if not wait_s:
+                await asyncio.sleep(0.05)  # a deadline that is over, and a machine that waits for a device
+        else:
+            await self._take(item)
+        self._publish_state()
+
+    async def _take(self, item: Event | _Arrived | _MergeDone | _Broken) -> None:
+        if isinstance(item, Message):
+            try:
+                self._reception.hear(item)
+            except MessageError as error:
+                _log.warning("on %s: %s", item.topic, error)
+        elif isinstance(item, _Arrived):
+            await self._reception.take_in(item.device, item.offer, item.path)
+        elif isinstance(item, _MergeDone):
+            self._after_merge(item)
+        elif isinstance(item, _Broken):
+            if isinstance(item.error, OSError):
+                raise StoreError(f"the run directory {self._directory.path} cannot be written: {item.error}")
+            raise item.error
+        elif isinstance(item, ConnectionLost):
+            _log.warning("connection to the broker lost: %s", item.reason)
+
+    async def _pump(self) -> None:
+        async for event in self._transport.events():
+            await self._inbox.put(event)
+
+    def _spawn(self, doing: Coroutine[Any, Any, None]) -> None:
+        async def guarded() -> None:
+            try:
+                await doing
+            except Exception as error:  # noqa: BLE001 - the task boundary: the loop raises it
+                await self._inbox.put(_Broken(error))
+
+        task = asyncio.create_task(guarded())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _linger(self) -> None:
+        """Answers those who come a moment after the end."""
+        self._publish_state(at_once=True)
+        until_s = time.monotonic() + _LINGER_S
+        while (left_s := until_s - time.monotonic()) > 0:
+            try:
+                await self._take(await asyncio.wait_for(self._inbox.get(), left_s))
+            except asyncio.TimeoutError:
+                break
+        await self._outbox.drained()
+
+    # --- actions --------------------------------------------------------------------------------------------------
+
+    def _perform(self, actions: tuple[rounds.Action, ...]) -> None:
+        for action in actions:
+            if isinstance(action, rounds.Announce):
+                self._announce()
+            elif isinstance(action, rounds.Accept):
+                round_ = self._ledger.state.round
+                self._broadcast.expect([action.device])
+                accepted = Accepted(run=self._run, round=round_, remaining_s=action.remaining_s)
+                self._outbox.tell(action.device, accepted)
+            elif isinstance(action, rounds.Refuse):
+                refused = Refused(run=self._run, round=self._ledger.state.round, reason=action.reason)
+                self._outbox.tell(action.device, refused)
+            elif isinstance(action, rounds.Merge):
+                self._spawn(self._merge(action))
+            else:
+                self._finish(action.reason)
+
+    def _announce(self) -> None:
+        state, options = self._ledger.state, self._options
+        merged = self._exchange.load(self._directory.state(state.round - 1))
+        self._broadcast.offer(merged.files)
+        self._traffic = RoundTraffic(lambda: self._intake.received_bytes, lambda: self._broadcast.sent_bytes)
+        every = options.evaluation.every
+        evaluates = state.kind == "evaluate" or (every and (state.round - 1) % every == 0)
+        announcement = RoundOpen(
+            run=self._run,
+            round=state.round,
+            rounds=options.rounds,
+            kind=state.kind,
+            model=self._model,
+            task=options.task,
+            method=options.method,
+            training=options.training,
+            evaluation=options.evaluation if evaluates else None,
+            deadline_s=options.selection.deadline_s,
+            late_is_used=options.selection.late == "discount" and state.round < options.rounds,
+            seed=options.seed,
+            manifest=merged.manifest,
+        )
+        self._outbox.post(self._topics.round, announcement)
+        _log.info("round %d of %d is open (%s)", state.round, options.rounds, state.kind)
+
+    async def _merge(self, action: rounds.Merge) -> None:
+        _log.info("round %d: merging %d updates", action.round, len(action.updates))
+        record, state = await asyncio.to_thread(
+            merge_round,
+            self._exchange,
+            self._directory,
+            self._options.selection,
+            action.round,
+            action.updates,
+            self._traffic,
+        )
+        await self._inbox.put(_MergeDone(record, state))
+
+    def _after_merge(self, done: _MergeDone) -> None:
+        self._perform(self._ledger.apply_merged(done.record))
+        write_history(self._directory.history, self._store, self._ledger.state)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Removes what no later merge, export or late update can need."""
+        state, selection = self._ledger.state, self._options.selection
+        merged = state.round - 1 if state.phase != "finished" else len(self._store.merged_rounds())
+        oldest = merged - (selection.max_staleness if selection.late == "discount" else 0)
+        keep = {0, merged, *range(max(0, oldest), merged + 1)}
+        if state.best is not None:
+            keep.add(state.best[0])
+        self._directory.drop_states(keep)
+        waiting = (*state.updates, *state.carried, *state.waiting)
+        self._directory.drop_updates(self._directory.update(u.device, u.round, u.sha256) for u in waiting)
+
+    def _finish(self, reason: str) -> None:
+        write_history(self._directory.history, self._store, self._ledger.state)
+        state = self._ledger.state
+        last = len(self._store.merged_rounds())
+        if last:
+            self._exchange.export(self._directory.state(last), self._directory.adapter)
+        if state.best is not None and state.best[0]:
+            self._exchange.export(self._directory.state(state.best[0]), self._directory.best_adapter)
+        finished = FederationFinished(run=self._run, round=state.round, reason=reason)
+        self._outbox.post(self._topics.round, finished)
+        _log.info("the federation is over: %s", reason)
+        self._finished = True
+
+    # --- what others see ------------------------------------------------------------------------------------------
+
+    def _publish_state(self, *, at_once: bool = False) -> None:
+        state = self._describe()
+        due = time.monotonic() - self._published_at_s >= _SHORTEST_STATE_S
+        if state != self._published_state and (due or at_once):
+            self._published_state = state
+            self._published_at_s = time.monotonic()
+            self._outbox.post(self._topics.aggregator_state, state)
+            if self._watch is not None:
+                self._watch(state)
+
+    def _describe(self) -> AggregatorState:
+        state = self._ledger.state
+        best = state.best
+        return AggregatorState(
+            status="finished" if state.phase == "finished" else "online",
+            instance=self._instance,
+            run=self._run,
+            phase=state.phase,
+            round=state.round,
+            rounds=self._options.rounds,
+            joined=len(state.candidates),
+            accepted=len(state.participants),
+            updates=len(state.delivered),
+            quorum=self._options.selection.quorum,
+            rejected=self._reception.rejected,
+            best_round=best[0] if best else None,
+            best_loss=best[1] if best else None,
+            last_loss=state.losses[-1][1] if state.losses else None,
+            received_bytes=self._intake.received_bytes,
+            broadcast_bytes=self._broadcast.sent_bytes,
+            note=state.finished_reason,
+        )
