@@ -18,12 +18,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["MosquittoMissing", "RunningMosquitto", "free_port", "running_mosquitto"]
+__all__ = ["MosquittoMissingError", "RunningMosquitto", "free_port", "running_mosquitto"]
 
 _ANSWER_TIMEOUT_S = 10.0
 
 
-class MosquittoMissing(RuntimeError):
+class MosquittoMissingError(RuntimeError):
     """The program is not installed."""
 
 
@@ -109,7 +109,7 @@ def running_mosquitto(
         extra_config: Further lines of mosquitto.conf.
 
     Raises:
-        MosquittoMissing: The program is not installed.
+        MosquittoMissingError: The program is not installed.
         RuntimeError: It does not come up; the message holds its log.
     """
     with tempfile.TemporaryDirectory(prefix="mosquitto-") as scratch:
@@ -141,5 +141,5 @@ def running_mosquitto(
 def _binary() -> str:
     path = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin") or shutil.which("mosquitto")
     if path is None:
-        raise MosquittoMissing("mosquitto is not installed; get it with: apt-get install mosquitto")
+        raise MosquittoMissingError("mosquitto is not installed; get it with: apt-get install mosquitto")
     return path
