@@ -13,22 +13,37 @@ Both are kept in float32 whatever the base is: a step of training is smaller tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 
 from edgefed.errors import AdapterError, ModelError
 from edgefed.lora.low_rank import LowRank
 from edgefed.training.base_model import LoadedModel
 from edgefed.training.options import LoraOptions
 
-__all__ = ["AdaptedModel", "AdapterName", "install"]
+__all__ = ["AdaptedModel", "AdapterName", "install", "peft_quietly"]
 
 AdapterName = Literal["train", "held"]
+_IN_PEFT: Mapping[AdapterName, str] = {"train": "edgefed_train", "held": "edgefed_held"}
+"""peft keeps adapters in a ModuleDict, which takes no key that torch.nn.Module uses itself, as it does "train"."""
+
+
+@contextmanager
+def peft_quietly() -> Iterator[Any]:
+    """Lend peft, without its warnings about what transformers will rename one day.
+
+    Imported here and not above, so that `load_base` has quieted bitsandbytes before peft imports that.
+    """
+    import peft
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield peft
 
 
 def install(
@@ -68,8 +83,8 @@ class AdaptedModel:
         self.modules = tuple(sorted(modules))
         self.model: Any = None
         self.options = LoraOptions(rank=1)
-        self._layers: dict[str, LoraLayer] = {}
-        self._scales: dict[str, float] = {}
+        self._layers: dict[str, Any] = {}  # peft's LoraLayer by module
+        self._scales: dict[AdapterName, float] = {}
         known = {name for name, _ in base.model.named_modules()}
         unknown = [name for name in self.modules if name not in known]
         if unknown or not self.modules:
@@ -77,65 +92,57 @@ class AdaptedModel:
 
     def reinstall(self, options: LoraOptions, *, seed: int, held_rank: int = 0) -> None:
         """Begin anew with other ranks, on the same base in memory. Arguments as of `install`."""
-        for name in ("held", "train"):
-            if name in self._scales:
-                self.model.delete_adapter(name)
-                del self._scales[name]
+        for name in list(self._scales):
+            self.model.delete_adapter(_IN_PEFT[name])
+            del self._scales[name]
         self.options = options
         self._add("train", options)
         if held_rank:
             self._add("held", LoraOptions(rank=held_rank, alpha=float(held_rank)))
         self._draw_factors(seed)
-        active = list(self._scales)
-        self.model.base_model.set_adapter(active)
-        for layer in self._layers.values():
-            for factors in (layer.lora_A, layer.lora_B):
-                factors["train"].requires_grad_(True)
-                if held_rank:
-                    factors["held"].requires_grad_(False)
+        self.model.set_adapter(_IN_PEFT["train"])  # the wrapper knows of one active adapter, its layers of both
+        self.model.base_model.set_adapter([_IN_PEFT[name] for name in self._scales])
+        for adapter in self._scales:
+            for module in self.modules:
+                for weight in self._weights(adapter, module):
+                    weight.requires_grad_(adapter == "train")
 
     def _add(self, name: AdapterName, options: LoraOptions) -> None:
-        config = LoraConfig(
-            r=options.rank,
-            lora_alpha=options.alpha,  # type: ignore[arg-type, unused-ignore]  # peft divides it: any number will do
-            lora_dropout=options.dropout,
-            use_rslora=options.scaling == "alpha/sqrt(r)",
-            target_modules=list(self.modules),
-            bias="none",
-            task_type="SEQ_2_SEQ_LM",
-        )
-        if self.model is None:
-            self.model = get_peft_model(self.base.model, config, adapter_name=name)
-        else:
-            self.model.add_adapter(name, config)
+        with peft_quietly() as peft:
+            config = peft.LoraConfig(
+                r=options.rank,
+                lora_alpha=options.alpha,
+                lora_dropout=options.dropout,
+                use_rslora=options.scaling == "alpha/sqrt(r)",
+                target_modules=list(self.modules),
+                bias="none",
+                task_type="SEQ_2_SEQ_LM",
+            )
+            if self.model is None:
+                self.model = peft.get_peft_model(self.base.model, config, adapter_name=_IN_PEFT[name])
+            else:
+                self.model.add_adapter(_IN_PEFT[name], config)
         self._scales[name] = options.scale
-        prefix = "base_model.model."
-        self._layers = {
-            path.removeprefix(prefix): layer
-            for path, layer in self.model.named_modules()
-            if isinstance(layer, LoraLayer)
-        }
+        self._layers = {module: self.base.model.get_submodule(module) for module in self.modules}
 
     def _draw_factors(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name in self.modules:
-                layer = self._layers[name]
-                a = layer.lora_A["train"].weight
+                a, _ = self._weights("train", name)
                 bound = a.shape[1] ** -0.5  # kaiming-uniform with a = √5
                 a.copy_(torch.empty(a.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator))
                 for adapter in self._scales:
-                    layer.lora_B[adapter].weight.zero_()
+                    self._weights(adapter, name)[1].zero_()
 
     @property
     def held_rank(self) -> int:
         """Rank of the held branch, 0 where there is none."""
-        return int(self._layers[self.modules[0]].r.get("held", 0))
+        return int(self._layers[self.modules[0]].r.get(_IN_PEFT["held"], 0))
 
-    def parameters(self) -> list[torch.nn.Parameter]:
+    def parameters(self) -> list[torch.Tensor]:
         """Return what is trained: A and B of every module, in a fixed order."""
-        layers = [self._layers[name] for name in self.modules]
-        return [factors["train"].weight for layer in layers for factors in (layer.lora_A, layer.lora_B)]
+        return [weight for name in self.modules for weight in self._weights("train", name)]
 
     def set_factors(self, adapter: AdapterName, factors: Mapping[str, LowRank]) -> None:
         """Put factors in, unfolding this device's scale.
@@ -174,11 +181,10 @@ class AdaptedModel:
 
     def _weights(self, adapter: AdapterName, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         layer = self._layers[name]
-        return layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+        return layer.lora_A[_IN_PEFT[adapter]].weight, layer.lora_B[_IN_PEFT[adapter]].weight
 
     def remove(self) -> LoadedModel:
         """Take LoRA out again and return the base as it was; this object cannot be used afterwards."""
-        model: PeftModel = self.model
-        model.unload()
+        self.model.unload()
         self._layers, self._scales, self.model = {}, {}, None
         return self.base

@@ -58,6 +58,8 @@ def load_base(
     place = _device(device)
     if threads is not None:
         torch.set_num_threads(threads)
+    # bitsandbytes warns when peft imports it, and once per layer that int8 rounds to fp16.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with _quiet():
         tokenizer = _tokenizer(path)
         model, info = _model(path, quantization, place)
@@ -99,7 +101,6 @@ def _model(path: Path, quantization: Quantization, device: torch.device) -> tupl
         )
     if quantization in ("int8", "nf4"):
         arguments["device_map"] = {"": device}
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns once per layer that int8 rounds to fp16
     try:
         model, info = transformers.AutoModelForSeq2SeqLM.from_pretrained(
             path, local_files_only=True, use_safetensors=True, output_loading_info=True, **arguments

@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 
 from edgefed.data.examples import Example
 from edgefed.errors import AdapterError, DataError
 from edgefed.lora.low_rank import LowRank
-from edgefed.training.adapters import AdaptedModel, install
+from edgefed.training.adapters import AdaptedModel, install, peft_quietly
 from edgefed.training.base_model import LoadedModel
 from edgefed.training.options import LoraOptions, SummarizationTask
 from edgefed.training.summarization import Rouge, collate, generate, rouge, summed_loss
 
-__all__ = ["Evaluation", "evaluate", "summarise", "validation_loss", "with_adapter"]
+__all__ = ["Evaluation", "evaluate", "summarise", "token_loss", "validation_loss", "with_adapter"]
 
 Model = LoadedModel | AdaptedModel
 Progress = Callable[[int, int], None]
@@ -73,7 +72,8 @@ def _peft_directory(base: LoadedModel, directory: Path) -> Iterator[LoadedModel]
     if not (directory / "adapter_model.safetensors").is_file():
         raise AdapterError(f"{directory} has no adapter_model.safetensors; it is not a PEFT adapter")
     try:
-        adapted = PeftModel.from_pretrained(base.model, str(directory))
+        with peft_quietly() as peft:
+            adapted = peft.PeftModel.from_pretrained(base.model, str(directory))
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise AdapterError(f"the adapter in {directory} does not fit the model: {reason}") from error
@@ -108,10 +108,10 @@ def evaluate(
 
 
 @torch.inference_mode()
-def validation_loss(
+def token_loss(
     model: Model, examples: Sequence[Example], task: SummarizationTask, *, batch_size: int = 16
-) -> float:
-    """Return the cross entropy in nats, averaged over the target tokens of all examples.
+) -> tuple[float, int]:
+    """Return the cross entropy in nats, averaged over the target tokens of all examples, and how many those are.
 
     Raises:
         DataError: there are no examples.
@@ -124,7 +124,14 @@ def validation_loss(
         batch = collate(model.tokenizer, task, by_length[start : start + batch_size], model.device)
         total += float(summed_loss(model.model, batch))
         tokens += batch.target_tokens
-    return total / tokens
+    return total / tokens, tokens
+
+
+def validation_loss(
+    model: Model, examples: Sequence[Example], task: SummarizationTask, *, batch_size: int = 16
+) -> float:
+    """Return the first half of `token_loss`."""
+    return token_loss(model, examples, task, batch_size=batch_size)[0]
 
 
 def summarise(

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -89,7 +90,7 @@ def train(
 
     Args:
         model: with LoRA installed; its "train" factors change, nothing else does.
-        examples: this device's data. Each is used once before any is used twice; the order is drawn anew every time around.
+        examples: this device's data. Each is used once before any is used twice, in an order drawn anew every time.
         task: how examples become tokens.
         options: steps, batch sizes, optimizer.
         on_step: called after every step.
@@ -172,7 +173,7 @@ def _check_finite(loss: float, norm: float, step: int) -> None:
     raise WorkerError(f"training diverged: {what} at step {step}; lower the learning rate, or lengthen the warm-up")
 
 
-def _optimizer(parameters: list[torch.nn.Parameter], options: TrainOptions) -> torch.optim.Optimizer:
+def _optimizer(parameters: list[torch.Tensor], options: TrainOptions) -> torch.optim.Optimizer:
     if options.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
     return torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
@@ -198,15 +199,21 @@ def _training_mode(model: AdaptedModel, options: TrainOptions) -> Iterator[None]
         torch.manual_seed(options.seed)
         network.train()
         if options.gradient_checkpointing:
-            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            _call_renamed(network, "checkpointing_enable", {"use_reentrant": False})
         try:
             yield
         finally:
             if options.gradient_checkpointing:
-                network.gradient_checkpointing_disable()
+                _call_renamed(network, "checkpointing_disable")
             network.eval()
             for parameter in model.parameters():
                 parameter.grad = None
+
+
+def _call_renamed(network: Any, method: str, *arguments: object) -> None:
+    """Call a method that transformers 5.23 renamed from gradient_… to activation_…."""
+    newer = f"activation_{method}"
+    getattr(network, newer if hasattr(network, newer) else f"gradient_{method}")(*arguments)
 
 
 @contextmanager

@@ -12,8 +12,8 @@ __all__ = ["PhaseTimer"]
 class PhaseTimer:
     """Adds up seconds by phase over one step.
 
-    On CUDA the host runs ahead of the device, so phases are bounded by events in the stream, read once at the end of the
-    step: waiting for the device at every phase would slow what is measured.
+    On CUDA the host runs ahead of the device, so phases are bounded by events in the stream, read once at the end of
+    the step: waiting for the device at every phase would slow what is measured.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -1,0 +1,255 @@
+"""A device's share of a LoRA round: put the global adapter in, evaluate it, train, write the update."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import torch
+
+from edgefed.data.examples import Example, read_examples
+from edgefed.data.source import DataSource, hold_back
+from edgefed.errors import AdapterError, DataError
+from edgefed.lora.adapters import Adapter, adapter_rank, truncated
+from edgefed.lora.files import join_layers, read_adapter, write_adapter
+from edgefed.lora.low_rank import LowRank
+from edgefed.models.checkpoint import linear_shapes, resolve_model
+from edgefed.protocol.messages import RoundOpen
+from edgefed.protocol.records import MAX_STEP_RECORDS, EvaluationRecord, RoundRecord, StepRecord
+from edgefed.training.adapters import AdaptedModel, install
+from edgefed.training.base_model import load_base
+from edgefed.training.evaluate import token_loss
+from edgefed.training.loop import StepRecord as LoopStep
+from edgefed.training.loop import TrainResult, train
+from edgefed.training.options import LoraOptions, SummarizationTask, TrainOptions
+from edgefed.training.round_work import RoundWork
+
+__all__ = ["Report", "Rounds", "read_split"]
+
+Report = Callable[[Literal["loading", "evaluating", "training", "saving"], int, int, float | None], None]
+
+
+def read_split(announced: RoundOpen, data: DataSource) -> tuple[list[Example], list[Example]]:
+    """Returns (training examples, examples held back to evaluate on); the same for every round of a run.
+
+    Raises:
+        DataError: the files are missing or malformed, or nothing is left to train on.
+    """
+    task = announced.task
+    fields = {
+        "source_field": data.fields.get(task.source, task.source),
+        "target_field": data.fields.get(task.target, task.target),
+    }
+    examples = read_examples(Path(data.path), **fields)
+    if data.validation:
+        return examples, read_examples(Path(data.validation), **fields)
+    if not announced.evaluation.every:
+        return examples, []
+    return hold_back(examples, announced.evaluation.share, seed=announced.seed)
+
+
+class Rounds:
+    """Does rounds, and keeps the base model in memory from one to the next."""
+
+    def __init__(self) -> None:
+        self._warm: tuple[tuple[object, ...], AdaptedModel] | None = None
+
+    def count_examples(self, announced: RoundOpen, data: DataSource) -> int:
+        """Returns how many examples there are to train on.
+
+        Raises:
+            DataError: the files are missing or malformed.
+        """
+        return len(read_split(announced, data)[0])
+
+    def run(self, work: RoundWork, report: Report) -> RoundRecord:
+        """Returns what was done; the update is in `work.output`, unless the round was for evaluation only.
+
+        Raises:
+            DataError, ModelError, AdapterError: what came in cannot be used.
+            WorkerError: training diverged, or memory ran out.
+        """
+        announced, plan = work.announced, work.plan
+        training, held_back = read_split(announced, work.data)
+        report("loading", 0, 0, None)
+        started_s = time.monotonic()
+        model, loaded = self._model(work)
+        load_s = time.monotonic() - started_s if loaded else 0.0
+        _put_in(model, work)
+        task = _task(announced)
+        evaluation = None
+        if announced.evaluates:
+            report("evaluating", 0, 0, None)
+            evaluation = _evaluate(model, held_back[: announced.evaluation.max_examples], task)
+        record = RoundRecord(
+            device=work.device,
+            round=announced.round,
+            rank=0,
+            held_rank=plan.held_rank,
+            quantization=plan.quantization,
+            examples=len(training),
+            load_s=load_s,
+            evaluation=evaluation,
+            peak_resident_bytes=_peak_resident_bytes(),
+        )
+        if announced.kind == "evaluate":
+            return record
+        return self._train(model, training, task, work, record, report)
+
+    def _model(self, work: RoundWork) -> tuple[AdaptedModel, bool]:
+        """Returns the model with fresh factors of the plan's rank, and whether the base had to be loaded."""
+        method, plan = work.announced.method, work.plan
+        if work.threads:
+            torch.set_num_threads(work.threads)
+        options = LoraOptions(rank=plan.rank, alpha=method.alpha, dropout=method.dropout, scaling=method.rank_scaling)
+        held_rank = plan.held_rank if method.start == "frozen" else 0
+        seed = _seed(work)
+        path = resolve_model(work.announced.model.name, work.models)
+        key = (str(path), plan.quantization, work.hardware, tuple(method.target_modules))
+        if self._warm is not None and self._warm[0] == key:
+            self._warm[1].reinstall(options, seed=seed, held_rank=held_rank)
+            return self._warm[1], False
+        self._warm = None
+        hardware: Literal["auto", "cpu", "cuda"] = work.hardware  # type: ignore[assignment]
+        base = load_base(path, plan.quantization, hardware)
+        modules = list(linear_shapes(path, method.target_modules))
+        model = install(base, modules, options, seed=seed, held_rank=held_rank)
+        self._warm = (key, model)
+        return model, True
+
+    def _train(
+        self,
+        model: AdaptedModel,
+        examples: Sequence[Example],
+        task: SummarizationTask,
+        work: RoundWork,
+        record: RoundRecord,
+        report: Report,
+    ) -> RoundRecord:
+        options = _train_options(work)
+        steps: list[LoopStep] = []
+
+        def on_step(step: LoopStep) -> None:
+            steps.append(step)
+            report("training", len(steps), options.steps, step.loss)
+
+        report("training", 0, options.steps, None)
+        started_s = time.monotonic()
+        result = train(model, examples, task, options, on_step)
+        train_s = time.monotonic() - started_s
+        report("saving", options.steps, options.steps, result.last_loss)
+        _write_update(model, work)
+        return _filled(record, work, result, steps, train_s)
+
+
+def _seed(work: RoundWork) -> int:
+    """Returns a seed of this device's own for this round."""
+    text = f"{work.announced.seed}/{work.announced.round}/{work.device}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def _task(announced: RoundOpen) -> SummarizationTask:
+    task = announced.task
+    return SummarizationTask(
+        prompt=task.prompt, max_source_tokens=task.max_source_tokens, max_target_tokens=task.max_target_tokens
+    )
+
+
+def _train_options(work: RoundWork) -> TrainOptions:
+    training = work.announced.training
+    return TrainOptions(
+        steps=training.local_steps,
+        batch_size=training.batch_size,
+        micro_batch_size=training.micro_batch_size,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        warmup_steps=training.warmup_steps,
+        max_grad_norm=training.max_grad_norm,
+        gradient_checkpointing=training.gradient_checkpointing,
+        seed=_seed(work),
+    )
+
+
+def _put_in(model: AdaptedModel, work: RoundWork) -> None:
+    """Puts the received global adapter where the method wants it: into the trained factors, or beside them."""
+    if not work.parts or not work.plan.held_rank:
+        return
+    received = truncated(join_layers([Path(part) for part in work.parts]), work.plan.held_rank)
+    if adapter_rank(received) != work.plan.held_rank:
+        raise AdapterError(f"the parts hold rank {adapter_rank(received)}, and rank {work.plan.held_rank} is planned")
+    if work.announced.method.start == "frozen":
+        model.set_factors("held", received)
+    elif work.plan.held_rank == work.plan.rank:
+        model.set_factors("train", received)
+    else:  # the server keeps fewer components than this device trains: the others stay fresh
+        model.set_factors("train", _extended(received, model.get_factors()))
+
+
+def _extended(known: Adapter, fresh: Adapter) -> dict[str, LowRank]:
+    return {
+        module: LowRank.stack([known[module], matrix.sliced(known[module].rank, matrix.rank)])
+        for module, matrix in fresh.items()
+    }
+
+
+def _evaluate(model: AdaptedModel, examples: Sequence[Example], task: SummarizationTask) -> EvaluationRecord:
+    if not examples:
+        raise DataError("the round asks for an evaluation, and this device has too few examples to hold any back")
+    started_s = time.monotonic()
+    loss, tokens = token_loss(model, examples, task)
+    return EvaluationRecord(
+        loss=loss, target_tokens=tokens, examples=len(examples), evaluate_s=time.monotonic() - started_s
+    )
+
+
+def _write_update(model: AdaptedModel, work: RoundWork) -> None:
+    """Writes the trained factors, and what rounding them lost beside, for the next update to make up for."""
+    precision = work.announced.method.upload_precision
+    residual_path = Path(work.residual)
+    owed = read_adapter(residual_path) if residual_path.is_file() else None
+    lost = write_adapter(Path(work.output), model.get_factors(), precision=precision, residual=owed)
+    write_adapter(residual_path, lost, precision="fp32")
+
+
+def _filled(
+    record: RoundRecord, work: RoundWork, result: TrainResult, steps: Sequence[LoopStep], train_s: float
+) -> RoundRecord:
+    stride = -(-len(steps) // MAX_STEP_RECORDS)
+    return msgspec.structs.replace(
+        record,
+        rank=work.plan.rank,
+        steps=result.steps,
+        loss_first=result.first_loss,
+        loss_mean=result.mean_loss,
+        loss_last=result.last_loss,
+        data_s=result.data_s,
+        forward_s=result.forward_s,
+        backward_s=result.backward_s,
+        optimizer_s=result.optimizer_s,
+        train_s=train_s,
+        source_tokens=result.source_tokens,
+        target_tokens=result.target_tokens,
+        peak_resident_bytes=_peak_resident_bytes(),
+        step_records=[_step_record(step) for step in steps[::stride]],
+    )
+
+
+def _step_record(step: LoopStep) -> StepRecord:
+    return StepRecord(
+        loss=step.loss,
+        data_s=step.data_s,
+        forward_s=step.forward_s,
+        backward_s=step.backward_s,
+        optimizer_s=step.optimizer_s,
+        source_tokens=step.source_tokens,
+        target_tokens=step.target_tokens,
+    )
+
+
+def _peak_resident_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
