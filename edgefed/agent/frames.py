@@ -45,13 +45,11 @@ class Prepare(_Frame, frozen=True, kw_only=True, tag="prepare"):
 
     Attributes:
         round: the announcement.
-        device: the id of this device.
-        data: where its examples are.
+        data: where this device's examples are.
         models: local directories by model name.
     """
 
     round: RoundOpen
-    device: str
     data: DataSource
     models: dict[str, str]
 

@@ -208,9 +208,7 @@ class Supervisor:
         return await self._keep_answer(announced, plan, prepared, fetched, finished)
 
     async def _prepare(self, announced: RoundOpen) -> Prepared:
-        request = Prepare(
-            round=announced, device=self._options.device, data=self._options.data, models=self._options.models
-        )
+        request = Prepare(round=announced, data=self._options.data, models=self._options.models)
         prepared = await self._worker.prepare(request)
         wanted = announced.model.fingerprint
         if wanted and prepared.fingerprint != wanted:

@@ -66,7 +66,7 @@ class _Report(Protocol):
 class _Rounds(Protocol):
     """What a method's module offers under the name `Rounds`; it keeps models warm between calls."""
 
-    def count_examples(self, announced: RoundOpen, device: str, data: DataSource) -> int: ...
+    def count_examples(self, announced: RoundOpen, data: DataSource) -> int: ...
 
     def run(self, work: RoundWork, report: _Report) -> RoundRecord: ...
 
@@ -105,7 +105,7 @@ class _Session:
         from edgefed.models.checkpoint import fingerprint, resolve_model
 
         path = resolve_model(request.round.model.name, request.models)
-        examples = self._rounds_of(request.round).count_examples(request.round, request.device, request.data)
+        examples = self._rounds_of(request.round).count_examples(request.round, request.data)
         return Prepared(model_path=str(path), fingerprint=fingerprint(path), examples=examples)
 
     def _work(self, request: Work) -> Finished:

@@ -75,7 +75,7 @@ class Rules:
         if not selection.participants:
             return None
         exact = selection.participants * selection.over_selection
-        return math.ceil(round(exact, 9))  # 10 · 1.1 is 11.000000000000002 in floating point, and means 11
+        return math.ceil(round(exact, 9))  # 50 · 1.1 is 55.00000000000001 in floating point, and means 55
 
 
 class Update(msgspec.Struct, frozen=True, kw_only=True):
@@ -219,7 +219,7 @@ class State:
         updates: this round's updates in order of arrival.
         carried: late updates of earlier rounds that this round's sum includes.
         waiting: late updates that arrived while this round's sum was being made; the next round carries them.
-        owed: (round, device) of participants of earlier rounds whose updates may still come late.
+        owed: (round, device) of participants of closed rounds whose updates the next sum would still take.
         evaluations: (loss, target tokens) of the adapter that this round started from, by device.
         losses: (round, loss) of each evaluated adapter; round 0 is the base model.
         finished_reason: why it ended.
@@ -273,15 +273,7 @@ def judge_offer(state: State, rules: Rules, device: str, round_: int) -> OfferVe
         if state.phase == "gathering" or device not in state.participants:
             return "unknown"
         return "wanted" if state.kind == "train" else "dropped"
-    return "late" if (round_, device) in state.owed and _may_be_late(state, rules, round_) else "dropped"
-
-
-def _may_be_late(state: State, rules: Rules, round_: int) -> bool:
-    """Whether an update of an earlier round, coming now, would be in a later sum."""
-    merging = state.phase == "merging"
-    a_sum_follows = state.round < rules.rounds if merging else state.kind == "train"
-    staleness = state.round + merging - round_  # in the sum that it would be part of
-    return rules.selection.late == "discount" and a_sum_follows and staleness <= rules.selection.max_staleness
+    return "late" if (round_, device) in state.owed else "dropped"
 
 
 def step(state: State, event: Event, now_s: float, rules: Rules) -> tuple[State, tuple[Action, ...]]:
@@ -480,10 +472,7 @@ def _close(state: State, rules: Rules) -> tuple[State, tuple[Action, ...]]:
         state = replace(state, losses=(*state.losses, (state.round - 1, loss)))
     if state.kind == "evaluate":
         return _finish(state, f"all {rules.rounds} rounds are done")
-    missing = {(state.round, device) for device in state.participants if device not in state.delivered}
-    oldest = state.round + 1 - rules.selection.max_staleness
-    owed = frozenset(pair for pair in state.owed | missing if pair[0] >= oldest)
-    state = replace(state, phase="merging", outstanding=(), owed=owed)
+    state = replace(state, phase="merging", outstanding=(), owed=_owed(state, rules))
     return state, (Merge(state.round, (*state.carried, *state.updates)),)
 
 
@@ -502,6 +491,15 @@ def _after_merge(state: State, event: Merged, now_s: float, rules: Rules) -> tup
 
 
 # --- small helpers ----------------------------------------------------------------------------------------------------
+
+
+def _owed(state: State, rules: Rules) -> frozenset[tuple[int, str]]:
+    """Returns whose updates the next sum would take, when this one is made without them."""
+    if rules.selection.late == "drop" or state.round == rules.rounds:
+        return frozenset()
+    missing = {(state.round, device) for device in state.participants if device not in state.delivered}
+    oldest = state.round + 1 - rules.selection.max_staleness
+    return frozenset(pair for pair in state.owed | missing if pair[0] >= oldest)
 
 
 def _needed(state: State, rules: Rules) -> int:

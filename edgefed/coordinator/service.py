@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from edgefed.aggregation.exchange import Exchange, MergedState
 from edgefed.coordinator import rounds
 from edgefed.coordinator.broadcast import Broadcast
@@ -168,6 +170,11 @@ class Aggregator:
             await self._intake.close()
         return self._ledger.state.finished_reason
 
+    def goodbye(self) -> AggregatorState:
+        """Returns the state to leave behind when this process ends."""
+        state = self._describe()
+        return state if self._finished else msgspec.structs.replace(state, status="stopped")
+
     # --- the loop -------------------------------------------------------------------------------------------------
 
     async def _turn(self) -> None:
@@ -251,7 +258,6 @@ class Aggregator:
         self._broadcast.offer(merged.files)
         self._traffic = RoundTraffic(lambda: self._intake.received_bytes, lambda: self._broadcast.sent_bytes)
         every = options.evaluation.every
-        evaluates = state.kind == "evaluate" or (every and (state.round - 1) % every == 0)
         announcement = RoundOpen(
             run=self._run,
             round=state.round,
@@ -261,7 +267,8 @@ class Aggregator:
             task=options.task,
             method=options.method,
             training=options.training,
-            evaluation=options.evaluation if evaluates else None,
+            evaluation=options.evaluation,
+            evaluates=state.kind == "evaluate" or bool(every and (state.round - 1) % every == 0),
             deadline_s=options.selection.deadline_s,
             late_is_used=options.selection.late == "discount" and state.round < options.rounds,
             seed=options.seed,

@@ -161,7 +161,8 @@ class RoundOpen(_Wire, frozen=True, kw_only=True, tag="round-open"):
         run: id of this federation; a device forgets what it kept for another run.
         kind: `train`, or `evaluate` for the last look at the final adapter, which nobody trains in.
         deadline_s: seconds that the round stays open once it has gathered its participants.
-        evaluation: set where the received adapter is to be evaluated before training.
+        evaluation: how the received adapter is evaluated on the device, and what is held back for that in every round.
+        evaluates: whether this round does so.
         late_is_used: whether an update that comes after the round has closed still counts for something.
         seed: the federation's; devices derive their own from it, the round and their id.
     """
@@ -174,7 +175,8 @@ class RoundOpen(_Wire, frozen=True, kw_only=True, tag="round-open"):
     task: SummarizationTask
     method: Method
     training: Training
-    evaluation: Evaluation | None
+    evaluation: Evaluation
+    evaluates: bool
     deadline_s: float
     late_is_used: bool = False
     seed: int

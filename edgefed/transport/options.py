@@ -46,8 +46,12 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
         if self.tls_certificate and not self.tls_ca:
             raise ValueError("tls_certificate needs tls_ca, the authority that signed the broker's certificate")
 
-    def mqtt(self, client_id: str) -> MqttOptions:
+    def mqtt(self, client_id: str, *, session_expiry_s: int) -> MqttOptions:
         """Returns the options of a connection under this client id.
+
+        Args:
+            client_id: names the session at the broker.
+            session_expiry_s: how long the broker keeps messages for this client while it is away; 0 for no session.
 
         Raises:
             ConfigError: the password file cannot be read or is empty.
@@ -62,6 +66,7 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
             tls_cert=self.tls_certificate or None,
             tls_key=self.tls_key or None,
             keepalive_s=self.keepalive_s,
+            session_expiry_s=session_expiry_s,
             protocol=self.protocol,
             max_payload_bytes=self.max_payload_bytes,
         )

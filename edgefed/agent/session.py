@@ -1,0 +1,61 @@
+"""An agent from its options to its end: directory, connection, worker, supervisor; and a clean goodbye."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+
+from edgefed.agent.options import AgentOptions
+from edgefed.agent.presence import Presence
+from edgefed.agent.state_directory import StateDirectory
+from edgefed.agent.supervisor import Supervisor
+from edgefed.agent.worker_process import WorkerProcess
+from edgefed.errors import DataError, DeviceIdTaken
+from edgefed.protocol.messages import encode
+from edgefed.protocol.topics import Topics
+from edgefed.transport.base import Message
+from edgefed.transport.mqtt import connect_mqtt
+
+__all__ = ["run_agent"]
+
+
+async def run_agent(options: AgentOptions, *, once: bool = False, wait_for_broker: bool = True) -> None:
+    """Runs an agent until it is cancelled, or with `once` until the federation is over.
+
+    Args:
+        options: what `agent.toml` says.
+        once: return when the federation is over.
+        wait_for_broker: keep trying when no broker answers at first.
+
+    Raises:
+        DataError: the examples are not where the options say.
+        ConfigError: the state directory or the password file cannot be used.
+        DeviceIdTaken: another live agent uses this device id.
+        TransportError: no broker answers and `wait_for_broker` is off, or it refuses this client.
+    """
+    for path in filter(None, (options.data.path, options.data.validation)):
+        if not Path(path).exists():
+            raise DataError(f"data: there is no file or directory {path}")
+    state = StateDirectory(Path(options.state))
+    worker = WorkerProcess(silence_s=options.worker.silence_s)
+    presence = Presence(Topics(options.fleet), options.device)
+    # Each process its own client id and no session at the broker: whatever was missed is asked for again, and nothing
+    # piles up for a process that is gone.
+    client_id = f"{options.fleet}-{options.device}-{presence.state.instance[:8]}"
+    mqtt = options.broker.mqtt(client_id, session_expiry_s=0)
+    try:
+        async with connect_mqtt(mqtt, presence.will, retry_first=wait_for_broker) as transport:
+            supervisor = Supervisor(options, transport, presence, state, worker, leave_when_finished=once)
+            try:
+                await supervisor.run()
+            except DeviceIdTaken:
+                await transport.close()  # the state topic belongs to the other one
+                raise
+            finally:
+                goodbye = msgspec.structs.replace(presence.state, status="disconnected", note="")
+                await asyncio.shield(transport.close(Message(presence.topic, encode(goodbye), retained=True)))
+    finally:
+        await worker.end()
+        state.close()

@@ -1,0 +1,75 @@
+"""An aggregator from its options to its end: model, store, connection, service; and a clean goodbye."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgefed.aggregation.exchanges import EXCHANGES
+from edgefed.coordinator.options import FederationOptions
+from edgefed.coordinator.service import Aggregator, aggregator_will
+from edgefed.coordinator.store import Store
+from edgefed.models.checkpoint import fingerprint, resolve_model
+from edgefed.protocol.messages import AggregatorState, encode
+from edgefed.protocol.tasks import ModelReference
+from edgefed.protocol.topics import Topics
+from edgefed.transport.base import Message
+from edgefed.transport.mqtt import connect_mqtt
+
+__all__ = ["run_aggregator"]
+
+_MAY_CHANGE = frozenset({"directory", "broker", "transfers", "models", "rounds", "target_loss"})
+"""Settings that a federation may be continued with though they differ; the rest is its identity."""
+
+
+async def run_aggregator(
+    options: FederationOptions,
+    *,
+    watch: Callable[[AggregatorState], None] | None = None,
+    wait_for_broker: bool = True,
+) -> str:
+    """Runs a federation from wherever its store stands to its end, and returns why it ended.
+
+    Args:
+        options: what `federation.toml` says.
+        watch: called with each new state.
+        wait_for_broker: keep trying when no broker answers at first.
+
+    Raises:
+        ModelError: the base model is not to be had, or lacks the target modules.
+        StoreError: the run's store is in use, damaged, full, or of another federation.
+        TransportError: no broker answers and `wait_for_broker` is off, or it refuses this client.
+        ConfigError: options that do not go together.
+    """
+    path = resolve_model(options.model.name, options.models)
+    found = await asyncio.to_thread(fingerprint, path)
+    model = ModelReference(name=options.model.name, fingerprint=found)
+    exchange = EXCHANGES[_tag(options)](
+        options.method, options.server_optimizer, model_path=path, model_name=options.model.name, seed=options.seed
+    )
+    topics = Topics(options.fleet)
+    store = Store.open(Path(options.directory), _identity(options, model))
+    try:
+        mqtt = options.broker.mqtt(f"{options.fleet}-aggregator", session_expiry_s=0)
+        async with connect_mqtt(mqtt, aggregator_will(topics), retry_first=wait_for_broker) as transport:
+            aggregator = Aggregator(options, model, store.run, transport, store, exchange, watch=watch)
+            try:
+                return await aggregator.run()
+            finally:
+                goodbye = aggregator.goodbye()
+                await asyncio.shield(transport.close(Message(topics.aggregator_state, encode(goodbye), retained=True)))
+    finally:
+        store.close()
+
+
+def _tag(options: FederationOptions) -> str:
+    return str(options.method.__struct_config__.tag)
+
+
+def _identity(options: FederationOptions, model: ModelReference) -> dict[str, Any]:
+    settings = {key: value for key, value in msgspec.to_builtins(options).items() if key not in _MAY_CHANGE}
+    return {**settings, "model": msgspec.to_builtins(model)}
