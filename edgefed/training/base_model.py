@@ -110,7 +110,19 @@ def _model(path: Path, quantization: Quantization, device: torch.device) -> tupl
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{path} cannot be loaded as an encoder–decoder model in {quantization}: {reason}") from error
+    _keep_differentiable(model)
     return (model if quantization in ("int8", "nf4") else model.to(device)), info
+
+
+def _keep_differentiable(model: Any) -> None:
+    """Keeps bitsandbytes from repacking 4-bit weights when a model is evaluated on a CPU with AVX512-BF16.
+
+    Its kernel for that packing has no backward pass, and the weights stay packed: training after an evaluation would
+    silently lose the gradient of everything below (bitsandbytes 0.50).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _tokenizer(path: Path) -> Any:
