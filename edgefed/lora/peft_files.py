@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from edgefed.errors import AdapterError
+from edgefed.files import replace_file, sync_directory
 from edgefed.lora.adapters import Adapter, adapter_rank
 from edgefed.lora.low_rank import LowRank
-from edgefed.lora.tensor_file import TensorFile, open_tensors, replace_file, sync_directory, write_tensors
+from edgefed.lora.tensor_file import TensorFile, open_tensors, write_tensors
 
 __all__ = ["read_peft", "write_peft"]
 

@@ -83,12 +83,8 @@ def complete_rows(rows: Float32, count: int, seed: int) -> Float32:
     fresh /= np.linalg.norm(fresh, axis=1, keepdims=True)
     orthogonal = min(count, columns) - given
     if orthogonal > 0:
-        rows64 = rows.astype(np.float64)
-        block = fresh[:orthogonal]
-        for _ in range(2):  # once more, because the first projection leaves rounding along the given rows
-            block = block - (block @ rows64.T) @ rows64
-            block = np.linalg.qr(block.T)[0].T
-        fresh[:orthogonal] = block
+        all_rows = np.concatenate([rows.astype(np.float64), fresh[:orthogonal]])
+        fresh[:orthogonal] = np.linalg.qr(all_rows.T)[0].T[given:]
     return np.concatenate([rows, fresh.astype(np.float32)])
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgefed.errors import AdapterError
+from edgefed.files import replace_file
 
-__all__ = ["TensorFile", "open_tensors", "replace_file", "sync_directory", "write_tensors"]
+__all__ = ["TensorFile", "open_tensors", "write_tensors"]
 
 _MAX_HEADER_BYTES = 16 * 2**20
 _DTYPES: Mapping[str, np.dtype[Any]] = {
@@ -151,29 +151,6 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Map
     encoded += b" " * (-len(encoded) % 8)
     parts = [struct.pack("<Q", len(encoded)), encoded]
     replace_file(path, parts + [np.ascontiguousarray(tensors[name]).tobytes() for name in names])
-
-
-def replace_file(path: Path, parts: list[bytes]) -> None:
-    """Writes the parts to a new file beside ``path``, syncs it and renames it over ``path``."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with temporary.open("xb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Makes renames inside the directory survive a power cut."""
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

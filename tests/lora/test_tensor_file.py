@@ -122,10 +122,9 @@ def test_a_missing_file_a_directory_and_a_shrunken_file_are_refused(tmp_path):
     file = open_tensors(path)
     with pytest.raises(AdapterError, match="no tensor 'other'"):
         file.read("other")
-    path.write_bytes(path.read_bytes()[:-4])
+    path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(AdapterError, match="ends inside"):
-        for name in TENSORS:
-            file.read(name)
+        file.read("bytes")
     path.unlink()
     with pytest.raises(AdapterError, match="No such file"):
         file.read("wide")
