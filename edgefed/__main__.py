@@ -1,0 +1,8 @@
+"""`python -m edgefed` is the `edgefed` command."""
+
+from __future__ import annotations
+
+from edgefed.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The `edgefed` command: finds the module of a subcommand, and turns errors into messages and exit codes.
+
+To add a command, write `edgefed/cli/<name>.py` with a function that takes typer's annotations, and name it in
+`COMMANDS`. Its docstring is its help; what stands under `Examples:` is shown as written. Keep the module's own imports
+light (`--help` loads every one of them) and import what does the work inside the function.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from edgefed import __version__
+from edgefed.errors import EdgefedError
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS: Mapping[str, str] = {
+    "init": "edgefed.cli.init:init",
+    "partition": "edgefed.cli.partition:partition",
+    "broker": "edgefed.cli.broker:broker",
+}
+"""Every subcommand, in the order of `--help`, and where it is: module:function."""
+
+_EXTRAS: Mapping[str, str] = {
+    "amqtt": "broker",
+    "numpy": "aggregator",
+    "safetensors": "aggregator",
+    "sqlalchemy": "aggregator",
+    "huggingface_hub": "aggregator",
+    "torch": "train",
+    "transformers": "train",
+    "peft": "train",
+    "bitsandbytes": "train",
+    "rouge_score": "train",
+}
+_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Runs the command line and ends the process with its exit code; this is the console script."""
+    try:
+        code = _run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has gone (`edgefed … | head`): not worth a message. Python flushes once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EdgefedError.exit_code
+    sys.exit(code)
+
+
+def _run() -> int:
+    try:
+        typer.main.get_command(_app())(prog_name="edgefed")
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else 0
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except EdgefedError as error:
+        return _fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        needed = f"this needs {package}, which is not installed: pip install 'edgefed[{_EXTRAS[package]}]'"
+        return _fail(needed, EdgefedError.exit_code)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    typer.echo(f"edgefed: {message}", err=True)
+    return code
+
+
+class _LazyCommands(Mapping[str, Any]):
+    """Subcommands by name, each built from its module when it is looked up."""
+
+    def __getitem__(self, name: str) -> Any:
+        module, _, function = COMMANDS[name].partition(":")
+        callback = getattr(importlib.import_module(module), function)
+        text, _, examples = (inspect.getdoc(callback) or "").partition("\nExamples:\n")
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        # \b keeps the lines of a paragraph as they are.
+        app.command(name=name, help=text, epilog=f"\b\nExamples:\n{examples}" if examples else None)(callback)
+        return typer.main.get_command(app)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+class _Group(TyperGroup):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = _LazyCommands()  # type: ignore[assignment]  # nobody adds to it
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            # Versions of typer differ in what they make of it.
+            raise typer.Exit(_INTERRUPTED) from None
+
+
+def _app() -> typer.Typer:
+    app = typer.Typer(
+        cls=_Group,
+        add_completion=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(no_args_is_help=True, epilog="`edgefed COMMAND --help` explains a command, with examples.")(_common)
+    return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"edgefed {__version__}")
+        raise typer.Exit
+
+
+def _common(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version)
+    ] = False,
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Log to stderr; -vv logs details.")
+    ] = 0,
+) -> None:
+    """Federated fine-tuning of small language models on the devices that hold the data, over MQTT."""
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

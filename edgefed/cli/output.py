@@ -1,0 +1,53 @@
+"""How commands write: tables that people read on a terminal and programs read in a pipe, and JSON documents."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+
+from edgefed.errors import ConfigError
+
+__all__ = ["told_where", "write_json", "write_table"]
+
+
+def write_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Writes a table to stdout: drawn on a terminal, tab-separated lines with the header first elsewhere."""
+    if not sys.stdout.isatty():
+        for row in (header, *rows):
+            typer.echo("\t".join(str(cell) for cell in row))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for index, name in enumerate(header):
+        numeric = all(isinstance(row[index], int | float) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    Console().print(table)
+
+
+def write_json(document: object) -> None:
+    """Writes one JSON document to stdout."""
+    typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
+
+
+@contextmanager
+def told_where(path: Path) -> Iterator[None]:
+    """Turns what the operating system says against a path the user named into a message.
+
+    Raises:
+        ConfigError: an OSError came out of the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{error.filename or path}: cannot be used: {error.strerror}") from error

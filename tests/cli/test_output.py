@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgefed.cli.output import told_where, write_json, write_table
+from edgefed.errors import ConfigError
+
+
+def test_table_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    write_table(("name", "n"), [("a b", 1), ("c", 20)])
+    assert capsys.readouterr().out == "name\tn\na b\t1\nc\t20\n"
+
+
+def test_table_on_a_terminal() -> None:
+    code = "from edgefed.cli.output import write_table; write_table(('name', 'n'), [('[a] b', 1), ('c', 20)])"
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "dumb", "COLUMNS": "40"}
+    subprocess.run([sys.executable, "-c", code], stdout=theirs, check=True, env=environment)
+    os.close(theirs)
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        drawn = terminal.read(4096).decode()
+    lines = [line.rstrip() for line in drawn.splitlines() if line.strip()]
+    assert lines[0].split() == ["name", "n"]
+    assert lines[2].split() == ["[a]", "b", "1"]
+    assert lines[2].index("1") == lines[3].index("0"), "numbers are aligned on the right"
+
+
+def test_json_keeps_letters(capsys: pytest.CaptureFixture[str]) -> None:
+    write_json({"name": "Grüße"})
+    assert capsys.readouterr().out == '{\n  "name": "Grüße"\n}\n'
+
+
+def test_what_the_system_says_is_told_with_the_path(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone: cannot be used: No such file or directory"), told_where(tmp_path):
+        (tmp_path / "gone").read_bytes()
