@@ -273,7 +273,7 @@ def judge_offer(state: State, rules: Rules, device: str, round_: int) -> OfferVe
         if state.phase == "gathering" or device not in state.participants:
             return "unknown"
         return "wanted" if state.kind == "train" else "dropped"
-    return "late" if (round_, device) in state.owed else "dropped"
+    return "late" if rules.selection.late == "discount" and (round_, device) in state.owed else "dropped"
 
 
 def step(state: State, event: Event, now_s: float, rules: Rules) -> tuple[State, tuple[Action, ...]]:
@@ -495,7 +495,7 @@ def _after_merge(state: State, event: Merged, now_s: float, rules: Rules) -> tup
 
 def _owed(state: State, rules: Rules) -> frozenset[tuple[int, str]]:
     """Returns whose updates the next sum would take, when this one is made without them."""
-    if rules.selection.late == "drop" or state.round == rules.rounds:
+    if state.round == rules.rounds:
         return frozenset()
     missing = {(state.round, device) for device in state.participants if device not in state.delivered}
     oldest = state.round + 1 - rules.selection.max_staleness
