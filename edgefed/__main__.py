@@ -1,7 +1,5 @@
 """`python -m edgefed` is the `edgefed` command."""
 
-from __future__ import annotations
-
 from edgefed.cli.main import main
 
 if __name__ == "__main__":

@@ -24,9 +24,13 @@ from edgefed.errors import EdgefedError
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS: Mapping[str, str] = {
+    "demo": "edgefed.cli.demo:demo",
     "init": "edgefed.cli.init:init",
     "partition": "edgefed.cli.partition:partition",
     "broker": "edgefed.cli.broker:broker",
+    "aggregator": "edgefed.cli.aggregator:aggregator",
+    "agent": "edgefed.cli.agent:agent",
+    "status": "edgefed.cli.status:status",
 }
 """Every subcommand, in the order of `--help`, and where it is: module:function."""
 

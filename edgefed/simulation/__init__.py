@@ -1,0 +1,1 @@
+"""Whole fleets on one machine: the real programs as real processes."""

@@ -1,0 +1,34 @@
+"""`edgefed agent`: the device's side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["agent"]
+
+
+def agent(
+    config: Annotated[Path, typer.Option("--config", "-c", help="The device's agent.toml.")] = Path("agent.toml"),
+    once: Annotated[bool, typer.Option("--once", help="Leave when the federation is over.")] = False,
+    require_broker: Annotated[
+        bool, typer.Option("--require-broker", help="Fail when no broker answers, instead of trying again.")
+    ] = False,
+) -> None:
+    """Run the agent of one device.
+
+    It connects to the broker, joins the rounds of its fleet's federations, trains on the device's own examples in a
+    subprocess, and sends small updates. It runs until Ctrl-C or SIGTERM, goes on by itself after a lost broker, and
+    after a kill delivers what it had finished.
+
+    Examples:
+      edgefed -v agent --config agent.toml         says on stderr what it does
+      edgefed agent --config agent.toml --once     for one federation
+    """
+    from edgefed.agent.session import run_agent
+    from edgefed.cli.signals import run_stoppable
+    from edgefed.config import read_agent
+
+    run_stoppable(run_agent(read_agent(config), once=once, wait_for_broker=not require_broker))

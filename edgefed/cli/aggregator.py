@@ -1,0 +1,58 @@
+"""`edgefed aggregator`: runs a federation."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from edgefed.protocol.messages import AggregatorState
+
+__all__ = ["aggregator"]
+
+
+def aggregator(
+    config: Annotated[Path, typer.Option("--config", "-c", help="The federation.toml.")] = Path("federation.toml"),
+    require_broker: Annotated[
+        bool, typer.Option("--require-broker", help="Fail when no broker answers, instead of trying again.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Write each change of state as a line of JSON.")] = False,
+) -> None:
+    """Run a federation: open rounds, combine updates, write the adapter.
+
+    Everything it acknowledges is on disk first. Stopped or killed and started again with the same file, it goes on
+    where it was. In the run's directory are, at the end, `adapter` and `adapter-best` (PEFT adapters) and
+    `history.jsonl`.
+
+    Examples:
+      edgefed aggregator --config federation.toml
+      edgefed aggregator -c federation.toml --json | tee states.jsonl
+    """
+    from edgefed.cli.signals import run_stoppable
+    from edgefed.config import read_federation
+    from edgefed.coordinator.session import run_aggregator
+
+    options = read_federation(config)
+    reason = run_stoppable(run_aggregator(options, watch=_watcher(json), wait_for_broker=not require_broker))
+    if not json:
+        typer.echo(f"{reason}; the adapter is in {Path(options.directory) / 'adapter'}")
+
+
+def _watcher(as_json: bool) -> Callable[[AggregatorState], None]:
+    """Returns what shows each new state: JSON lines, a progress line on a terminal, or a line per change elsewhere."""
+    from edgefed.protocol.messages import encode
+
+    def write_json(state: AggregatorState) -> None:
+        typer.echo(encode(state).decode())
+
+    def write_line(state: AggregatorState) -> None:
+        from edgefed.cli.fleet_view import describe_aggregator
+
+        text = describe_aggregator(state)
+        typer.echo(f"\r\x1b[2K{text}" if sys.stderr.isatty() else text, err=True, nl=not sys.stderr.isatty())
+
+    return write_json if as_json else write_line

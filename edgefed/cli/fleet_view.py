@@ -1,0 +1,153 @@
+"""What a fleet looks like from the broker: retained states, gathered into one value, drawn as a table or as JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edgefed.devices.profile import DeviceProfile
+from edgefed.errors import MessageError
+from edgefed.protocol.messages import (
+    AggregatorState,
+    DeviceState,
+    decode_aggregator_state,
+    decode_device_state,
+)
+from edgefed.protocol.topics import Topics
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["FleetView", "describe_aggregator", "human_bytes"]
+
+_STYLES = {
+    "training": "green",
+    "downloading": "cyan",
+    "uploading": "cyan",
+    "ready": "",
+    "init": "dim",
+    "sleeping": "dim",
+    "disconnected": "dim",
+    "lost": "red",
+}
+
+
+def human_bytes(count: int) -> str:
+    """Returns a byte count with a decimal unit: 1.5 MB."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def describe_aggregator(state: AggregatorState) -> str:
+    """Returns one line: round, phase, updates, losses, bytes."""
+    if state.status == "lost":
+        return "the aggregator is gone (its broker lost it)"
+    last = "final evaluation" if state.round > state.rounds else f"round {state.round} of {state.rounds}"
+    parts = [last, state.phase if state.status == "online" else state.status]
+    if state.phase == "training":
+        parts.append(f"{state.updates} of {state.accepted} answers")
+    if state.last_loss is not None:
+        parts.append(f"loss {state.last_loss:.3f}")
+    if state.best_loss is not None:
+        parts.append(f"best {state.best_loss:.3f} after round {state.best_round}")
+    parts.append(f"in {human_bytes(state.received_bytes)}, out {human_bytes(state.broadcast_bytes)}")
+    if state.rejected:
+        parts.append(f"{state.rejected} updates rejected")
+    if state.note:
+        parts.append(state.note)
+    return " · ".join(parts)
+
+
+class FleetView:
+    """Collects what is published about a fleet."""
+
+    def __init__(self, fleet: str) -> None:
+        self.topics = Topics(fleet)
+        self.aggregator: AggregatorState | None = None
+        self.devices: dict[str, DeviceState] = {}
+        self.profiles: dict[str, DeviceProfile] = {}
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """The topics to subscribe to."""
+        return self.topics.aggregator_state, self.topics.every_device("state"), self.topics.every_device("profile")
+
+    def hear(self, topic: str, payload: bytes) -> None:
+        """Takes a message; what does not decode is left aside."""
+        device = self.topics.parse_device(topic)
+        try:
+            if topic == self.topics.aggregator_state and payload:
+                self.aggregator = decode_aggregator_state(payload)
+            elif device is not None and device.channel == "state":
+                self._hear_state(device.device, payload)
+            elif device is not None and device.channel == "profile" and payload:
+                self.profiles[device.device] = msgspec.json.decode(payload, type=DeviceProfile)
+        except (MessageError, msgspec.MsgspecError):
+            return
+
+    def _hear_state(self, device: str, payload: bytes) -> None:
+        if payload:
+            self.devices[device] = decode_device_state(payload)
+        else:
+            self.devices.pop(device, None)
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns a document with the aggregator's state and, by id, each device's state and profile."""
+        return {
+            "fleet": self.topics.fleet,
+            "aggregator": msgspec.to_builtins(self.aggregator),
+            "devices": {
+                device: {
+                    "state": msgspec.to_builtins(state),
+                    "profile": msgspec.to_builtins(self.profiles.get(device)),
+                }
+                for device, state in sorted(self.devices.items())
+            },
+        }
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Returns a row of text per device: id, rank, base, status, progress, loss, note."""
+        rows: list[tuple[str, ...]] = []
+        for device, state in sorted(self.devices.items()):
+            profile = self.profiles.get(device)
+            progress = f"{state.step}/{state.steps}" if state.steps else ""
+            rows.append(
+                (
+                    device,
+                    "" if profile is None else str(profile.max_rank),
+                    "" if profile is None else profile.quantization,
+                    state.status,
+                    str(state.round or ""),
+                    progress,
+                    "" if state.loss is None else f"{state.loss:.3f}",
+                    state.note,
+                )
+            )
+        return rows
+
+    def render(self) -> RenderableType:
+        """Returns the fleet as rich draws it."""
+        from rich import box
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD, expand=False, padding=(0, 1))
+        for name in ("device", "max rank", "base", "status", "round", "step", "loss", "note"):
+            table.add_column(name, justify="right" if name in ("max rank", "round", "step", "loss") else "left")
+        for row in self.rows():
+            cells = [Text(cell, no_wrap=True, overflow="ellipsis") for cell in row]
+            cells[3].stylize(_STYLES.get(row[3], ""))
+            table.add_row(*cells)
+        state = self.aggregator
+        if state is None:
+            return Group(Text("no aggregator yet", style="dim"), table)
+        done = min(state.rounds, max(0, state.round - (state.status != "finished")))
+        bar = ProgressBar(total=max(1, state.rounds), completed=done, width=40)
+        return Group(Text(describe_aggregator(state), style="bold"), bar, table)

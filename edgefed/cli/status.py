@@ -1,0 +1,113 @@
+"""`edgefed status`: a fleet as its broker knows it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from edgefed.cli.fleet_view import FleetView
+    from edgefed.transport.base import Transport
+    from edgefed.transport.options import Broker
+
+__all__ = ["status"]
+
+
+def status(
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="A federation.toml or agent.toml that names broker and fleet.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="The broker, where no file names it.")] = "localhost",
+    port: Annotated[int, typer.Option(help="Its port.", min=1, max=65535)] = 1883,
+    fleet: Annotated[str, typer.Option(help="The fleet, where no file names it.")] = "",
+    wait_s: Annotated[float, typer.Option(help="How long to listen for states.", min=0.1)] = 1.0,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep watching until Ctrl-C.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Write one JSON document.")] = False,
+) -> None:
+    """Show the rounds, the devices, and what each is doing.
+
+    Everything comes from the retained messages on the broker, so it needs neither the aggregator nor the devices to be
+    up, and disturbs nobody.
+
+    Examples:
+      edgefed status --config federation.toml --watch
+      edgefed status --host broker.local --fleet kitchen --json
+    """
+    from edgefed.cli.signals import run_stoppable
+
+    broker, name = _where(config, host, port, fleet)
+    run_stoppable(_show(broker, name, wait_s=wait_s, watch=watch, as_json=json))
+
+
+def _where(config: Path | None, host: str, port: int, fleet: str) -> tuple[Broker, str]:
+    from edgefed.config import read_agent, read_federation
+    from edgefed.errors import ConfigError
+    from edgefed.transport.options import Broker
+
+    if config is None:
+        if not fleet:
+            raise ConfigError("which fleet? Name it with --fleet, or give a file with --config")
+        return Broker(host=host, port=port), fleet
+    try:
+        options = read_federation(config)
+    except ConfigError as no_federation:
+        try:
+            agent = read_agent(config)
+        except ConfigError:
+            raise no_federation from None
+        return agent.broker, fleet or agent.fleet
+    return options.broker, fleet or options.fleet
+
+
+async def _show(broker: Broker, fleet: str, *, wait_s: float, watch: bool, as_json: bool) -> None:
+    import uuid
+
+    from edgefed.cli.fleet_view import FleetView
+    from edgefed.cli.output import write_json, write_table
+    from edgefed.transport.mqtt import connect_mqtt
+
+    view = FleetView(fleet)
+    options = broker.mqtt(f"edgefed-status-{uuid.uuid4().hex[:8]}", session_expiry_s=0)
+    async with connect_mqtt(options) as transport:
+        for topic_filter in view.filters:
+            await transport.subscribe(topic_filter)
+        if watch:
+            await _watch(view, transport)
+            return
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(_listen(view, transport), wait_s)
+    if as_json:
+        write_json(view.as_json())
+        return
+    from edgefed.cli.fleet_view import describe_aggregator
+
+    if view.aggregator is None and not view.devices:
+        typer.echo(f"nothing is known of a fleet {fleet!r} at {broker.host}:{broker.port}", err=True)
+        return
+    typer.echo(describe_aggregator(view.aggregator) if view.aggregator else "no aggregator has been here")
+    write_table(("device", "max rank", "base", "status", "round", "step", "loss", "note"), view.rows())
+
+
+async def _listen(view: FleetView, transport: Transport) -> None:
+    from edgefed.transport.base import Message
+
+    async for event in transport.events():
+        if isinstance(event, Message):
+            view.hear(event.topic, event.payload)
+
+
+async def _watch(view: FleetView, transport: Transport) -> None:
+    from rich.live import Live
+
+    listening = asyncio.create_task(_listen(view, transport))
+    try:
+        with Live(view.render(), refresh_per_second=4) as live:
+            while not listening.done():
+                await asyncio.sleep(0.25)
+                live.update(view.render())
+    finally:
+        listening.cancel()
