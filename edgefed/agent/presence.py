@@ -30,7 +30,8 @@ class Presence:
 
     Two agents with one id: the newcomer publishes `init` and listens. A live agent that sees a foreign `instance` under
     its own id publishes its state with an objection to that instance; the newcomer sees that and gives way. Of two that
-    start at once, the earlier one objects. Left-over states of a process that is gone object to nobody.
+    start at once, the earlier one objects; so it is with two that have worked for a while without hearing each other,
+    because a connection was down. Left-over states of a process that is gone object to nobody.
     """
 
     def __init__(self, topics: Topics, device: str) -> None:
@@ -59,32 +60,35 @@ class Presence:
         Raises:
             DeviceIdTaken: another live agent has it.
         """
+        await transport.subscribe(self.topic)  # before the first word, or an objection to it could be missed
         await self.publish(transport)
-        await transport.subscribe(self.topic)
         try:
             await asyncio.wait_for(self._rival_seen.wait(), _CLAIM_S)
         except asyncio.TimeoutError:
             self._claimed = True
             return
-        rival = self._rival
-        assert rival is not None
-        raise DeviceIdTaken(
-            f"device id {self._device!r} is in use by another agent (process {rival.pid} on {rival.host}): "
-            "stop that one, or give this device another id"
-        )
+        assert self._rival is not None
+        raise self._taken_by(self._rival)
 
     async def heard(self, transport: Transport, payload: bytes) -> None:
-        """Looks at a message on this device's own state topic."""
+        """Looks at a message on this device's own state topic.
+
+        Raises:
+            DeviceIdTaken: an earlier agent, out of reach while this one claimed the id, is back.
+        """
         try:
             other = decode_device_state(payload)
         except MessageError:
             return
-        if other.objects_to == self.state.instance and not self._claimed:
-            self._rival = other
-            self._rival_seen.set()
-            return
-        foreign = other.instance != self.state.instance and other.status in _LIVE and not other.objects_to
-        if foreign and (self._claimed or self._is_earlier_than(other)):
+        if other.instance == self.state.instance:
+            if other.status == "lost":  # this process's own will: the connection was down, and is back
+                await self.publish(transport)
+        elif other.objects_to:
+            self._hear_objection(other)
+        elif other.status not in _LIVE:
+            if self._claimed:  # the last word of another must not stand for this device
+                await self.publish(transport)
+        elif self._claimed or self._is_earlier_than(other):
             objection = msgspec.structs.replace(self.state, objects_to=other.instance)
             await transport.publish(self.topic, encode(objection), retain=True)
             await self.publish(transport)
@@ -112,6 +116,21 @@ class Presence:
         """Publishes the state as it is (again)."""
         self._shown_at_s = time.monotonic()
         await transport.publish(self.topic, encode(self.state), retain=True)
+
+    def _hear_objection(self, other: DeviceState) -> None:
+        if other.objects_to != self.state.instance:
+            return
+        if not self._claimed:
+            self._rival = other
+            self._rival_seen.set()
+        elif other.status != "init" and not self._is_earlier_than(other):  # `init`: it is a newcomer itself
+            raise self._taken_by(other)
+
+    def _taken_by(self, rival: DeviceState) -> DeviceIdTaken:
+        return DeviceIdTaken(
+            f"device id {self._device!r} is in use by another agent (process {rival.pid} on {rival.host}): "
+            "stop that one, or give this device another id"
+        )
 
     def _is_earlier_than(self, other: DeviceState) -> bool:
         return (self.state.since_unix_s, self.state.instance) < (other.since_unix_s, other.instance)

@@ -2,11 +2,11 @@
 
 ::
 
-    <state>/agent.lock                   one agent per directory
-    <state>/parts/<sha256>               rank layers of the global adapter, and .part files on their way
-    <state>/<run>/residual.safetensors   what rounding lost from the last update
-    <state>/<run>/update-<round>.safetensors, offer-<round>.json
-                                         a finished update that the aggregator has not acknowledged yet
+    <state>/agent.lock                        one agent per directory
+    <state>/parts/<sha256>                    rank layers of the global adapter, and .part files on their way
+    <state>/runs/<run>/residual.safetensors   what rounding lost from the last update
+    <state>/runs/<run>/update-<round>.safetensors, offer-<round>.json
+                                              a finished update that the aggregator has not acknowledged yet
 
 The offer is written last, whole and synced: where there is an offer there is an update.
 """
@@ -37,8 +37,10 @@ class StateDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.parts = path / "parts"
+        self._runs = path / "runs"
         try:
             self.parts.mkdir(parents=True, exist_ok=True)
+            self._runs.mkdir(exist_ok=True)
             self._lock = os.open(path / "agent.lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise ConfigError(f"state: the directory {path} cannot be used: {error}") from error
@@ -87,8 +89,8 @@ class StateDirectory:
 
     def keep_only(self, run: str, parts: Iterable[str]) -> None:
         """Deletes what belongs to other runs, and rank layers whose hash is not among `parts`."""
-        for other in self.path.iterdir():
-            if other.is_dir() and other not in (self.parts, self._run(run)):
+        for other in self._runs.iterdir():
+            if other.name != run:
                 shutil.rmtree(other, ignore_errors=True)
         wanted = set(parts)
         for file in self.parts.iterdir():
@@ -100,6 +102,6 @@ class StateDirectory:
         return self._run(run) / f"offer-{round_}.json"
 
     def _run(self, run: str) -> Path:
-        path = self.path / run
+        path = self._runs / run
         path.mkdir(exist_ok=True)
         return path

@@ -30,7 +30,15 @@ from edgefed.agent.frames import (
     encode_frame,
 )
 from edgefed.data.source import DataSource
-from edgefed.errors import AdapterError, ConfigError, DataError, EdgefedError, ModelError, WorkerOutOfMemory
+from edgefed.errors import (
+    AdapterError,
+    ConfigError,
+    DataError,
+    EdgefedError,
+    ModelError,
+    WorkerError,
+    WorkerOutOfMemory,
+)
 from edgefed.protocol.messages import RoundOpen
 from edgefed.protocol.records import RoundRecord
 from edgefed.training.round_work import RoundWork
@@ -83,6 +91,10 @@ class _Session:
         self._cancelled = threading.Event()
         self._rounds: dict[str, _Rounds] = {}
 
+    def expect(self) -> None:
+        """A request has come: what was cancelled before is over."""
+        self._cancelled.clear()
+
     def cancel(self) -> None:
         """Makes the work under way stop at its next report."""
         self._cancelled.set()
@@ -95,7 +107,6 @@ class _Session:
             self._send(Failed(kind="cancelled", message="the supervisor cancelled this"))
         except Exception as error:  # noqa: BLE001 - the process boundary: everything becomes an answer
             self._send(_failure(error))
-        self._cancelled.clear()
 
     def _send(self, answer: Answer) -> None:
         self._answers.write(encode_frame(answer))
@@ -144,12 +155,18 @@ def _failure(error: Exception) -> Failed:
 
 def _read_requests(session: _Session, requests: queue.Queue[Prepare | Work]) -> None:
     """Feeds the queue from stdin; ends the process when the supervisor is gone, whatever it is doing."""
-    for line in sys.stdin.buffer:
-        request: Request = decode_request(line)
-        if isinstance(request, Cancel):
-            session.cancel()
-        else:
-            requests.put(request)
+    try:
+        for line in sys.stdin.buffer:
+            request: Request = decode_request(line)
+            if isinstance(request, Cancel):
+                session.cancel()
+            else:
+                session.expect()
+                requests.put(request)
+    except WorkerError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.stderr.flush()
+        os._exit(1)
     os._exit(0)
 
 

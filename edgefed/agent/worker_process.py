@@ -115,7 +115,8 @@ class WorkerProcess:
             process = await self._running()
             assert process.stdin is not None
             process.stdin.write(encode_frame(request))
-            await process.stdin.drain()
+            with contextlib.suppress(ConnectionError):  # it has just died: reading its answer tells how
+                await process.stdin.drain()
             while isinstance(answer := await self._read(process), Progress):
                 if on_progress is not None:
                     on_progress(answer)
@@ -132,13 +133,16 @@ class WorkerProcess:
 
     async def _running(self) -> asyncio.subprocess.Process:
         if self._process is None or self._process.returncode is not None:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                limit=MAX_FRAME_BYTES,
-                env=self._environment,
-            )
+            try:
+                self._process = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    limit=MAX_FRAME_BYTES,
+                    env=self._environment,
+                )
+            except OSError as error:
+                raise WorkerError(f"the worker could not be started: {error}") from error
         return self._process
 
     async def _read(self, process: asyncio.subprocess.Process) -> Answer:
@@ -151,7 +155,10 @@ class WorkerProcess:
             raise WorkerError(f"the worker wrote a line of more than {MAX_FRAME_BYTES} bytes") from None
         if line.endswith(b"\n"):
             return decode_answer(line)
-        return_code = await process.wait()
+        try:
+            return_code = await asyncio.wait_for(process.wait(), self._silence_s)
+        except asyncio.TimeoutError:
+            raise WorkerDied("the worker closed its output, lived on, and was ended") from None
         if return_code == -signal.SIGKILL:
             raise WorkerOutOfMemory("the worker was killed (signal 9), as the kernel does when memory runs out")
         raise WorkerDied(f"the worker ended without an answer (exit code {return_code}); its last words are in the log")

@@ -67,9 +67,10 @@ __all__ = [
 MAX_RANGES = MAX_WIRE_RANGES
 """A list of missing ranges is cut there; the receiver asks again for the rest."""
 
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 RangeList = Annotated[list[tuple[Count, Count]], Meta(max_length=MAX_RANGES)]
 Text = Annotated[str, Meta(max_length=4096)]
+RunId = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}\Z")]  # devices name a directory by it
 Phase = Literal["gathering", "training", "merging", "finished"]
 
 
@@ -167,7 +168,7 @@ class RoundOpen(_Wire, frozen=True, kw_only=True, tag="round-open"):
         seed: the federation's; devices derive their own from it, the round and their id.
     """
 
-    run: str
+    run: RunId
     round: Annotated[int, Meta(ge=1)]
     rounds: Annotated[int, Meta(ge=1)]
     kind: Literal["train", "evaluate"]
@@ -186,7 +187,7 @@ class RoundOpen(_Wire, frozen=True, kw_only=True, tag="round-open"):
 class FederationFinished(_Wire, frozen=True, kw_only=True, tag="finished"):
     """No further round will come in this run."""
 
-    run: str
+    run: RunId
     round: Count
     reason: Text = ""
 
@@ -197,7 +198,7 @@ class FederationFinished(_Wire, frozen=True, kw_only=True, tag="finished"):
 class Join(_Wire, frozen=True, kw_only=True, tag="join"):
     """Asks to take part in the open round."""
 
-    run: str
+    run: RunId
     round: Count
     plan: Plan
     fingerprint: str
@@ -208,7 +209,7 @@ class Join(_Wire, frozen=True, kw_only=True, tag="join"):
 class Decline(_Wire, frozen=True, kw_only=True, tag="decline"):
     """Will not take part, or gives up, and why."""
 
-    run: str
+    run: RunId
     round: Count
     reason: Text
 
@@ -216,7 +217,7 @@ class Decline(_Wire, frozen=True, kw_only=True, tag="decline"):
 class PartWanted(_Wire, frozen=True, kw_only=True, tag="part-wanted"):
     """Negative acknowledgement: these ranges of a broadcast part have not arrived."""
 
-    run: str
+    run: RunId
     sha256: Sha256
     missing: RangeList
 
@@ -227,7 +228,7 @@ class UpdateOffer(_Wire, frozen=True, kw_only=True, tag="update-offer"):
     Idempotent by (round, device, sha256).
     """
 
-    run: str
+    run: RunId
     round: Annotated[int, Meta(ge=1)]
     sha256: Sha256
     size_bytes: Annotated[int, Meta(ge=1)]
@@ -241,7 +242,7 @@ class UpdateOffer(_Wire, frozen=True, kw_only=True, tag="update-offer"):
 class EvaluationReport(_Wire, frozen=True, kw_only=True, tag="evaluation-report"):
     """The answer to a round of kind `evaluate`: a record and no update."""
 
-    run: str
+    run: RunId
     round: Annotated[int, Meta(ge=1)]
     record: RoundRecord
 
@@ -252,7 +253,7 @@ class EvaluationReport(_Wire, frozen=True, kw_only=True, tag="evaluation-report"
 class Accepted(_Wire, frozen=True, kw_only=True, tag="accepted"):
     """Take part: this many seconds are left (relative, because clocks on boards are often wrong)."""
 
-    run: str
+    run: RunId
     round: Count
     remaining_s: float
 
@@ -260,7 +261,7 @@ class Accepted(_Wire, frozen=True, kw_only=True, tag="accepted"):
 class Refused(_Wire, frozen=True, kw_only=True, tag="refused"):
     """Do not take part in this round. `final`: not in any later round of this run either."""
 
-    run: str
+    run: RunId
     round: Count
     reason: Text
     final: bool = False
@@ -292,7 +293,7 @@ class Acknowledged(_Wire, frozen=True, kw_only=True, tag="acknowledged"):
     round and not used. `rejected`: refused, for the reason given.
     """
 
-    run: str
+    run: RunId
     round: Count
     sha256: str
     outcome: Literal["counted", "late", "dropped", "rejected"]
