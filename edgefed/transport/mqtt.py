@@ -12,24 +12,22 @@ import asyncio
 import contextlib
 import logging
 import random
-import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 from paho.mqtt.enums import MQTTProtocolVersion
 
-from edgefed.errors import BrokerRefused, BrokerUnreachable, ConfigError, Disconnected, PayloadTooLarge
+from edgefed.errors import BrokerRefused, BrokerUnreachable, Disconnected, PayloadTooLarge
 from edgefed.transport.backoff import Backoff
 from edgefed.transport.base import (
-    DEFAULT_MAX_PAYLOAD_BYTES,
     Connected,
     Event,
     Message,
     Will,
 )
 from edgefed.transport.mqtt_connection import ConnectionEnded, MqttConnection, NoAnswer, VersionRefused
+from edgefed.transport.mqtt_options import MqttOptions
 
 __all__ = ["MqttOptions", "MqttTransport", "connect_mqtt"]
 
@@ -40,91 +38,6 @@ _MAX_WAITING_BYTES = 64 << 20
 _MAX_SENDS = 5
 _SILENCE_S = 3.0  # after which a broker that does not answer an MQTT 5 CONNECT is asked in 3.1.1
 _TAKEN_OVER_DELAY_S = 15.0
-
-
-@dataclass(frozen=True, slots=True)
-class MqttOptions:
-    """Where the broker is and how to talk to it.
-
-    Attributes:
-        host: Name or address.
-        port: TCP port; 8883 is usual with TLS.
-        client_id: Names the session at the broker. No two clients may use the same one at a time.
-        username: With ``password``, or alone, as the broker wants it.
-        password: See ``username``.
-        tls: Encrypt, and check the broker's certificate against the system's authorities or ``tls_ca``.
-        tls_ca: PEM file of the authority that signed the broker's certificate; implies ``tls``.
-        tls_cert: PEM file of our certificate, where the broker asks for one; implies ``tls``.
-        tls_key: PEM file of its key.
-        keepalive_s: A connection on which nothing moved for so long is probed, and ended after as long again.
-        protocol: ``"5"``, ``"3.1.1"``, or ``"auto"`` for the newer one that works.
-        session_expiry_s: How long the broker keeps messages for us while we are away. 0: no session. MQTT 3.1.1
-            knows only 0 and for ever.
-        max_payload_bytes: Largest payload we publish, or less where the broker tells a lower limit.
-        connect_timeout_s: For one attempt to connect, and for the broker's answer to a subscription.
-        reconnect_max_s: Longest pause between two attempts.
-    """
-
-    host: str
-    port: int = 1883
-    client_id: str = ""
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    tls: bool = False
-    tls_ca: str | None = None
-    tls_cert: str | None = None
-    tls_key: str | None = None
-    keepalive_s: int = 30
-    protocol: Literal["auto", "5", "3.1.1"] = "auto"
-    session_expiry_s: int = 3600
-    max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES
-    connect_timeout_s: float = 10.0
-    reconnect_max_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        problems = [
-            (not self.host, "host must not be empty"),
-            (not 1 <= self.port <= 65535, f"port must be within 1 and 65535, not {self.port}"),
-            (not self.client_id, "client_id must not be empty: it names this client's session at the broker"),
-            (self.protocol not in ("auto", "5", "3.1.1"), f'protocol is "auto", "5" or "3.1.1", not {self.protocol!r}'),
-            (not 1 <= self.keepalive_s <= 65535, f"keepalive_s must be within 1 and 65535, not {self.keepalive_s}"),
-            (not 0 <= self.session_expiry_s < 1 << 32, f"session_expiry_s is out of range: {self.session_expiry_s}"),
-            (self.max_payload_bytes < 1024, f"max_payload_bytes must be at least 1024, not {self.max_payload_bytes}"),
-            (self.connect_timeout_s <= 0, f"connect_timeout_s must be positive, not {self.connect_timeout_s}"),
-            (self.reconnect_max_s <= 0, f"reconnect_max_s must be positive, not {self.reconnect_max_s}"),
-            (self.password is not None and self.username is None, "password without username"),
-            ((self.tls_cert is None) != (self.tls_key is None), "tls_cert and tls_key belong together"),
-        ]
-        for wrong, message in problems:
-            if wrong:
-                raise ConfigError(f"MQTT options: {message}")
-
-    @property
-    def uses_tls(self) -> bool:
-        """Whether the connection is encrypted."""
-        return self.tls or self.tls_ca is not None or self.tls_cert is not None
-
-    @property
-    def address(self) -> str:
-        """``host:port``, for messages."""
-        return f"{self.host}:{self.port}"
-
-    def tls_context(self) -> ssl.SSLContext:
-        """Return what checks the broker's certificate and shows ours.
-
-        Raises:
-            ConfigError: A file is missing or is not what its option says.
-        """
-        try:
-            context = ssl.create_default_context(cafile=self.tls_ca)
-            if self.tls_cert is not None:
-                context.load_cert_chain(self.tls_cert, self.tls_key)
-        except OSError as error:  # ssl.SSLError is one
-            raise ConfigError(
-                f"MQTT options: cannot use tls_ca={self.tls_ca!r}, tls_cert={self.tls_cert!r}, "
-                f"tls_key={self.tls_key!r}: {error}"
-            ) from error
-        return context
 
 
 @contextlib.asynccontextmanager
@@ -196,6 +109,7 @@ class MqttTransport:
         self._subscriptions: dict[str, None] = {}
         self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0
+        self._early: list[_Waiting] = []  # came over a connection whose Connected event is yet to come
         self._handled: _Waiting | None = None
         self._news = asyncio.Event()
         self._closed = False
@@ -324,11 +238,15 @@ class MqttTransport:
                 "it delivers the rest again after a reconnect"
             )
             return
-        self._put(_Waiting(message, connection, packet_id))
+        self._waiting_bytes += len(message.payload)
+        waiting = _Waiting(message, connection, packet_id)
+        if connection is self._connection:
+            self._put(waiting)
+        else:
+            self._early.append(waiting)
 
     def _put(self, waiting: _Waiting) -> None:
         self._waiting.append(waiting)
-        self._waiting_bytes += waiting.size_bytes
         self._news.set()
 
     # ------------------------------------------------------------------ keeping the connection
@@ -356,6 +274,9 @@ class MqttTransport:
         self._connection = connection
         self._changed.set()
         self._put(_Waiting(Connected(connection.session_resumed, self._limit(connection))))
+        for waiting in self._early:
+            self._put(waiting)
+        self._early.clear()
         _log.info("connected to the broker at %s", self._options.address)
 
     async def _connect_patiently(self, *, give_up_on_refusal: bool = True) -> MqttConnection:
@@ -409,6 +330,8 @@ class MqttTransport:
         return connection
 
     async def _open_version(self, version: MQTTProtocolVersion, timeout_s: float) -> MqttConnection:
+        self._waiting_bytes -= sum(waiting.size_bytes for waiting in self._early)
+        self._early.clear()  # of an attempt that failed: not acknowledged, so it comes again
         connection = MqttConnection(self._options, version, self._will, self._deliver)
         await connection.open(timeout_s)
         return connection

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import ssl
 import threading
 from collections import deque
@@ -25,11 +26,10 @@ from paho.mqtt.properties import Properties
 
 from edgefed.errors import BrokerRefused, BrokerUnreachable
 from edgefed.transport.base import ConnectionLost, Message, Will
+from edgefed.transport.mqtt_options import MqttOptions
 
 if TYPE_CHECKING:
     from paho.mqtt.reasoncodes import ReasonCode
-
-    from edgefed.transport.mqtt import MqttOptions
 
 __all__ = ["RECEIVE_MAXIMUM", "ConnectionEnded", "MqttConnection", "NoAnswer", "VersionRefused"]
 
@@ -375,6 +375,9 @@ class MqttConnection:
     # paho calls the first and the third also from the connecting thread, before the loop knows of the socket.
 
     def _on_socket_open(self, _client: Any, _data: Any, sock: Any) -> None:
+        # Without it a small message behind another waits for the other end's delayed TCP acknowledgement, up to 40 ms.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
         def watch() -> None:
             if sock.fileno() >= 0 and not self.ended.done():
                 self._loop.add_reader(sock.fileno(), self._read)

@@ -452,7 +452,7 @@ async def test_64_mib_through_a_real_broker(mosquitto: RunningMosquitto, tmp_pat
 
     async with connect_mqtt(options("device")) as device, connect_mqtt(options("aggregator")) as aggregator:
         await aggregator.subscribe("up")
-        credit = Credit(16 << 20)
+        credit = Credit(16 << 20, patience_s=0.5)
         broken = False
 
         async def receive() -> None:
