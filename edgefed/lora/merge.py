@@ -31,8 +31,8 @@ __all__ = ["MergePath", "Term", "choose_path", "dense_sum", "memory_bytes", "wei
 
 MergePath = Literal["stacked", "dense", "streamed"]
 
-# Relative prices of one multiply-add, measured by benchmarks/merge_speed on 2 cores of a Xeon with OpenBLAS
-# 0.3: a float32 product, a float64 product, a step of the symmetric eigenproblem per element cubed.
+# Relative prices, fitted to benchmarks/merge_speed (OpenBLAS on a Xeon): one multiply-add of a float32 product, one
+# of a float64 product, and the symmetric eigenproblem per element of the matrix times its size.
 _FLOAT32_PRICE, _FLOAT64_PRICE, _EIGEN_PRICE = 1.0, 2.0, 10.0
 _BLOCK_RANK = 128  # terms are multiplied out this many columns at a time: rank-8 products alone waste the BLAS
 
@@ -110,10 +110,10 @@ def choose_path(
 ) -> MergePath:
     """The fastest path that fits the memory limit.
 
-    Time is counted in multiply-adds of each kind, at the relative prices that the benchmark measured:
-    stacked = float64·((m + n)·R² + ...) + eigen·R³ and dense = float32·mnR + float64·mn·min + eigen·min³, so
-    the eigenproblem decides and stacked wins until R comes close to min(m, n). Beyond min(m, n) stacked is never
-    taken: its memory would grow with the number of terms.
+    Time is counted in multiply-adds of each kind, at the relative prices that the benchmark measured, with r the
+    result's rank: stacked = float64·((m + n)·R·(R + 2r) + 3R³) + eigen·R³, and dense = float32·mnR +
+    float64·mn·(min + r) + eigen·min³. So stacked wins until R comes close to min(m, n); beyond that it is never
+    taken, because its memory would grow with the number of terms.
 
     Args:
         shape: (m, n).
@@ -124,15 +124,16 @@ def choose_path(
     rows, columns = shape
     total, least = sum(ranks), min(shape)
     kept = min(total, least) if rank is None else min(rank, total, least)
-    seconds: dict[MergePath, float] = {}
+    price: dict[MergePath, float] = {}
     if total < least:
-        seconds["stacked"] = _FLOAT64_PRICE * (rows + columns) * total * (total + 2 * kept) + _EIGEN_PRICE * total**3
-    seconds["dense"] = (
+        products = (rows + columns) * total * (total + 2 * kept) + 3 * total**3
+        price["stacked"] = _FLOAT64_PRICE * products + _EIGEN_PRICE * total**3
+    price["dense"] = (
         _FLOAT32_PRICE * rows * columns * total
         + _FLOAT64_PRICE * rows * columns * (least + kept)
         + _EIGEN_PRICE * least**3
     )
-    for path in sorted(seconds, key=lambda path: seconds[path]):
+    for path in sorted(price, key=lambda path: price[path]):
         if memory_limit_bytes is None or memory_bytes(path, shape, total, kept) <= memory_limit_bytes:
             return path
     return "streamed"

@@ -45,15 +45,15 @@ def factored_svd(
     Raises:
         AdapterError: the product does not fit float32, or an entry is not finite.
     """
-    left, right = _balanced(left, right)
-    gram_left, gram_right = gram(left), gram(right.T)
+    gram_left, gram_right, ratio = _balanced(gram(left), gram(right.T))
     root = _root(gram_left)
     squares, vectors = _descending(root.T @ gram_right @ root)
     floor = np.sqrt(np.trace(gram_left) * np.trace(gram_right))
     kept = _kept(squares, floor, rank, tolerance)
-    rows = _product(right.T, root @ vectors[:, :kept])
-    basis = _orthonormal(rows / np.sqrt(squares[:kept]))
-    return _finite(_product(left, right.astype(np.float64) @ basis)), _rows(basis)
+    weights = np.zeros((left.shape[1], kept))
+    weights[ratio > 0] = root @ vectors[:, :kept] / ratio[ratio > 0, None]
+    basis = _orthonormal(_product(right.T, weights) / np.sqrt(squares[:kept]))
+    return _finite(_product(left, _product(right, basis))), _rows(basis)
 
 
 def dense_svd(matrix: Float32, *, rank: int | None = None, tolerance: float | None = None) -> tuple[Float32, Float32]:
@@ -105,19 +105,21 @@ def _product(factor: Float32, matrix: Float64) -> Float64:
     return result
 
 
-def _balanced(left: Float32, right: Float32) -> tuple[Float32, Float32]:
-    """Gives each column of left and its row of right the same norm, and drops pairs that multiply to zero.
+def _balanced(gram_left: Float64, gram_right: Float64) -> tuple[Float64, Float64, Float64]:
+    """The Gram matrices as if each column of left and its row of right had the same norm.
 
     A Gram matrix sees one side only: without this, a direction that is small in left and large in right would
-    be taken for noise.
+    be taken for noise. The ratio is what left's columns are multiplied and right's rows divided by, (k,); it is 0
+    for the pairs that multiply to zero, and those are left out of the matrices.
     """
-    left_norms = np.linalg.norm(left.astype(np.float64), axis=0)
-    right_norms = np.linalg.norm(right.astype(np.float64), axis=1)
-    if not (np.isfinite(left_norms).all() and np.isfinite(right_norms).all()):
+    left_sizes, right_sizes = np.diag(gram_left), np.diag(gram_right)
+    if not (np.isfinite(left_sizes).all() and np.isfinite(right_sizes).all()):
         raise AdapterError("the factors hold NaN or infinity; check each update before it is merged")
-    used = (left_norms > 0) & (right_norms > 0)
-    ratio = np.sqrt(right_norms[used] / left_norms[used])
-    return (left[:, used] * ratio).astype(np.float32), (right[used] / ratio[:, None]).astype(np.float32)
+    used = (left_sizes > 0) & (right_sizes > 0)
+    ratio = np.zeros(len(used))
+    ratio[used] = (right_sizes[used] / left_sizes[used]) ** 0.25
+    scale, both = np.outer(ratio[used], ratio[used]), np.ix_(used, used)
+    return gram_left[both] * scale, gram_right[both] / scale, ratio
 
 
 def _root(gram_matrix: Float64) -> Float64:
