@@ -56,6 +56,10 @@ class StateDirectory:
         """Lets another agent have it."""
         os.close(self._lock)
 
+    def knows(self, run: str) -> bool:
+        """Whether this device has taken part in a run."""
+        return (self.path / run).is_dir()
+
     def residual(self, run: str) -> Path:
         """Where the rounding residual of a run is kept."""
         return self._run(run) / "residual.safetensors"

@@ -1,0 +1,269 @@
+"""The aggregator as a real process on a real Mosquitto, with stand-in devices: what it does, and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgefed.lora.low_rank import LowRank
+from edgefed.lora.peft_files import read_peft
+from tests.federation.stand_in import StandIn, federation_toml, make_paper_model
+from tools.mosquitto import RunningMosquitto
+
+pytestmark = pytest.mark.broker
+PATIENCE_S = 60
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return make_paper_model(tmp_path / "model")
+
+
+class Run:
+    """An aggregator process and where it works."""
+
+    def __init__(self, tmp_path: Path, toml: str) -> None:
+        self.directory = tmp_path / "run"
+        self.config = tmp_path / "federation.toml"
+        self.config.write_text(toml)
+        self.log = tmp_path / "aggregator.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "edgefed", "-v", "aggregator", "--config", str(self.config)],
+                stdout=log,
+                stderr=log,
+            )
+        return self.process
+
+    def history(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in (self.directory / "history.jsonl").read_text().splitlines()]
+
+    def end(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+        if self.process is not None:
+            self.process.wait(PATIENCE_S)
+
+
+@contextlib.contextmanager
+def running(tmp_path: Path, toml: str) -> Iterator[Run]:
+    run = Run(tmp_path, toml)
+    run.start()
+    try:
+        yield run
+    finally:
+        run.end()
+
+
+def finish(run: Run, devices: Sequence[StandIn]) -> None:
+    """Lets the devices take part until the end, and the aggregator end by itself."""
+
+    async def all_of_them() -> None:
+        await asyncio.wait_for(asyncio.gather(*(device.take_part() for device in devices)), PATIENCE_S)
+
+    asyncio.run(all_of_them())
+    assert run.process is not None
+    assert run.process.wait(PATIENCE_S) == 0, run.log.read_text()
+
+
+def devices(model: Path, scratch: Path, port: int, count: int = 3) -> list[StandIn]:
+    return [StandIn(f"dev-{i}", model, scratch, port, rank=(2, 4)[i % 2], examples=10 + i) for i in range(count)]
+
+
+def test_a_federation_ends_with_an_adapter_and_a_history(
+    tmp_path: Path, model: Path, mosquitto: RunningMosquitto
+) -> None:
+    toml = federation_toml(model, tmp_path / "run", mosquitto.port, selection="expected_devices = 3\n")
+    with running(tmp_path, toml) as run:
+        fleet = devices(model, tmp_path, mosquitto.port)
+        finish(run, fleet)
+    for device in fleet:
+        assert [word.outcome for word in device.acknowledged] == ["counted"] * 4  # three rounds and the evaluation
+        assert device.finished is not None
+    adapter, base = read_peft(run.directory / "adapter")
+    assert base == str(model)
+    assert {matrix.rank for matrix in adapter.values()} == {4}
+    lines = run.history()
+    assert [line["round"] for line in lines] == [1, 2, 3, 4]
+    assert lines[0]["devices"]["dev-1"]["weight"] == pytest.approx(11 / 33)  # type: ignore[index]
+    assert lines[3]["loss_before"] == pytest.approx(0.5)
+    assert (run.directory / "adapter-best").is_dir()
+
+
+def test_a_kill_in_every_round_changes_no_bit_of_the_result(
+    tmp_path: Path, model: Path, mosquitto: RunningMosquitto
+) -> None:
+    def result(name: str, *, kills: bool) -> bytes:
+        directory = tmp_path / name
+        directory.mkdir()
+        toml = federation_toml(model, directory / "run", mosquitto.port, selection="expected_devices = 3\n")
+        with running(directory, toml) as run:
+            fleet = devices(model, directory, mosquitto.port)
+            killed: set[int] = set()
+
+            async def kill_once_per_round(round_: int) -> None:
+                if kills and round_ not in killed:
+                    killed.add(round_)
+                    assert run.process is not None
+                    run.process.send_signal(signal.SIGKILL)
+                    await asyncio.to_thread(run.process.wait)
+                    run.start()
+
+            async def main() -> None:
+                waiting: list[asyncio.Task[None]] = []
+
+                def on_accepted(announced: object) -> None:
+                    waiting.append(asyncio.ensure_future(kill_once_per_round(announced.round)))  # type: ignore[attr-defined]
+
+                await asyncio.wait_for(
+                    asyncio.gather(*(device.take_part(on_accepted=on_accepted) for device in fleet)), PATIENCE_S
+                )
+                await asyncio.gather(*waiting)
+
+            asyncio.run(main())
+            assert run.process is not None
+            assert run.process.wait(PATIENCE_S) == 0, run.log.read_text()
+            assert len(killed) == (4 if kills else 0)
+        for line in run.history()[:3]:
+            assert sorted(line["devices"]) == ["dev-0", "dev-1", "dev-2"]  # type: ignore[call-overload]
+        return (run.directory / "adapter" / "adapter_model.safetensors").read_bytes()
+
+    assert result("killed", kills=True) == result("undisturbed", kills=False)
+
+
+def poisoned(adapter: dict[str, LowRank]) -> dict[str, LowRank]:
+    # fp32 files are written from finite values only, so the NaN goes in by the back door
+    module, matrix = next(iter(adapter.items()))
+    return {**adapter, module: LowRank(matrix.left * np.float32(1e38) * np.float32(1e38), matrix.right)}
+
+
+def cut_short(adapter: dict[str, LowRank]) -> dict[str, LowRank]:
+    return {module: LowRank(matrix.left[:-1], matrix.right) for module, matrix in adapter.items()}
+
+
+def one_missing(adapter: dict[str, LowRank]) -> dict[str, LowRank]:
+    return dict(list(adapter.items())[1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"edit": cut_short}, "shape"),
+        ({"edit": one_missing}, "missing"),
+        ({"rank": 3}, "rank 3 is not allowed"),
+        ({"write_raw": b"not an adapter at all"}, "safetensors"),
+        ({"write_raw": "nan"}, "finite"),
+        (
+            {
+                "offer_edit": lambda offer: msgspec.structs.replace(
+                    offer, plan=msgspec.structs.replace(offer.plan, rank=4)
+                )
+            },
+            "announced",
+        ),
+        ({"offer_edit": lambda offer: msgspec.structs.replace(offer, size_bytes=10**12)}, "over the limit"),
+    ],
+    ids=["shape", "module", "rank", "garbage", "nan", "another-rank", "too-large"],
+)
+def test_a_bad_update_is_rejected_with_its_reason_and_the_others_go_on(
+    tmp_path: Path, model: Path, mosquitto: RunningMosquitto, change: dict[str, object], reason: str
+) -> None:
+    toml = federation_toml(
+        model, tmp_path / "run", mosquitto.port, selection="expected_devices = 3\nquorum = 2\n", top=""
+    ).replace("rounds = 3", "rounds = 1")
+    if change.get("write_raw") == "nan":
+        change = {"write_raw": nan_file(tmp_path, model)}
+    with running(tmp_path, toml) as run:
+        fleet = devices(model, tmp_path, mosquitto.port)
+        for name, value in change.items():
+            setattr(fleet[0], name, value)
+        finish(run, fleet)
+    assert fleet[0].acknowledged[0].outcome == "rejected"
+    assert reason in fleet[0].acknowledged[0].reason
+    (line,) = [line for line in run.history() if line["round"] == 1]
+    assert sorted(line["devices"]) == ["dev-1", "dev-2"]  # type: ignore[call-overload]
+    assert line["refused"][0]["device"] == "dev-0"  # type: ignore[index]
+
+
+def nan_file(directory: Path, model: Path) -> bytes:
+    """An otherwise good update of rank 2 with a NaN in it, which our own writer would refuse to make."""
+    from edgefed.lora.files import write_adapter
+    from edgefed.models.checkpoint import linear_shapes
+
+    shapes = linear_shapes(model, ["q", "v"])
+    ones = {name: LowRank(np.ones((m, 2), "f4"), np.ones((2, n), "f4")) for name, (m, n) in shapes.items()}
+    path = directory / "nan.safetensors"
+    write_adapter(path, ones, precision="fp32")
+    content = bytearray(path.read_bytes())
+    content[-4:] = np.float32("nan").tobytes()
+    return bytes(content)
+
+
+def test_a_device_with_another_base_model_is_refused_with_both_names(
+    tmp_path: Path, model: Path, mosquitto: RunningMosquitto
+) -> None:
+    toml = federation_toml(model, tmp_path / "run", mosquitto.port, selection="expected_devices = 2\n").replace(
+        "rounds = 3", "rounds = 1"
+    )
+    other = make_paper_model(tmp_path / "another-model", seed=5)
+    with running(tmp_path, toml) as run:
+        fleet = devices(model, tmp_path, mosquitto.port, count=2)
+        stranger = StandIn("stranger", other, tmp_path, mosquitto.port)
+        finish(run, [*fleet, stranger])
+    assert not stranger.acknowledged
+    assert "another-model" in stranger.refused[0]
+    assert str(model) in stranger.refused[0]
+
+
+def test_the_second_aggregator_of_a_run_is_refused(tmp_path: Path, model: Path, mosquitto: RunningMosquitto) -> None:
+    toml = federation_toml(model, tmp_path / "run", mosquitto.port)
+    with running(tmp_path, toml) as run:
+        while not (run.directory / "store.sqlite").is_file():
+            assert run.process is not None
+            assert run.process.poll() is None, run.log.read_text()
+            os.sched_yield()
+        second = subprocess.run(
+            [sys.executable, "-m", "edgefed", "aggregator", "--config", str(run.config)],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+    assert second.returncode == 9
+    assert "another aggregator" in second.stderr
+
+
+def test_settings_that_changed_under_a_run_are_named(tmp_path: Path, model: Path, mosquitto: RunningMosquitto) -> None:
+    selection = "expected_devices = 2\n"
+    toml = federation_toml(model, tmp_path / "run", mosquitto.port, selection=selection).replace("= 3", "= 1", 1)
+    with running(tmp_path, toml) as run:
+        finish(run, devices(model, tmp_path, mosquitto.port, count=2))
+    run.config.write_text(toml.replace("ranks = [2, 4]", "ranks = [2]"))
+    again = run.start()
+    assert again.wait(PATIENCE_S) == 9
+    assert "method" in run.log.read_text().splitlines()[-1]
+
+
+def test_no_broker_is_said_in_words(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "federation.toml").write_text(federation_toml(model, tmp_path / "run", 1))
+    arguments = ["aggregator", "--require-broker", "--config", str(tmp_path / "federation.toml")]
+    result = subprocess.run(
+        [sys.executable, "-m", "edgefed", *arguments], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    assert result.returncode == 6
+    assert "localhost:1" in result.stderr
+    assert "Traceback" not in result.stderr
