@@ -107,10 +107,9 @@ async def send_ranges(
         path: The file, all of the blob.
         sha256: Of the whole file.
         ranges: What to send.
-        chunk_bytes: Data bytes per chunk; less where the transport takes less.
-        window: Publishes that may wait for the broker's acknowledgement at a time. ``window * chunk_bytes``
-            should not be more than the link carries in the connection's ``keepalive_s``, or its pings come too
-            late.
+        chunk_bytes: Data bytes per chunk; less where the transport takes less. A chunk should take the link less
+            than the connection's ``keepalive_s``.
+        window: Publishes that may wait for the broker's acknowledgement at a time.
         on_progress: Called with the data bytes of every chunk that the broker acknowledged.
         credit: Holds the sender back when the receiver falls behind.
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from paho.mqtt.enums import MQTTProtocolVersion
 
-from edgefed.errors import BrokerRefused, BrokerUnreachable, Disconnected, PayloadTooLarge
+from edgefed.errors import BrokerRefused, BrokerUnreachable, ConfigError, Disconnected, PayloadTooLarge
 from edgefed.transport.backoff import Backoff
 from edgefed.transport.base import (
     Connected,
@@ -256,6 +256,7 @@ class MqttTransport:
         connection = await self._connect_patiently() if retry_first else await self._connect()
         self._adopt(connection)
         self._keeper = asyncio.create_task(self._keep(connection))
+        self._keeper.add_done_callback(self._kept)
 
     async def _keep(self, connection: MqttConnection) -> None:
         loop = asyncio.get_running_loop()
@@ -270,6 +271,13 @@ class MqttTransport:
             connection = await self._connect_patiently(give_up_on_refusal=False)
             self._adopt(connection)
 
+    def _kept(self, keeper: asyncio.Task[None]) -> None:
+        if not keeper.cancelled() and keeper.exception() is not None:  # a bug: better closed than silent
+            _log.critical("the connection to %s is no longer kept", self._options.address, exc_info=keeper.exception())
+            self._closed = True
+            self._changed.set()
+            self._news.set()
+
     def _adopt(self, connection: MqttConnection) -> None:
         self._connection = connection
         self._changed.set()
@@ -283,8 +291,10 @@ class MqttTransport:
         while True:
             try:
                 return await self._connect()
-            except (BrokerUnreachable, BrokerRefused) as error:
-                if give_up_on_refusal and isinstance(error, BrokerRefused):
+            except BrokerUnreachable as error:
+                problem = str(error)
+            except (BrokerRefused, ConfigError) as error:  # ConfigError: TLS files, which may be being replaced
+                if give_up_on_refusal:
                     raise
                 problem = str(error)
             delay_s = self._backoff.next_delay_s()

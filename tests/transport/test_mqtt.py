@@ -290,6 +290,34 @@ async def test_a_broker_that_goes_silent_is_noticed(mosquitto: RunningMosquitto,
 
 
 @pytest.mark.broker
+async def test_a_slow_link_under_load_is_not_taken_for_a_dead_one(mosquitto: RunningMosquitto, read: Read) -> None:
+    bytes_per_s = 100_000
+
+    async def carry(client: asyncio.StreamReader, client_out: asyncio.StreamWriter) -> None:
+        broker, broker_out = await asyncio.open_connection("127.0.0.1", mosquitto.port)
+        back = asyncio.create_task(pump(broker, client_out))
+        while data := await client.read(bytes_per_s // 50):
+            broker_out.write(data)
+            await asyncio.sleep(len(data) / bytes_per_s)
+        broker_out.close()
+        await back
+
+    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(1 << 16):
+            sink.write(data)
+        sink.close()
+
+    link = await asyncio.start_server(carry, "127.0.0.1", 0, limit=1 << 12)
+    port = link.sockets[0].getsockname()[1]
+    async with connect_mqtt(options(port, keepalive_s=1)) as transport:
+        reader = read(transport)
+        # Eight at once take 2.6 s: a ping behind them is answered too late.
+        await asyncio.gather(*(transport.publish("x", bytes(32 << 10)) for _ in range(10)))
+        assert not reader.losses
+    link.close()
+
+
+@pytest.mark.broker
 async def test_persistent_sessions_survive_a_restart_of_the_broker(tmp_path: Path, read: Read) -> None:
     with running_mosquitto(persistence_dir=tmp_path) as process:
         async with connect_mqtt(options(process.port)) as transport:
