@@ -7,6 +7,7 @@ so an update is either acknowledged and in the journal, or neither.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -141,17 +142,12 @@ class Store:
             lock_file = _lock(directory / "store.lock")
         except OSError as error:
             raise StoreError(f"the run directory {directory} cannot be used: {error}") from error
+        store = cls(_engine(directory / "store.sqlite"), lock_file, directory)
         try:
-            engine = _engine(directory / "store.sqlite")
-            _metadata.create_all(engine)
-            store = cls(engine, lock_file, directory)
             store._check_version()
             store._check_identity(identity)
-        except SQLAlchemyError as error:
-            os.close(lock_file)
-            raise StoreError(f"the store in {directory} cannot be used: {_cause(error)}") from error
-        except StoreError:
-            os.close(lock_file)
+        except BaseException:
+            store.close()
             raise
         return store
 
@@ -175,7 +171,7 @@ class Store:
         Raises:
             StoreError: an entry does not decode; everything before it has been yielded.
         """
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             rows = connection.execute(sql.select(_journal).order_by(_journal.c.sequence))
             for row in rows:
                 try:
@@ -206,22 +202,22 @@ class Store:
         query = sql.select(_answers.c.answer).where(
             _answers.c.round == round_, _answers.c.device == device, _answers.c.sha256 == sha256
         )
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             text = connection.execute(query).scalar_one_or_none()
-        return None if text is None else msgspec.json.decode(text, type=Answer)
+            return None if text is None else msgspec.json.decode(text, type=Answer)
 
     def answers(self, round_: int | None = None) -> list[Answer]:
         """Returns the answers of one round, or all, in order of arrival."""
         query = sql.select(_answers.c.answer).order_by(_answers.c.sequence)
         if round_ is not None:
             query = query.where(_answers.c.round == round_)
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             return [msgspec.json.decode(text, type=Answer) for text in connection.execute(query).scalars()]
 
     def count_rejected(self) -> int:
         """Returns how many updates were rejected so far."""
         query = sql.select(sql.func.count()).select_from(_answers).where(_answers.c.outcome == "rejected")
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             return int(connection.execute(query).scalar_one())
 
     def add_merged(self, event: Event, now_s: float, merged: MergedRound) -> None:
@@ -233,22 +229,43 @@ class Store:
 
     def merged_rounds(self) -> list[MergedRound]:
         """Returns all merged rounds in order."""
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             rows = connection.execute(sql.select(_rounds.c.merged).order_by(_rounds.c.round)).scalars()
             return [msgspec.json.decode(text, type=MergedRound) for text in rows]
 
-    def _writing(self) -> _Transaction:
-        return _Transaction(self._engine, self.directory)
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sql.Connection]:
+        with self._errors_of_the_library("read"), self._engine.connect() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sql.Connection]:
+        with self._errors_of_the_library("written"), self._engine.begin() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _errors_of_the_library(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            cause = getattr(error, "orig", None) or error
+            raise StoreError(f"the store in {self.directory} cannot be {doing}: {cause}") from error
+        except msgspec.MsgspecError as error:
+            raise StoreError(f"the store in {self.directory} is damaged: {error}") from error
 
     def _check_version(self) -> None:
+        with self._writing() as connection:
+            _meta.create(connection, checkfirst=True)
         found = self._get_meta("schema_version")
         if found is None:
             self._set_meta("schema_version", str(SCHEMA_VERSION))
-        elif int(found) != SCHEMA_VERSION:
+        elif found != str(SCHEMA_VERSION):
             raise StoreError(
                 f"the store in {self.directory} has version {found}, and this edgefed reads version {SCHEMA_VERSION}: "
                 "use the edgefed that wrote it, or another run directory"
             )
+        with self._writing() as connection:
+            _metadata.create_all(connection)
 
     def _check_identity(self, identity: Mapping[str, Any]) -> None:
         wanted = json.loads(json.dumps(identity))
@@ -256,17 +273,23 @@ class Store:
         if text is None:
             self._set_meta("identity", json.dumps(wanted, sort_keys=True))
             return
-        kept = json.loads(text)
-        changed = sorted(key for key in {*kept, *wanted} if kept.get(key) != wanted.get(key))
+        try:
+            kept = json.loads(text)
+        except ValueError as error:
+            raise StoreError(
+                f"the store in {self.directory} is damaged: its settings do not decode: {error}"
+            ) from error
+        before, now = _by_dotted_key(kept), _by_dotted_key(wanted)
+        changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
         if changed:
-            details = "; ".join(f"{key} was {kept.get(key)!r} and is {wanted.get(key)!r}" for key in changed[:3])
+            details = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed[:3])
             raise StoreError(
                 f"the run in {self.directory} was begun with other settings ({details}): "
                 "take the change back, or give the new federation another run directory"
             )
 
     def _get_meta(self, key: str) -> str | None:
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             value = connection.execute(sql.select(_meta.c.value).where(_meta.c.key == key)).scalar_one_or_none()
         return None if value is None else str(value)
 
@@ -275,23 +298,11 @@ class Store:
             connection.execute(sql.insert(_meta).values(key=key, value=value))
 
 
-class _Transaction:
-    """`engine.begin()` with the library's errors mapped to ours."""
-
-    def __init__(self, engine: sql.Engine, directory: Path) -> None:
-        self._context = engine.begin()
-        self._directory = directory
-
-    def __enter__(self) -> sql.Connection:
-        return self._context.__enter__()
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        try:
-            self._context.__exit__(kind, error, traceback)
-        except SQLAlchemyError as failure:
-            raise StoreError(f"the store in {self._directory} cannot be written: {_cause(failure)}") from failure
-        if isinstance(error, SQLAlchemyError):
-            raise StoreError(f"the store in {self._directory} cannot be written: {_cause(error)}") from error
+def _by_dotted_key(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _by_dotted_key(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _insert_answer(connection: sql.Connection, answer: Answer) -> None:
@@ -309,7 +320,7 @@ def _insert_answer(connection: sql.Connection, answer: Answer) -> None:
 
 
 def _engine(path: Path) -> sql.Engine:
-    engine = sql.create_engine(f"sqlite:///{path}")
+    engine = sql.create_engine(sql.URL.create("sqlite", database=str(path)))
 
     @sql.event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:
@@ -332,8 +343,3 @@ def _lock(path: Path) -> int:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor
-
-
-def _cause(error: SQLAlchemyError) -> str:
-    original = getattr(error, "orig", None)
-    return str(original or error)
