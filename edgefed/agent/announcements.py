@@ -13,7 +13,7 @@ __all__ = ["Announcements", "RoundIsOver"]
 _T = TypeVar("_T")
 
 
-class RoundIsOver(Exception):  # noqa: N818 - control flow, not an error
+class RoundIsOver(Exception):
     """What was awaited no longer matters, because the federation has moved on."""
 
 

@@ -8,7 +8,7 @@ from edgefed.protocol.messages import Manifest, Part, Plan, RoundOpen
 __all__ = ["CannotTakePart", "parts_to_fetch", "plan_round"]
 
 
-class CannotTakePart(Exception):  # noqa: N818 - a decision, not an error
+class CannotTakePart(Exception):
     """The device stays out of a round; the message says why, in words for the operator."""
 
 

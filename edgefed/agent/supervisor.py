@@ -55,7 +55,7 @@ _CANCEL_PATIENCE_S = 60.0
 _TIME_MARGIN = 1.2
 
 
-class _NotSelected(Exception):  # noqa: N818 - control flow, not an error
+class _NotSelected(Exception):
     """The aggregator refused this device for the round, or for good; the message says why."""
 
 

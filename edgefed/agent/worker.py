@@ -79,7 +79,7 @@ class _Rounds(Protocol):
     def run(self, work: RoundWork, report: _Report) -> RoundRecord: ...
 
 
-class _Cancelled(Exception):  # noqa: N818 - control flow, not an error
+class _Cancelled(Exception):
     """The supervisor no longer wants the work under way."""
 
 

@@ -37,7 +37,7 @@ _ERRORS = {
 }
 
 
-class WorkCancelled(Exception):  # noqa: N818 - control flow, not an error
+class WorkCancelled(Exception):
     """The work was cancelled on request."""
 
 

@@ -27,8 +27,15 @@ def agent(
       edgefed -v agent --config agent.toml         says on stderr what it does
       edgefed agent --config agent.toml --once     for one federation
     """
-    from edgefed.agent.session import run_agent
-    from edgefed.cli.signals import run_stoppable
+    import logging
+    import os
+    import sys
+
     from edgefed.config import read_agent
 
-    run_stoppable(run_agent(read_agent(config), once=once, wait_for_broker=not require_broker))
+    read_agent(config)  # a mistake in it is told here
+    level = logging.getLogger().getEffectiveLevel()
+    flags = {"--once": once, "--require-broker": require_broker}
+    arguments = [str(config), *(flag for flag, wanted in flags.items() if wanted)]
+    verbose = {logging.INFO: ["-v"], logging.DEBUG: ["-vv"]}.get(level, [])
+    os.execv(sys.executable, [sys.executable, "-m", "edgefed.cli.agent_process", *arguments, *verbose])

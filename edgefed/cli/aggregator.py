@@ -32,9 +32,9 @@ def aggregator(
       edgefed aggregator --config federation.toml
       edgefed aggregator -c federation.toml --json | tee states.jsonl
     """
-    from edgefed.cli.signals import run_stoppable
     from edgefed.config import read_federation
     from edgefed.coordinator.session import run_aggregator
+    from edgefed.stopping import run_stoppable
 
     options = read_federation(config)
     reason = run_stoppable(run_aggregator(options, watch=_watcher(json), wait_for_broker=not require_broker))

@@ -28,7 +28,7 @@ def broker(
 
 
 async def _serve(host: str, port: int) -> None:
-    from edgefed.cli.signals import until_stopped
+    from edgefed.stopping import until_stopped
     from edgefed.transport.embedded_broker import embedded_broker
 
     async with embedded_broker(host, port) as running:

@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from edgefed import __version__
 from edgefed.errors import EdgefedError
+from edgefed.stopping import Stopped
 
 __all__ = ["COMMANDS", "main"]
 
@@ -68,6 +69,8 @@ def _run() -> int:
         return done.code if isinstance(done.code, int) else 0
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except Stopped as stopped:
+        return stopped.exit_code
     except EdgefedError as error:
         return _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:

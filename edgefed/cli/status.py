@@ -37,7 +37,7 @@ def status(
       edgefed status --config federation.toml --watch
       edgefed status --host broker.local --fleet kitchen --json
     """
-    from edgefed.cli.signals import run_stoppable
+    from edgefed.stopping import run_stoppable
 
     broker, name = _where(config, host, port, fleet)
     run_stoppable(_show(broker, name, wait_s=wait_s, watch=watch, as_json=json))

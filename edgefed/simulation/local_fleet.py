@@ -73,8 +73,8 @@ class LocalFleet:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C in the terminal reaches the one in charge, who stops the others in order
-                preexec_fn=_end_with_parent,  # noqa: PLW1509 - async-signal-safe enough: one prctl call
+                start_new_session=True,  # Ctrl-C reaches the one in charge, who stops the others in order
+                preexec_fn=_end_with_parent,
             )
         self._processes[name] = process
         return process

@@ -61,7 +61,7 @@ class VersionRefused(BrokerRefused):
     """The broker answered that it does not speak this version of MQTT."""
 
 
-class ConnectionEnded(Exception):  # noqa: N818 - not an error: whoever waits goes on with the next connection
+class ConnectionEnded(Exception):
     """The connection ended while something waited on it."""
 
 

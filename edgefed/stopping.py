@@ -1,4 +1,4 @@
-"""Commands that run until somebody stops them."""
+"""Programs that run until somebody stops them: SIGINT and SIGTERM as an orderly end."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ import signal
 from collections.abc import Coroutine
 from typing import Any, TypeVar, cast
 
-import typer
-
-__all__ = ["run_stoppable", "until_stopped"]
+__all__ = ["Stopped", "run_stoppable", "until_stopped"]
 
 _T = TypeVar("_T")
+
+
+class Stopped(Exception):
+    """The program was stopped by a signal, and has said goodbye.
+
+    Attributes:
+        exit_code: 130 after Ctrl-C; 0 after SIGTERM, which is how a service is stopped in good order.
+    """
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self.exit_code = 130 if number == signal.SIGINT else 0
 
 
 async def until_stopped() -> None:
@@ -35,8 +45,7 @@ def run_stoppable(work: Coroutine[Any, Any, _T]) -> _T:
         What `work` returns.
 
     Raises:
-        KeyboardInterrupt: it was stopped by SIGINT.
-        typer.Exit: it was stopped by SIGTERM, which is how a service is stopped in good order: exit code 0.
+        Stopped: a signal ended it.
     """
     received: list[signal.Signals] = []
 
@@ -61,7 +70,5 @@ def run_stoppable(work: Coroutine[Any, Any, _T]) -> _T:
 
     result = asyncio.run(main())
     if received:
-        if received[0] == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise typer.Exit(0)
+        raise Stopped(received[0])
     return cast("_T", result)
