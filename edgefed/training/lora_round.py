@@ -26,8 +26,9 @@ from edgefed.training.base_model import load_base
 from edgefed.training.evaluate import token_loss
 from edgefed.training.loop import StepRecord as LoopStep
 from edgefed.training.loop import TrainResult, train
-from edgefed.training.options import LoraOptions, SummarizationTask, TrainOptions
+from edgefed.training.options import LoraOptions, SummarizationTask
 from edgefed.training.round_work import RoundWork
+from edgefed.training.standalone import train_options
 
 __all__ = ["Report", "Rounds", "read_split"]
 
@@ -131,7 +132,7 @@ class Rounds:
         record: RoundRecord,
         report: Report,
     ) -> RoundRecord:
-        options = _train_options(work)
+        options = train_options(work.announced.training, steps=work.announced.training.local_steps, seed=_seed(work))
         steps: list[LoopStep] = []
 
         def on_step(step: LoopStep) -> None:
@@ -157,21 +158,6 @@ def _task(announced: RoundOpen) -> SummarizationTask:
     task = announced.task
     return SummarizationTask(
         prompt=task.prompt, max_source_tokens=task.max_source_tokens, max_target_tokens=task.max_target_tokens
-    )
-
-
-def _train_options(work: RoundWork) -> TrainOptions:
-    training = work.announced.training
-    return TrainOptions(
-        steps=training.local_steps,
-        batch_size=training.batch_size,
-        micro_batch_size=training.micro_batch_size,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        warmup_steps=training.warmup_steps,
-        max_grad_norm=training.max_grad_norm,
-        gradient_checkpointing=training.gradient_checkpointing,
-        seed=_seed(work),
     )
 
 
