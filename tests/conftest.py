@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tools.mosquitto import RunningMosquitto, running_mosquitto
+
+# No test asserts anything about time: a busy machine is no failure, nor is hypothesis building its table of Unicode,
+# which takes seconds on a fresh one.
+settings.register_profile("edgefed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("edgefed")
 
 
 @pytest.fixture

@@ -263,11 +263,13 @@ class TestRefusals:
                 st.integers(),
                 st.floats(),
                 st.booleans(),
-                st.text(),
+                st.text("ab0é"),
                 st.lists(st.integers()),
                 st.dictionaries(
                     st.sampled_from(["name", "ranks", "quorum", "type", "learning_rate", "x"]),
-                    st.one_of(st.integers(-2, 4), st.floats(), st.text(max_size=3), st.lists(st.integers(0, 4))),
+                    st.one_of(
+                        st.integers(-2, 4), st.floats(), st.text("ab0é", max_size=3), st.lists(st.integers(0, 4))
+                    ),
                 ),
             ),
         )
