@@ -53,7 +53,7 @@ def resolve_model(name: str, overrides: Mapping[str, str] | None = None) -> Path
     if name in BUNDLED:
         return check_directory(Path(str(resources.files("edgefed.assets"))) / BUNDLED[name])
     local = Path(name).expanduser()
-    if local.is_dir():
+    if name.strip() and local.is_dir():
         return check_directory(local)
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
         raise ModelError(

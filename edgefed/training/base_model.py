@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from edgefed.errors import ModelError
@@ -19,6 +21,7 @@ from edgefed.training.options import Quantization
 
 __all__ = ["LoadedModel", "load_base"]
 
+_UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, StrictDataclassError)
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 
 
@@ -107,7 +110,7 @@ def _model(path: Path, quantization: Quantization, device: torch.device) -> tupl
         )
     except torch.cuda.OutOfMemoryError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except (*_UNREADABLE, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{path} cannot be loaded as an encoder–decoder model in {quantization}: {reason}") from error
     _keep_differentiable(model)
@@ -128,7 +131,7 @@ def _keep_differentiable(model: Any) -> None:
 def _tokenizer(path: Path) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
+    except _UNREADABLE as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"the tokenizer in {path} cannot be loaded: {reason}") from error
 

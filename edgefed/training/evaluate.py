@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from edgefed.data.examples import Example
-from edgefed.errors import AdapterError, DataError
+from edgefed.errors import AdapterError, DataError, ModelError
 from edgefed.lora.low_rank import LowRank
-from edgefed.training.adapters import AdaptedModel, install, peft_quietly
+from edgefed.lora.peft_files import read_peft
+from edgefed.training.adapters import AdaptedModel, install
 from edgefed.training.base_model import LoadedModel
 from edgefed.training.options import LoraOptions, SummarizationTask
 from edgefed.training.summarization import Rouge, collate, generate, rouge, summed_loss
@@ -51,37 +52,21 @@ def with_adapter(base: LoadedModel, adapter: Path | Mapping[str, LowRank] | None
     """
     if adapter is None:
         yield base
-    elif isinstance(adapter, Path):
-        with _peft_directory(base, adapter) as lent:
-            yield lent
-    else:
-        ranks = {factor.rank for factor in adapter.values()}
-        if len(ranks) != 1:
-            raise AdapterError(f"the modules of the adapter have different ranks: {sorted(ranks)}")
-        rank = ranks.pop()
-        adapted = install(base, list(adapter), LoraOptions(rank=rank, alpha=float(rank)), seed=0)
-        try:
-            adapted.set_factors("train", adapter)
-            yield adapted
-        finally:
-            adapted.remove()
-
-
-@contextmanager
-def _peft_directory(base: LoadedModel, directory: Path) -> Iterator[LoadedModel]:
-    if not (directory / "adapter_model.safetensors").is_file():
-        raise AdapterError(f"{directory} has no adapter_model.safetensors; it is not a PEFT adapter")
+        return
+    factors = read_peft(adapter)[0] if isinstance(adapter, Path) else adapter
+    ranks = {factor.rank for factor in factors.values()}
+    if len(ranks) != 1:
+        raise AdapterError(f"the modules of the adapter have different ranks: {sorted(ranks)}")
+    rank = ranks.pop()
     try:
-        with peft_quietly() as peft:
-            adapted = peft.PeftModel.from_pretrained(base.model, str(directory))
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise AdapterError(f"the adapter in {directory} does not fit the model: {reason}") from error
+        adapted = install(base, list(factors), LoraOptions(rank=rank, alpha=float(rank)), seed=0)
+    except ModelError as error:
+        raise AdapterError(f"the adapter does not fit the model: {error}") from error
     try:
-        adapted.eval()
-        yield LoadedModel(adapted, base.tokenizer, base.quantization, base.device)
+        adapted.set_factors("train", factors)
+        yield adapted
     finally:
-        adapted.unload()
+        adapted.remove()
 
 
 def evaluate(
