@@ -115,15 +115,13 @@ class TestExitCodes:
 
     def test_reader_that_went_away_is_not_worth_a_message(self) -> None:
         """The output of `--help` meets a pipe whose other end is closed."""
-        process = subprocess.Popen(
-            [sys.executable, "-m", "edgefed", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        with process.stderr as stderr:
-            assert stderr.read() == b""
-        assert process.wait() == 1
+        command = [sys.executable, "-m", "edgefed", "--help"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            assert process.stderr.read() == b""
+        assert process.returncode == 1
 
 
 @pytest.mark.parametrize(
