@@ -17,6 +17,8 @@ from edgefed.errors import ConfigError
 
 __all__ = ["by_key", "dirichlet", "uniform"]
 
+_LARGEST_ALPHA = 1e6  # far beyond that all shares are equal, and the gamma draw does not come to an end
+
 
 def uniform(rows: int, devices: int, *, seed: int = 0) -> list[list[int]]:
     """Returns sorted row numbers per device, shares differing by at most one.
@@ -64,16 +66,16 @@ def dirichlet(
     Args:
         keys: each row's group.
         devices: how many devices.
-        alpha: concentration, above 0; 0.1 to 1 are usual for non-IID tests.
+        alpha: concentration, above 0 and at most a million; 0.1 to 1 are usual for non-IID tests.
         seed: of the draw.
         minimum: rows that every device gets at least.
 
     Raises:
-        ConfigError: alpha is not positive, or there are not rows enough.
+        ConfigError: alpha is not possible, or there are not rows enough.
     """
-    _check(len(keys), devices * minimum)
-    if not alpha > 0:
-        raise ConfigError(f"alpha {alpha} is not possible: a Dirichlet concentration is above 0")
+    _check(len(keys), devices, minimum)
+    if not 0 < alpha <= _LARGEST_ALPHA:
+        raise ConfigError(f"alpha {alpha} is not possible: it is above 0 and at most {_LARGEST_ALPHA:g}")
     draw = random.Random(f"dirichlet/{seed}")
     shares: list[list[int]] = [[] for _ in range(devices)]
     for group in _groups(keys).values():
@@ -101,8 +103,12 @@ def _groups(keys: Sequence[Hashable]) -> dict[Hashable, list[int]]:
     return groups
 
 
-def _check(rows: int, needed: int) -> None:
-    if needed < 1:
+def _check(rows: int, devices: int, minimum: int = 1) -> None:
+    if devices < 1:
         raise ConfigError("a partition needs at least one device")
-    if rows < needed:
-        raise ConfigError(f"{rows} rows cannot give {needed} devices at least one each")
+    if minimum < 0:
+        raise ConfigError(f"a device cannot have at least {minimum} rows")
+    if rows < devices * minimum:
+        raise ConfigError(
+            f"{rows} rows cannot give {devices} devices at least {'one' if minimum == 1 else minimum} each"
+        )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgefed.errors import EdgefedError
 
-__all__ = ["LocalFleet", "free_port", "wait_for_port"]
+__all__ = ["LocalFleet", "end_with_parent", "free_port", "wait_for_port"]
 
 _STOP_PATIENCE_S = 10.0
 _PR_SET_PDEATHSIG = 1
@@ -74,7 +74,7 @@ class LocalFleet:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C reaches the one in charge, who stops the others in order
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )
         self._processes[name] = process
         return process
@@ -108,6 +108,6 @@ class LocalFleet:
         await asyncio.gather(*waiting)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """In the child, before it becomes another program: be told when the parent is gone."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
