@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -293,6 +294,8 @@ async def test_a_broker_that_goes_silent_is_noticed(mosquitto: RunningMosquitto,
 async def test_a_slow_link_under_load_is_not_taken_for_a_dead_one(mosquitto: RunningMosquitto, read: Read) -> None:
     bytes_per_s = 100_000
 
+    over = asyncio.Event()
+
     async def carry(client: asyncio.StreamReader, client_out: asyncio.StreamWriter) -> None:
         broker, broker_out = await asyncio.open_connection("127.0.0.1", mosquitto.port)
         back = asyncio.create_task(pump(broker, client_out))
@@ -301,11 +304,13 @@ async def test_a_slow_link_under_load_is_not_taken_for_a_dead_one(mosquitto: Run
             await asyncio.sleep(len(data) / bytes_per_s)
         broker_out.close()
         await back
+        client_out.close()
+        await asyncio.gather(broker_out.wait_closed(), client_out.wait_closed())
+        over.set()
 
     async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         while data := await source.read(1 << 16):
             sink.write(data)
-        sink.close()
 
     link = await asyncio.start_server(carry, "127.0.0.1", 0, limit=1 << 12)
     port = link.sockets[0].getsockname()[1]
@@ -314,6 +319,7 @@ async def test_a_slow_link_under_load_is_not_taken_for_a_dead_one(mosquitto: Run
         # Eight at once take 2.6 s: a ping behind them is answered too late.
         await asyncio.gather(*(transport.publish("x", bytes(32 << 10)) for _ in range(10)))
         assert not reader.losses
+    await asyncio.wait_for(over.wait(), 10)
     link.close()
 
 
@@ -358,8 +364,10 @@ class OddBroker:
         self._answer = answer
         self.connects: list[int] = []
         self.port = 0
+        self.serving: set[asyncio.Task[Any] | None] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.serving.add(asyncio.current_task())
         try:
             while True:
                 kind = (await reader.readexactly(1))[0]
@@ -378,14 +386,18 @@ class OddBroker:
             pass
         finally:
             writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
 
 
 @pytest.fixture
 async def odd() -> AsyncIterator[Callable[[Answer], Awaitable[OddBroker]]]:
     servers: list[asyncio.Server] = []
+    brokers: list[OddBroker] = []
 
     async def start(answer: Answer) -> OddBroker:
         broker = OddBroker(answer)
+        brokers.append(broker)
         servers.append(await asyncio.start_server(broker.serve, "127.0.0.1", 0))
         broker.port = servers[-1].sockets[0].getsockname()[1]
         return broker
@@ -393,6 +405,8 @@ async def odd() -> AsyncIterator[Callable[[Answer], Awaitable[OddBroker]]]:
     yield start
     for server in servers:
         server.close()
+    for broker in brokers:
+        await asyncio.gather(*(task for task in broker.serving if task is not None))
 
 
 StartOdd = Callable[[Answer], Awaitable[OddBroker]]
