@@ -32,6 +32,9 @@ COMMANDS: Mapping[str, str] = {
     "aggregator": "edgefed.cli.aggregator:aggregator",
     "agent": "edgefed.cli.agent:agent",
     "status": "edgefed.cli.status:status",
+    "evaluate": "edgefed.cli.evaluate:evaluate",
+    "summarize": "edgefed.cli.summarize:summarize",
+    "export": "edgefed.cli.export:export",
 }
 """Every subcommand, in the order of `--help`, and where it is: module:function."""
 

@@ -98,16 +98,13 @@ class Baselines:
         from edgefed.data.examples import Example, read_examples
         from edgefed.models.checkpoint import resolve_model
         from edgefed.training.base_model import load_base
-        from edgefed.training.options import SummarizationTask
 
         torch.set_num_threads(job.threads)
         self._job = job
         self._tell = tell
         self._options = job.options
         task = self._options.task
-        self._task = SummarizationTask(
-            prompt=task.prompt, max_source_tokens=task.max_source_tokens, max_target_tokens=task.max_target_tokens
-        )
+        self._task = task
 
         def read(path: str) -> list[Example]:
             return read_examples(Path(path), source_field=task.source, target_field=task.target)

@@ -96,9 +96,10 @@ class AdaptedModel:
             self.model.delete_adapter(_IN_PEFT[name])
             del self._scales[name]
         self.options = options
-        self._add("train", options)
-        if held_rank:
-            self._add("held", LoraOptions(rank=held_rank, alpha=float(held_rank)))
+        with torch.random.fork_rng(devices=[]):  # peft draws factors of its own, which are overwritten
+            self._add("train", options)
+            if held_rank:
+                self._add("held", LoraOptions(rank=held_rank, alpha=float(held_rank)))
         self._draw_factors(seed)
         self.model.set_adapter(_IN_PEFT["train"])  # the wrapper knows of one active adapter, its layers of both
         self.model.base_model.set_adapter([_IN_PEFT[name] for name in self._scales])

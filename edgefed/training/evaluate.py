@@ -13,9 +13,10 @@ from edgefed.data.examples import Example
 from edgefed.errors import AdapterError, DataError, ModelError
 from edgefed.lora.low_rank import LowRank
 from edgefed.lora.peft_files import read_peft
+from edgefed.protocol.tasks import SummarizationTask
 from edgefed.training.adapters import AdaptedModel, install
 from edgefed.training.base_model import LoadedModel
-from edgefed.training.options import LoraOptions, SummarizationTask
+from edgefed.training.options import LoraOptions
 from edgefed.training.summarization import Rouge, collate, generate, rouge, summed_loss
 
 __all__ = ["Evaluation", "evaluate", "summarise", "token_loss", "validation_loss", "with_adapter"]

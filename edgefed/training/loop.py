@@ -13,8 +13,9 @@ import torch
 
 from edgefed.data.examples import Example
 from edgefed.errors import DataError, WorkerError, WorkerOutOfMemory
+from edgefed.protocol.tasks import SummarizationTask
 from edgefed.training.adapters import AdaptedModel
-from edgefed.training.options import SummarizationTask, TrainOptions
+from edgefed.training.options import TrainOptions
 from edgefed.training.summarization import Batch, collate, summed_loss
 from edgefed.training.timers import PhaseTimer
 

@@ -21,12 +21,13 @@ from edgefed.lora.low_rank import LowRank
 from edgefed.models.checkpoint import linear_shapes, resolve_model
 from edgefed.protocol.messages import RoundOpen
 from edgefed.protocol.records import MAX_STEP_RECORDS, EvaluationRecord, RoundRecord, StepRecord
+from edgefed.protocol.tasks import SummarizationTask
 from edgefed.training.adapters import AdaptedModel, install
 from edgefed.training.base_model import load_base
 from edgefed.training.evaluate import token_loss
 from edgefed.training.loop import StepRecord as LoopStep
 from edgefed.training.loop import TrainResult, train
-from edgefed.training.options import LoraOptions, SummarizationTask
+from edgefed.training.options import LoraOptions
 from edgefed.training.round_work import RoundWork
 from edgefed.training.standalone import train_options
 
@@ -82,7 +83,7 @@ class Rounds:
         model, loaded = self._model(work)
         load_s = time.monotonic() - started_s if loaded else 0.0
         _put_in(model, work)
-        task = _task(announced)
+        task = announced.task
         evaluation = None
         if announced.evaluates:
             report("evaluating", 0, 0, None)
@@ -152,13 +153,6 @@ def _seed(work: RoundWork) -> int:
     """Returns a seed of this device's own for this round."""
     text = f"{work.announced.seed}/{work.announced.round}/{work.device}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-
-
-def _task(announced: RoundOpen) -> SummarizationTask:
-    task = announced.task
-    return SummarizationTask(
-        prompt=task.prompt, max_source_tokens=task.max_source_tokens, max_target_tokens=task.max_target_tokens
-    )
 
 
 def _put_in(model: AdaptedModel, work: RoundWork) -> None:

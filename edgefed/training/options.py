@@ -8,7 +8,7 @@ from typing import Literal
 
 from edgefed.errors import ConfigError
 
-__all__ = ["LoraOptions", "Quantization", "RankScaling", "SummarizationTask", "TrainOptions", "lora_scale"]
+__all__ = ["LoraOptions", "Quantization", "RankScaling", "TrainOptions", "lora_scale"]
 
 Quantization = Literal["fp32", "bf16", "int8", "nf4"]
 """How base weights are kept. No fp16: FLAN-T5's activations overflow in it."""
@@ -47,26 +47,6 @@ class LoraOptions:
     def scale(self) -> float:
         """The factor s of ΔW = s·B·A."""
         return lora_scale(self.alpha, self.rank, self.scaling)
-
-
-@dataclass(frozen=True, slots=True)
-class SummarizationTask:
-    """How an example becomes tokens.
-
-    Attributes:
-        prompt: the text that the model reads; ``{source}`` stands for the example's source.
-        max_source_tokens: the prompt with its source is cut off there.
-        max_target_tokens: the target is cut off there, and so is what the model writes.
-    """
-
-    prompt: str = "summarize: {source}"
-    max_source_tokens: int = 512
-    max_target_tokens: int = 128
-
-    def __post_init__(self) -> None:
-        _require("{source}" in self.prompt, "prompt", self.prompt, "a text with {source} in it")
-        _require(self.max_source_tokens >= 2, "max_source_tokens", self.max_source_tokens, "at least 2")
-        _require(self.max_target_tokens >= 2, "max_target_tokens", self.max_target_tokens, "at least 2")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from edgefed.data.examples import Example
 from edgefed.models.checkpoint import linear_shapes
-from edgefed.protocol.tasks import LoraMethod, Training
+from edgefed.protocol.tasks import LoraMethod, SummarizationTask, Training
 from edgefed.training.adapters import AdaptedModel, install
 from edgefed.training.base_model import LoadedModel
 from edgefed.training.loop import StepRecord, TrainResult, train
-from edgefed.training.options import LoraOptions, SummarizationTask, TrainOptions
+from edgefed.training.options import LoraOptions, TrainOptions
 
 __all__ = ["train_alone", "train_options"]
 

@@ -12,7 +12,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from torch.nn.functional import cross_entropy
 
 from edgefed.data.examples import Example
-from edgefed.training.options import SummarizationTask
+from edgefed.protocol.tasks import SummarizationTask
 
 __all__ = ["Batch", "Rouge", "collate", "generate", "rouge", "summed_loss"]
 

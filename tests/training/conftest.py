@@ -7,8 +7,8 @@ import pytest
 
 from edgefed.data.examples import Example, read_examples
 from edgefed.models.checkpoint import linear_shapes, resolve_model
+from edgefed.protocol.tasks import SummarizationTask
 from edgefed.training.base_model import LoadedModel, load_base
-from edgefed.training.options import SummarizationTask
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,12 @@ import torch
 from edgefed.data.examples import Example
 from edgefed.errors import AdapterError, ModelError
 from edgefed.lora.low_rank import LowRank
+from edgefed.protocol.tasks import SummarizationTask
 from edgefed.training.adapters import AdaptedModel, install
 from edgefed.training.base_model import LoadedModel
 from edgefed.training.evaluate import validation_loss
 from edgefed.training.loop import train
-from edgefed.training.options import LoraOptions, RankScaling, SummarizationTask, TrainOptions
+from edgefed.training.options import LoraOptions, RankScaling, TrainOptions
 from edgefed.training.summarization import Batch, collate
 
 pytestmark = pytest.mark.torch

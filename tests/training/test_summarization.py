@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgefed.data.examples import Example
+from edgefed.protocol.tasks import SummarizationTask
 from edgefed.training.base_model import LoadedModel
-from edgefed.training.options import SummarizationTask
 from edgefed.training.summarization import collate, generate, rouge, summed_loss
 
 pytestmark = pytest.mark.torch
