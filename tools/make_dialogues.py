@@ -1,4 +1,6 @@
-"""Write the synthetic dialogues that ship with edgefed: train.jsonl and held_out.jsonl, the same bytes for the same seed.
+"""Write the synthetic dialogues that ship with edgefed, the same bytes for the same seed.
+
+    python -m tools.make_dialogues
 
 No held-out dialogue or summary occurs in the training rows: every one has another combination of slot values.
 """
@@ -10,7 +12,8 @@ import json
 from pathlib import Path
 from random import Random
 
-from dialogue_grammar import TOPICS, Draft
+from tools.dialogue_grammar import Draft
+from tools.dialogue_topics import TOPICS
 
 ASSETS = Path(__file__).resolve().parents[1] / "edgefed" / "assets" / "dialogues"
 

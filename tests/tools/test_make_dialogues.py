@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_shipped_dialogues_are_what_the_script_writes(tmp_path: Path) -> None:
-    script = ROOT / "tools" / "make_dialogues.py"
-    subprocess.run([sys.executable, script, "--output", tmp_path], check=True, capture_output=True)
+    command = [sys.executable, "-m", "tools.make_dialogues", "--output", tmp_path]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     shipped = Path(str(resources.files("edgefed.assets"))) / "dialogues"
     for name in ("train.jsonl", "held_out.jsonl"):
         assert (tmp_path / name).read_bytes() == (shipped / name).read_bytes()
