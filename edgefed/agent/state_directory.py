@@ -58,7 +58,7 @@ class StateDirectory:
 
     def knows(self, run: str) -> bool:
         """Whether this device has taken part in a run."""
-        return (self.path / run).is_dir()
+        return (self._runs / run).is_dir()
 
     def residual(self, run: str) -> Path:
         """Where the rounding residual of a run is kept."""

@@ -51,7 +51,7 @@ def test_a_trained_adapter_is_better_than_the_base(
     assert after.examples == 16
     assert after.loss < before.loss
     assert after.rouge is not None
-    assert progress == [(16, 16)]
+    assert progress == [(16, 32), (32, 32)]
 
 
 def test_factors_and_peft_directory_are_the_same_adapter(

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from edgefed.data.examples import Example
 from edgefed.errors import DataError, WorkerError, WorkerOutOfMemory
 from edgefed.lora.low_rank import LowRank
+from edgefed.models.checkpoint import linear_shapes, resolve_model
 from edgefed.protocol.tasks import SummarizationTask
 from edgefed.training.adapters import install
-from edgefed.training.base_model import LoadedModel
+from edgefed.training.base_model import LoadedModel, load_base
+from edgefed.training.evaluate import validation_loss
 from edgefed.training.loop import StepRecord, _batches, train
 from edgefed.training.options import LoraOptions, TrainOptions
 
@@ -169,3 +171,19 @@ def test_running_out_of_memory_is_its_own_error(base: LoadedModel, shapes: Shape
     with pytest.raises(WorkerOutOfMemory, match="1 examples per forward pass; lower micro_batch_size"):
         train(model, [example], huge, TrainOptions(steps=1, batch_size=1))
     model.remove()
+
+
+def test_evaluating_first_does_not_change_what_nf4_learns(examples: list[Example], task: SummarizationTask) -> None:
+    # bitsandbytes repacks 4-bit weights in evaluation on some CPUs, and its kernel for that has no gradient
+    path = resolve_model("edgefed/tiny-t5")
+    modules = linear_shapes(path, ["q", "v"])
+    learned = []
+    for evaluates in (False, True):
+        model = install(load_base(path, "nf4", "cpu"), list(modules), LoraOptions(rank=2), seed=0)
+        if evaluates:
+            validation_loss(model, examples[:4], task)
+        train(model, examples, task, TrainOptions(steps=2, batch_size=4))
+        learned.append(model.get_factors())
+    for module in modules:
+        assert np.array_equal(learned[0][module].left, learned[1][module].left)
+        assert learned[0][module].left.any()

@@ -1,0 +1,218 @@
+"""Real agents with real workers on the shipped model: the whole way, and what a person may get wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from edgefed.models.checkpoint import resolve_model
+from tools.mosquitto import RunningMosquitto
+
+pytestmark = [pytest.mark.broker, pytest.mark.torch, pytest.mark.federation]
+PATIENCE_S = 150
+ASSETS = Path(str(resources.files("edgefed.assets")))
+
+FEDERATION = """\
+fleet = "test"
+rounds = 2
+directory = "run"
+[model]
+name = "edgefed/tiny-t5"
+[task]
+max_source_tokens = 64
+max_target_tokens = 16
+[method]
+aggregation = "{aggregation}"
+ranks = [2, 4]
+[training]
+local_steps = 2
+batch_size = 4
+[evaluation]
+max_examples = 4
+[selection]
+expected_devices = 2
+quorum = 2
+[broker]
+port = {port}
+"""
+AGENT = """\
+device = "{name}"
+fleet = "test"
+state = "state-{name}"
+[broker]
+port = {port}
+[data]
+path = "{data}"
+[limits]
+max_rank = {rank}
+quantization = "{quantization}"
+threads = 1
+{more}
+"""
+
+
+class Place:
+    """A directory in which agents and an aggregator run as processes."""
+
+    def __init__(self, path: Path, port: int) -> None:
+        self.path = path
+        self.port = port
+        self.processes: list[subprocess.Popen[bytes]] = []
+        rows = (ASSETS / "dialogues" / "held_out.jsonl").read_text().splitlines()
+        (path / "data.jsonl").write_text("\n".join(rows[:40]) + "\n")
+
+    def federation(self, aggregation: str = "delta") -> None:
+        (self.path / "federation.toml").write_text(FEDERATION.format(aggregation=aggregation, port=self.port))
+
+    def agent(
+        self, name: str, *, rank: int = 4, quantization: str = "fp32", data: str = "data.jsonl", more: str = ""
+    ) -> Path:
+        path = self.path / f"{name}.toml"
+        text = AGENT.format(name=name, port=self.port, rank=rank, quantization=quantization, data=data, more=more)
+        path.write_text(text)
+        return path
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self.path / f"{len(self.processes)}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "edgefed", "-v", *arguments], cwd=self.path, stdout=log, stderr=log
+            )
+        self.processes.append(process)
+        return process
+
+    def log(self, process: subprocess.Popen[bytes]) -> str:
+        return (self.path / f"{self.processes.index(process)}.log").read_text()
+
+    def wait_for(self, process: subprocess.Popen[bytes], text: str) -> None:
+        until = time.monotonic() + PATIENCE_S
+        while text not in self.log(process):
+            assert time.monotonic() < until, self.log(process)
+            assert process.poll() is None, self.log(process)
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def place(tmp_path: Path, mosquitto: RunningMosquitto) -> Iterator[Place]:
+    place = Place(tmp_path, mosquitto.port)
+    yield place
+    for process in place.processes:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("aggregation", ["delta", "frozen_global"])
+def test_a_federation_from_end_to_end(place: Place, aggregation: str) -> None:
+    place.federation(aggregation)
+    aggregator = place.start("aggregator", "-c", "federation.toml")
+    agents = [
+        place.start("agent", "--once", "-c", str(place.agent("one", rank=2))),
+        place.start("agent", "--once", "-c", str(place.agent("two", rank=4, quantization="nf4"))),
+    ]
+    assert aggregator.wait(PATIENCE_S) == 0, place.log(aggregator)
+    for agent in agents:
+        assert agent.wait(PATIENCE_S) == 0, place.log(agent)
+        assert "counted" in place.log(agent)
+    lines = [json.loads(line) for line in (place.path / "run" / "history.jsonl").read_text().splitlines()]
+    assert [sorted(line["devices"]) for line in lines] == [["one", "two"]] * 3
+    record = lines[0]["devices"]["two"]["record"]
+    assert record["quantization"] == "nf4"
+    assert record["steps"] == len(record["step_records"]) == 2
+    assert all(record[phase] > 0 for phase in ("data_s", "forward_s", "backward_s", "optimizer_s"))
+    assert record["upload_bytes"] > 0
+    _loads_without_edgefed(place.path / "run" / "adapter")
+
+
+def _loads_without_edgefed(adapter: Path) -> None:
+    """PEFT loads the adapter in a process in which nothing of edgefed is imported, and it changes the output."""
+    script = f"""
+import sys, torch
+from peft import PeftModel
+from transformers import AutoModelForSeq2SeqLM
+base = AutoModelForSeq2SeqLM.from_pretrained({str(resolve_model("edgefed/tiny-t5"))!r})
+ids = torch.arange(2, 12)[None]
+with torch.no_grad():
+    before = base(input_ids=ids, decoder_input_ids=ids).logits
+    after = PeftModel.from_pretrained(base, {str(adapter)!r})(input_ids=ids, decoder_input_ids=ids).logits
+assert not torch.equal(before, after)
+assert not any(name.startswith("edgefed") for name in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_killed_agent_and_a_killed_broker_do_not_stop_a_federation(place: Place, mosquitto: RunningMosquitto) -> None:
+    place.federation()
+    aggregator = place.start("aggregator", "-c", "federation.toml")
+    one = place.start("agent", "--once", "-c", str(place.agent("one", rank=2)))
+    two = place.start("agent", "--once", "-c", str(place.agent("two")))
+    place.wait_for(two, "round 1: counted")
+    two.send_signal(signal.SIGKILL)
+    mosquitto.kill()
+    two.wait()
+    mosquitto.restart()
+    two = place.start("agent", "--once", "-c", str(place.agent("two")))
+    assert aggregator.wait(PATIENCE_S) == 0, place.log(aggregator)
+    assert one.wait(PATIENCE_S) == 0, place.log(one)
+    assert two.wait(PATIENCE_S) == 0, place.log(two)
+    lines = [json.loads(line) for line in (place.path / "run" / "history.jsonl").read_text().splitlines()]
+    assert [sorted(line["devices"]) for line in lines[:2]] == [["one", "two"]] * 2
+
+
+def test_the_second_agent_with_an_id_gives_way(place: Place) -> None:
+    config = place.agent("one")
+    first = place.start("agent", "-c", str(config))
+    time.sleep(4)  # it has claimed its id after two seconds without an objection
+    shutil.copy(config, place.path / "copy.toml")
+    text = (place.path / "copy.toml").read_text().replace("state-one", "state-copy")
+    (place.path / "copy.toml").write_text(text)
+    second = place.start("agent", "-c", "copy.toml")
+    assert second.wait(PATIENCE_S) == 11
+    assert f"process {first.pid}" in place.log(second)
+    assert first.poll() is None
+
+
+def test_mistakes_are_told_in_words(place: Place) -> None:
+    missing = place.start("agent", "-c", str(place.agent("missing", data="nowhere.jsonl")))
+    wrong_port = place.agent("wrong")
+    wrong_port.write_text(wrong_port.read_text().replace(f"port = {place.port}", "port = 1"))
+    unreachable = place.start("agent", "--require-broker", "-c", str(wrong_port))
+    broken = place.agent("broken")
+    broken.write_text(broken.read_text().replace("max_rank = 4", 'max_rank = "four"'))
+    refused = place.start("agent", "-c", str(broken))
+    assert missing.wait(PATIENCE_S) == 4
+    assert "nowhere.jsonl" in place.log(missing)
+    assert unreachable.wait(PATIENCE_S) == 6
+    assert "localhost:1" in place.log(unreachable)
+    assert refused.wait(PATIENCE_S) == 3
+    assert "limits.max_rank" in place.log(refused)
+    for process in (missing, unreachable, refused):
+        assert "Traceback" not in place.log(process)
+
+
+def test_bad_data_and_another_model_keep_a_device_out_with_a_reason(place: Place) -> None:
+    place.federation()
+    (place.path / "bad.jsonl").write_text('{"dialogue": "a", "summary": "b"}\nnot json\n')
+    other = place.path / "other-model"
+    shutil.copytree(resolve_model("edgefed/tiny-t5"), other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "dropout_rate": 0.5}))
+    place.start("aggregator", "-c", "federation.toml")
+    bad = place.start("agent", "-c", str(place.agent("bad", data="bad.jsonl")))
+    stranger = place.start(
+        "agent", "-c", str(place.agent("stranger", more='[models]\n"edgefed/tiny-t5" = "other-model"'))
+    )
+    place.wait_for(bad, "bad.jsonl")
+    assert "line 2" in place.log(bad) or ":2" in place.log(bad)
+    place.wait_for(stranger, "is not the federation's 'edgefed/tiny-t5'")
+    assert "other-model" in place.log(stranger)
