@@ -26,7 +26,7 @@ from edgefed.protocol.messages import Manifest, Part, Plan
 from edgefed.protocol.rank_layers import boundaries
 from edgefed.protocol.tasks import LoraMethod
 
-__all__ = ["LoraExchange"]
+__all__ = ["LoraExchange", "state_adapter"]
 
 _STATE = "state.safetensors"
 _MANIFEST = "manifest.json"
@@ -107,7 +107,7 @@ class LoraExchange:
         """Writes a PEFT adapter directory."""
         write_peft(
             output,
-            load_state(state / _STATE).adapter,
+            state_adapter(state),
             base_model=self._model_name,
             rank=rank,
             target_modules=self._method.target_modules,
@@ -140,6 +140,15 @@ class LoraExchange:
         temporary.rename(directory)
         sync_directory(directory.parent)
         return self.load(directory)
+
+
+def state_adapter(directory: Path) -> dict[str, LowRank]:
+    """Returns the exact global adapter of a state that `LoraExchange` wrote.
+
+    Raises:
+        AdapterError: it is damaged or not there.
+    """
+    return dict(load_state(directory / _STATE).adapter)
 
 
 def _contribution(one: Delivered, layers: Sequence[AdapterFile]) -> Contribution:

@@ -35,6 +35,7 @@ COMMANDS: Mapping[str, str] = {
     "evaluate": "edgefed.cli.evaluate:evaluate",
     "summarize": "edgefed.cli.summarize:summarize",
     "export": "edgefed.cli.export:export",
+    "train": "edgefed.cli.train:train",
 }
 """Every subcommand, in the order of `--help`, and where it is: module:function."""
 

@@ -26,7 +26,7 @@ from edgefed.errors import StoreError
 from edgefed.protocol.messages import Manifest
 from edgefed.protocol.records import RoundRecord
 
-__all__ = ["Answer", "MergedRound", "Outcome", "Store"]
+__all__ = ["Answer", "MergedRound", "Outcome", "Store", "kept_settings"]
 
 SCHEMA_VERSION = 1
 
@@ -296,6 +296,30 @@ class Store:
     def _set_meta(self, key: str, value: str) -> None:
         with self._writing() as connection:
             connection.execute(sql.insert(_meta).values(key=key, value=value))
+
+
+def kept_settings(directory: Path) -> dict[str, Any]:
+    """Returns the settings that a run was begun with: what `Store.open` was given as its identity.
+
+    It takes no lock and changes nothing, so that a run can be read while its aggregator works.
+
+    Raises:
+        StoreError: there is no store, it has no settings yet, or it cannot be read.
+    """
+    path = directory / "store.sqlite"
+    if not path.is_file():
+        raise StoreError(f"{directory} has no store.sqlite: it is no run directory, or only a part of one")
+    read_only = {"mode": "ro", "uri": "true"}
+    engine = sql.create_engine(sql.URL.create("sqlite", database=path.absolute().as_uri(), query=read_only))
+    try:
+        with engine.connect() as connection:
+            text = connection.execute(sql.select(_meta.c.value).where(_meta.c.key == "identity")).scalar_one()
+        settings: dict[str, Any] = json.loads(text)
+    except (SQLAlchemyError, ValueError) as error:
+        raise StoreError(f"the store in {directory} cannot be read: {error}") from error
+    finally:
+        engine.dispose()
+    return settings
 
 
 def _by_dotted_key(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

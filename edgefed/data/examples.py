@@ -16,7 +16,7 @@ from typing import Any
 
 from edgefed.errors import DataError
 
-__all__ = ["SUFFIXES", "Example", "read_examples", "read_rows"]
+__all__ = ["SUFFIXES", "Example", "read_examples", "read_rows", "texts_of_json_lines"]
 
 SUFFIXES = (".csv", ".jsonl", ".ndjson")
 
@@ -71,6 +71,15 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         DataError: with file, line and field, where something is missing or is not text.
     """
     return [{field: record.text(field) for field in record.values} for record in _records(path)]
+
+
+def texts_of_json_lines(origin: Path, content: str, *, field: str) -> list[tuple[str, str]]:
+    """Return (origin and line number, text) of every JSON line that was read already, from standard input say.
+
+    Raises:
+        DataError: with line and field, where something is missing or is not text.
+    """
+    return [(f"{origin}:{record.line}", record.text(field)) for record in _json_records(origin, content)]
 
 
 def _records(path: Path) -> Iterator[_Record]:

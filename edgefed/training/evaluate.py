@@ -82,20 +82,39 @@ def evaluate(
 ) -> Evaluation:
     """Return the loss on examples and, if asked for, ROUGE of the summaries that the model writes.
 
+    `on_progress` is called with (done, of), where an example with ROUGE counts twice: read once, summarized once.
+
     Raises:
         DataError: there are no examples.
     """
-    loss = validation_loss(model, examples, task, batch_size=batch_size)
+    of = len(examples) * (2 if with_rouge else 1)
+
+    def tell(before: int, done: int) -> None:
+        if on_progress is not None:
+            on_progress(before + done, of)
+
+    loss, _ = token_loss(model, examples, task, batch_size=batch_size, on_progress=lambda done, _: tell(0, done))
     if not with_rouge:
         return Evaluation(len(examples), loss, None)
-    sources = [example.source for example in examples]
-    written = summarise(model, sources, task, batch_size=batch_size, beams=beams, on_progress=on_progress)
+    written = summarise(
+        model,
+        [example.source for example in examples],
+        task,
+        batch_size=batch_size,
+        beams=beams,
+        on_progress=lambda done, _: tell(len(examples), done),
+    )
     return Evaluation(len(examples), loss, rouge(written, [example.target for example in examples]))
 
 
 @torch.inference_mode()
 def token_loss(
-    model: Model, examples: Sequence[Example], task: SummarizationTask, *, batch_size: int = 16
+    model: Model,
+    examples: Sequence[Example],
+    task: SummarizationTask,
+    *,
+    batch_size: int = 16,
+    on_progress: Progress | None = None,
 ) -> tuple[float, int]:
     """Return the cross entropy in nats, averaged over the target tokens of all examples, and how many those are.
 
@@ -110,6 +129,8 @@ def token_loss(
         batch = collate(model.tokenizer, task, by_length[start : start + batch_size], model.device)
         total += float(summed_loss(model.model, batch))
         tokens += batch.target_tokens
+        if on_progress is not None:
+            on_progress(min(start + batch_size, len(examples)), len(examples))
     return total / tokens, tokens
 
 

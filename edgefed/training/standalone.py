@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgefed.data.examples import Example
+from edgefed.lora.adapters import initial_adapter, truncated
 from edgefed.models.checkpoint import linear_shapes
 from edgefed.protocol.tasks import LoraMethod, SummarizationTask, Training
 from edgefed.training.adapters import AdaptedModel, install
@@ -34,6 +35,10 @@ def train_alone(
 ) -> tuple[AdaptedModel, TrainResult]:
     """Trains one fresh LoRA adapter as a device of this federation would, and returns the model with it and the sums.
 
+    It starts where a device of this rank starts in round 1: B zero, and A the first rows of the federation's initial
+    adapter where the method sends one, or fresh rows of the device's own. These differ in size (rows of norm 1 and
+    about 0.58), and with it in how fast they learn.
+
     Args:
         base: the loaded base model; `AdaptedModel.remove` gives it back clean.
         model_path: its directory.
@@ -52,7 +57,10 @@ def train_alone(
         WorkerError: training diverged.
     """
     options = LoraOptions(rank=rank, alpha=method.alpha, dropout=method.dropout, scaling=method.rank_scaling)
-    model = install(base, list(linear_shapes(model_path, method.target_modules)), options, seed=seed)
+    shapes = linear_shapes(model_path, method.target_modules)
+    model = install(base, list(shapes), options, seed=seed)
+    if method.start == "truncated":
+        model.set_factors("train", truncated(initial_adapter(shapes, max(rank, method.global_rank), seed), rank))
     result = train(model, examples, task, train_options(training, steps=steps, seed=seed), on_step)
     return model, result
 
