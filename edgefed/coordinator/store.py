@@ -309,7 +309,9 @@ def kept_settings(directory: Path) -> dict[str, Any]:
     path = directory / "store.sqlite"
     if not path.is_file():
         raise StoreError(f"{directory} has no store.sqlite: it is no run directory, or only a part of one")
-    read_only = {"mode": "ro", "uri": "true"}
+    at_work = path.with_name("store.sqlite-wal").exists()
+    # Where nobody is at work, reading must not leave a log behind, and works on a disk that cannot be written.
+    read_only = {"uri": "true", **({"mode": "ro"} if at_work else {"immutable": "1"})}
     engine = sql.create_engine(sql.URL.create("sqlite", database=path.absolute().as_uri(), query=read_only))
     try:
         with engine.connect() as connection:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgefed.data.examples import Example
+from edgefed.errors import ConfigError
 from edgefed.lora.adapters import initial_adapter, truncated
 from edgefed.models.checkpoint import linear_shapes
 from edgefed.protocol.tasks import LoraMethod, SummarizationTask, Training
@@ -52,12 +53,16 @@ def train_alone(
         on_step: called after every step.
 
     Raises:
+        ConfigError: no matrix of the model has so large a rank.
         DataError: there are no examples.
         ModelError: the model lacks the target modules.
         WorkerError: training diverged.
     """
     options = LoraOptions(rank=rank, alpha=method.alpha, dropout=method.dropout, scaling=method.rank_scaling)
     shapes = linear_shapes(model_path, method.target_modules)
+    smallest = min(min(shape) for shape in shapes.values())
+    if rank > smallest:
+        raise ConfigError(f"rank {rank} is over {smallest}, the smaller side of the smallest matrix to change")
     model = install(base, list(shapes), options, seed=seed)
     if method.start == "truncated":
         model.set_factors("train", truncated(initial_adapter(shapes, max(rank, method.global_rank), seed), rank))

@@ -27,7 +27,7 @@ from edgefed.coordinator.rounds import (
     Update,
     UpdateReceived,
 )
-from edgefed.coordinator.store import Answer, MergedRound, Store
+from edgefed.coordinator.store import Answer, MergedRound, Store, kept_settings
 from edgefed.errors import StoreError
 from edgefed.protocol.messages import Manifest, Part
 from edgefed.protocol.records import RoundRecord
@@ -219,6 +219,25 @@ def alter(directory: Path, statement: str) -> None:
     connection.execute(statement)
     connection.commit()
     connection.close()
+
+
+@pytest.mark.parametrize("name", ["run", "a run? 100% #1"])
+def test_settings_are_read_from_outside(tmp_path: Path, name: str) -> None:
+    settings = {"model": {"name": "some/model"}, "rounds": 3}
+    store = Store.open(tmp_path / name, settings)
+    assert kept_settings(tmp_path / name) == settings, "while an aggregator is at work"
+    store.close()
+    before = sorted((tmp_path / name).iterdir())
+    assert kept_settings(tmp_path / name) == settings
+    assert sorted((tmp_path / name).iterdir()) == before
+
+
+def test_settings_that_cannot_be_read_from_outside(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"has no store\.sqlite"):
+        kept_settings(tmp_path)
+    (tmp_path / "store.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(StoreError, match=r"cannot be read: .*not a database"):
+        kept_settings(tmp_path)
 
 
 def test_the_store_of_a_newer_edgefed_is_refused_and_left_as_it_is(tmp_path: Path) -> None:

@@ -104,6 +104,60 @@ def test_a_federation_ends_with_an_adapter_and_a_history(
     assert (run.directory / "adapter-best").is_dir()
 
 
+def test_adapters_come_out_of_a_run_at_any_rank_and_of_any_kept_round(
+    tmp_path: Path, model: Path, mosquitto: RunningMosquitto
+) -> None:
+    def export(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "edgefed",
+            "export",
+            str(run.directory),
+            "-o",
+            str(tmp_path / "out"),
+            "--force",
+        ]
+        return subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+
+    toml = federation_toml(model, tmp_path / "run", mosquitto.port, selection="expected_devices = 3\n")
+    while_running: list[subprocess.CompletedProcess[str]] = []
+
+    def on_accepted(announced: object) -> None:
+        if announced.round == 3 and not while_running:  # type: ignore[attr-defined]
+            while_running.append(export("--round", "last"))
+
+    with running(tmp_path, toml) as run:
+        fleet = devices(model, tmp_path, mosquitto.port)
+
+        async def all_of_them() -> None:
+            parts = (device.take_part(on_accepted=on_accepted) for device in fleet)
+            await asyncio.wait_for(asyncio.gather(*parts), PATIENCE_S)
+
+        asyncio.run(all_of_them())
+        assert run.process is not None
+        assert run.process.wait(PATIENCE_S) == 0, run.log.read_text()
+    assert while_running[0].stdout.endswith(f": rank 4 after 2 rounds, for {model}\n"), while_running[0].stderr
+
+    before = sorted(run.directory.iterdir())
+    assert export().stdout.endswith(f": rank 4 after 3 rounds, evaluated loss 0.5000, for {model}\n")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (run.directory / "adapter-best" / name).read_bytes()
+    assert export("--rank", "1", "--round", "best").returncode == 0
+    whole, small = read_peft(run.directory / "adapter-best")[0], read_peft(tmp_path / "out")[0]
+    for module, matrix in small.items():
+        assert matrix.rank == 1
+        np.testing.assert_allclose(matrix.dense(), whole[module].compressed(1).dense(), atol=1e-5)
+    assert sorted(run.directory.iterdir()) == before, "reading leaves nothing behind"
+
+    too_much = export("--rank", "5")
+    assert (too_much.returncode, too_much.stderr) == (8, "edgefed: rank 5 is more than the adapter has: it has 4\n")
+    gone = export("--round", "9")
+    kept = ", ".join(sorted(path.name for path in (run.directory / "global").iterdir() if path.name != "0"))
+    assert gone.returncode == 8
+    assert gone.stderr == f"edgefed: {run.directory} has no adapter after 9 rounds; it has those after: {kept}\n"
+
+
 def test_a_kill_in_every_round_changes_no_bit_of_the_result(
     tmp_path: Path, model: Path, mosquitto: RunningMosquitto
 ) -> None:
