@@ -43,8 +43,9 @@ def export(
 
         found = read_run_adapter(run, round_)
         adapter, base_model, modules = found.adapter, found.base_model, found.target_modules
-        loss = "" if found.loss is None else f", evaluated loss {found.loss:.4f}"
-        origin = f"after {found.rounds} rounds{loss}"
+        origin = f"after {found.rounds} rounds"
+        if found.loss is not None:
+            origin += f" (evaluated loss {found.loss:.4f} at rank {adapter_rank(adapter)})"
     else:
         if round_:
             raise AdapterError(f"{run} holds no states to take a round's adapter from; leave --round out")

@@ -140,7 +140,7 @@ def test_adapters_come_out_of_a_run_at_any_rank_and_of_any_kept_round(
     assert while_running[0].stdout.endswith(f": rank 4 after 2 rounds, for {model}\n"), while_running[0].stderr
 
     before = sorted(run.directory.iterdir())
-    assert export().stdout.endswith(f": rank 4 after 3 rounds, evaluated loss 0.5000, for {model}\n")
+    assert export().stdout.endswith(f": rank 4 after 3 rounds (evaluated loss 0.5000 at rank 4), for {model}\n")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "out" / name).read_bytes() == (run.directory / "adapter-best" / name).read_bytes()
     assert export("--rank", "1", "--round", "best").returncode == 0
