@@ -158,7 +158,9 @@ def collate(pairs: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]
     return {"input_ids": ids, "attention_mask": (ids != PAD).long(), "labels": labels}
 
 
-def pretrain(model: T5ForConditionalGeneration, exercises: Exercises, steps: int, batch: int, rate: float) -> None:
+def pretrain(
+    model: T5ForConditionalGeneration, exercises: Exercises, steps: int, stop_after: int, batch: int, rate: float
+) -> None:
     """Train: copying words for the first sixth, then all exercises; warm-up, flat, linearly down over the last half.
 
     Matrices go by Muon, which finds out how to copy in a third of the steps that AdamW needs here; the embedding,
@@ -175,7 +177,7 @@ def pretrain(model: T5ForConditionalGeneration, exercises: Exercises, steps: int
     ]
     full_rates = [rate, 2.5 * rate]
     begun_s, recent = time.monotonic(), []
-    for step in range(steps):
+    for step in range(min(steps, stop_after)):
         factor = min(1.0, (step + 1) / 50, 2 * (1 - step / steps) + 0.02)
         draw = exercises.copy if step < steps // 6 else exercises.draw
         loss = model(**collate([draw() for _ in range(batch)])).loss
@@ -218,7 +220,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ASSETS)
     parser.add_argument("--vocabulary", type=int, default=2048)
-    parser.add_argument("--steps", type=int, default=4200)
+    parser.add_argument("--steps", type=int, default=4200, help="that the learning rate is planned for")
+    parser.add_argument("--stop-after", type=int, default=2499, help="steps to take; the shipped weights took 2499")
     parser.add_argument("--batch", type=int, default=20)
     parser.add_argument("--learning-rate", type=float, default=8e-3)
     parser.add_argument("--threads", type=int, default=1)
@@ -230,7 +233,8 @@ def main() -> None:
     size = -(-tokenizer.get_vocab_size() // 64) * 64
     model = T5ForConditionalGeneration(T5Config(**LAYOUT, vocab_size=size))
     print(f"{size} entries, {sum(p.numel() for p in model.parameters())} weights", flush=True)
-    pretrain(model, Exercises(tokenizer, options.seed), options.steps, options.batch, options.learning_rate)
+    exercises = Exercises(tokenizer, options.seed)
+    pretrain(model, exercises, options.steps, options.stop_after, options.batch, options.learning_rate)
     save(model, tokenizer, options.output)
     print(f"{options.output}: {sum(f.stat().st_size for f in options.output.iterdir())} bytes")
 

@@ -23,7 +23,7 @@ from msgspec import Meta
 
 from edgefed.errors import MessageError
 from edgefed.protocol.chunks import MAX_WIRE_RANGES
-from edgefed.protocol.records import Count, RoundRecord
+from edgefed.protocol.records import Count, PositiveCount, RoundRecord
 from edgefed.protocol.tasks import (
     Evaluation,
     Method,
@@ -82,7 +82,7 @@ class Part(_Wire, frozen=True, kw_only=True):
     """One blob of the global state: a rank layer [rank_lo, rank_hi) of the adapter."""
 
     sha256: Sha256
-    size_bytes: Annotated[int, Meta(ge=1)]
+    size_bytes: PositiveCount
     rank_lo: Count = 0
     rank_hi: Count = 0
 
@@ -106,7 +106,7 @@ class Manifest(_Wire, frozen=True, kw_only=True):
 class Plan(_Wire, frozen=True, kw_only=True):
     """What a device intends: the rank it trains, the prefix of the global adapter it holds, its base precision."""
 
-    rank: Annotated[int, Meta(ge=1)]
+    rank: PositiveCount
     held_rank: Count
     quantization: Quantization
 
@@ -169,8 +169,8 @@ class RoundOpen(_Wire, frozen=True, kw_only=True, tag="round-open"):
     """
 
     run: RunId
-    round: Annotated[int, Meta(ge=1)]
-    rounds: Annotated[int, Meta(ge=1)]
+    round: PositiveCount
+    rounds: PositiveCount
     kind: Literal["train", "evaluate"]
     model: ModelReference
     task: SummarizationTask
@@ -229,13 +229,13 @@ class UpdateOffer(_Wire, frozen=True, kw_only=True, tag="update-offer"):
     """
 
     run: RunId
-    round: Annotated[int, Meta(ge=1)]
+    round: PositiveCount
     sha256: Sha256
-    size_bytes: Annotated[int, Meta(ge=1)]
+    size_bytes: PositiveCount
     plan: Plan
     fingerprint: str
     model: str = ""
-    examples: Annotated[int, Meta(ge=1)]
+    examples: PositiveCount
     record: RoundRecord
 
 
@@ -243,7 +243,7 @@ class EvaluationReport(_Wire, frozen=True, kw_only=True, tag="evaluation-report"
     """The answer to a round of kind `evaluate`: a record and no update."""
 
     run: RunId
-    round: Annotated[int, Meta(ge=1)]
+    round: PositiveCount
     record: RoundRecord
 
 
@@ -275,8 +275,8 @@ class UploadGrant(_Wire, frozen=True, kw_only=True, tag="upload-grant"):
 
     sha256: Sha256
     missing: RangeList
-    chunk_bytes: Annotated[int, Meta(ge=1)]
-    window_chunks: Annotated[int, Meta(ge=1)]
+    chunk_bytes: PositiveCount
+    window_chunks: PositiveCount
 
 
 class UploadProgress(_Wire, frozen=True, kw_only=True, tag="upload-progress"):

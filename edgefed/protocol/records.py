@@ -13,7 +13,8 @@ MAX_STEP_RECORDS = 256
 """More steps than this are thinned evenly before they travel, so that a record always fits one message."""
 
 Seconds = Annotated[float, Meta(ge=0)]
-Count = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]  # what every reader of JSON, SQLite and a double can hold
+PositiveCount = Annotated[int, Meta(ge=1, le=2**53 - 1)]
 
 
 class StepRecord(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
