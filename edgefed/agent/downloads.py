@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgefed.errors import ChunkError
 from edgefed.protocol.chunks import decode_chunk
-from edgefed.protocol.messages import MAX_RANGES, Part, PartWanted, UpMessage
+from edgefed.protocol.messages import MAX_RANGES, Part, PartRanges, PartsWanted, UpMessage
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Transport
 from edgefed.transport.blobs import IncomingBlob
@@ -53,6 +53,7 @@ class Downloads:
         self._arriving: dict[str, IncomingBlob] = {}
         self._news = asyncio.Event()
         self._received_bytes = 0
+        self._reconnected = False
 
     def receive(self, payload: bytes) -> None:
         """Takes a broadcast chunk; one that is malformed, or for something not wanted here, is left aside."""
@@ -69,6 +70,7 @@ class Downloads:
 
     def ask_again(self) -> None:
         """After a reconnect: what was on its way may be gone, so ask now rather than after the patience is over."""
+        self._reconnected = True
         self._news.set()
 
     async def fetch(self, run: str, parts: Sequence[Part]) -> Fetched:
@@ -82,9 +84,13 @@ class Downloads:
             for part in parts:
                 if not (self._directory / part.sha256).is_file():
                     await self._begin(part)
+            silent, patience_s = True, _FIRST_PATIENCE_S
             while self._arriving:
-                await self._ask(run)
-                await self._wait_while_it_flows()
+                if silent:
+                    await self._ask(run)
+                silent = not await self._flows(patience_s)  # what is on its way is not asked for again
+                if silent:  # a slow link is silent for long between chunks that are long
+                    patience_s = min(_LONGEST_PATIENCE_S, 2 * patience_s)
                 for sha256 in [name for name, blob in self._arriving.items() if blob.complete]:
                     await self._finish(sha256)
         finally:
@@ -98,27 +104,35 @@ class Downloads:
         await self._transport.subscribe(self._topics.blob(part.sha256))
 
     async def _ask(self, run: str) -> None:
-        for sha256, blob in list(self._arriving.items()):
-            missing = blob.missing()
+        room = MAX_RANGES
+        wanted = []
+        for sha256, blob in self._arriving.items():
+            missing = list(blob.missing())[:room]
             if missing:
-                wanted = [(lo, hi) for lo, hi in missing][:MAX_RANGES]
-                await self._send(PartWanted(run=run, sha256=sha256, missing=wanted))
+                wanted.append(PartRanges(sha256=sha256, missing=missing))
+                room -= len(missing)
+        if wanted:
+            await self._send(PartsWanted(run=run, parts=wanted))
 
-    async def _wait_while_it_flows(self) -> None:
-        """Returns when a part is complete, or when nothing has come for a while."""
-        patience_s = _FIRST_PATIENCE_S
+    async def _flows(self, patience_s: float) -> bool:
+        """Returns True when a part is complete, False when nothing has come for a while or the connection was new."""
         while not any(blob.complete for blob in self._arriving.values()):
             self._news.clear()
             try:
                 await asyncio.wait_for(self._news.wait(), patience_s)
             except asyncio.TimeoutError:
-                return
+                return False
+            if self._reconnected:
+                self._reconnected = False
+                return False
+        return True
 
     async def _finish(self, sha256: str) -> None:
         try:
             await asyncio.to_thread(self._arriving[sha256].finish)
         except ChunkError:
-            return  # the content contradicted its hash: the blob has started over, and is asked for again
+            self.ask_again()  # the content contradicted its hash: the blob has started over
+            return
         await self._drop(sha256)
 
     async def _drop(self, sha256: str) -> None:

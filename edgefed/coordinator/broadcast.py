@@ -55,17 +55,16 @@ class Broadcast:
         self._awaited.update(devices)
         self._everybody_asked.clear()
 
-    def want(self, device: str, sha256: str, missing: Ranges) -> bool:
-        """Takes a request; returns whether there is such a part."""
-        if sha256 not in self._files:
-            return False
-        within = missing.subtract(Ranges([(self._sizes[sha256], max(self._sizes[sha256], missing.end))]))
-        self._pending[sha256] = self._pending.get(sha256, Ranges()).union(within)
-        self._wanted.set()
+    def want(self, device: str, missing: Mapping[str, Ranges]) -> None:
+        """Takes a device's whole request: missing ranges by the hash of the part. Parts not on offer are left aside."""
+        for sha256 in missing.keys() & self._files.keys():
+            size_bytes, ranges = self._sizes[sha256], missing[sha256]
+            within = ranges.subtract(Ranges([(size_bytes, max(size_bytes, ranges.end))]))
+            self._pending[sha256] = self._pending.get(sha256, Ranges()).union(within)
+            self._wanted.set()
         self._awaited.discard(device)
         if not self._awaited:
             self._everybody_asked.set()
-        return True
 
     async def run(self) -> None:
         """Publishes what is wanted, until cancelled."""

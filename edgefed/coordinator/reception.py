@@ -23,7 +23,7 @@ from edgefed.protocol.messages import (
     DownMessage,
     EvaluationReport,
     Join,
-    PartWanted,
+    PartsWanted,
     Refused,
     UpdateOffer,
     decode_device_state,
@@ -156,8 +156,8 @@ class Reception:
             self._join(device, word)
         elif isinstance(word, Decline):
             self._decline(device, word)
-        elif isinstance(word, PartWanted):
-            self._broadcast.want(device, word.sha256, Ranges(word.missing))
+        elif isinstance(word, PartsWanted):
+            self._broadcast.want(device, {part.sha256: Ranges(part.missing) for part in word.parts})
         elif isinstance(word, UpdateOffer):
             self._consider(device, word)
         else:

@@ -10,7 +10,7 @@ Strict on the way in: a message of an unknown type, with a missing field, a wron
     round              RoundOpen | FederationFinished
     device/<id>/state  DeviceState
     device/<id>/profile  DeviceProfile (edgefed.devices.profile)
-    device/<id>/up     Join | Decline | PartWanted | UpdateOffer | EvaluationReport
+    device/<id>/up     Join | Decline | PartsWanted | UpdateOffer | EvaluationReport
     device/<id>/down   Accepted | Refused | UploadGrant | UploadProgress | Acknowledged
 """
 
@@ -46,7 +46,8 @@ __all__ = [
     "Join",
     "Manifest",
     "Part",
-    "PartWanted",
+    "PartRanges",
+    "PartsWanted",
     "Phase",
     "Plan",
     "Refused",
@@ -214,12 +215,22 @@ class Decline(_Wire, frozen=True, kw_only=True, tag="decline"):
     reason: Text
 
 
-class PartWanted(_Wire, frozen=True, kw_only=True, tag="part-wanted"):
-    """Negative acknowledgement: these ranges of a broadcast part have not arrived."""
+class PartRanges(_Wire, frozen=True, kw_only=True):
+    """What is missing of one part."""
 
-    run: RunId
     sha256: Sha256
     missing: RangeList
+
+
+class PartsWanted(_Wire, frozen=True, kw_only=True, tag="parts-wanted"):
+    """Negative acknowledgement: what has not arrived of the broadcast parts.
+
+    All parts in one message: the broadcast begins once everybody has asked, and must then know everything that is
+    wanted, or it would send some of it twice.
+    """
+
+    run: RunId
+    parts: Annotated[list[PartRanges], Meta(max_length=MAX_RANGES)]
 
 
 class UpdateOffer(_Wire, frozen=True, kw_only=True, tag="update-offer"):
@@ -301,7 +312,7 @@ class Acknowledged(_Wire, frozen=True, kw_only=True, tag="acknowledged"):
 
 
 RoundMessage = RoundOpen | FederationFinished
-UpMessage = Join | Decline | PartWanted | UpdateOffer | EvaluationReport
+UpMessage = Join | Decline | PartsWanted | UpdateOffer | EvaluationReport
 DownMessage = Accepted | Refused | UploadGrant | UploadProgress | Acknowledged
 
 _T = TypeVar("_T")
