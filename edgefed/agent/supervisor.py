@@ -23,7 +23,7 @@ from edgefed.agent.state_directory import StateDirectory
 from edgefed.agent.uploads import Uploads
 from edgefed.agent.worker_process import WorkCancelled, WorkerProcess
 from edgefed.devices.profile import read_profile
-from edgefed.errors import EdgefedError, MessageError
+from edgefed.errors import EdgefedError, MessageError, TransportError
 from edgefed.files import hash_file
 from edgefed.protocol.chunks import is_chunk
 from edgefed.protocol.messages import (
@@ -94,6 +94,7 @@ class Supervisor:
         self._answers: asyncio.Queue[Accepted | Refused] = asyncio.Queue()
         self._done: set[tuple[str, int]] = set()
         self._last_work_s: dict[Plan, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """Takes part in rounds until cancelled, or until the federation is over.
@@ -109,9 +110,9 @@ class Supervisor:
             for task in done:
                 task.result()
         finally:
-            for task in (reader, rounds):
+            for task in (reader, rounds, *self._tasks):
                 task.cancel()
-            await asyncio.gather(reader, rounds, return_exceptions=True)
+            await asyncio.gather(reader, rounds, *self._tasks, return_exceptions=True)
             await self._worker.end()
 
     # --- what arrives ---------------------------------------------------------------------------------------------
@@ -126,8 +127,21 @@ class Supervisor:
             elif isinstance(event, Connected):
                 self._downloads.ask_again()
                 self._uploads.ask_again()
+                self._reappear()
             elif isinstance(event, ConnectionLost):
                 _log.warning("connection to the broker lost: %s", event.reason)
+
+    def _reappear(self) -> None:
+        """After a reconnect: the broker has published the will, or was restarted and has forgotten everything."""
+
+        async def publish() -> None:
+            with contextlib.suppress(TransportError):
+                await self._presence.publish(self._transport)
+                await self._publish_profile()
+
+        task = asyncio.ensure_future(publish())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _hear(self, message: Message) -> None:
         if self._topics.is_blob(message.topic):

@@ -34,6 +34,7 @@ from edgefed.protocol.messages import (
     Accepted,
     AggregatorState,
     FederationFinished,
+    Manifest,
     Refused,
     RoundOpen,
     UpdateOffer,
@@ -41,7 +42,7 @@ from edgefed.protocol.messages import (
 )
 from edgefed.protocol.tasks import ModelReference
 from edgefed.protocol.topics import Topics
-from edgefed.transport.base import ConnectionLost, Event, Message, Transport, Will
+from edgefed.transport.base import Connected, ConnectionLost, Event, Message, Transport, Will
 
 __all__ = ["Aggregator", "aggregator_will"]
 
@@ -204,6 +205,8 @@ class Aggregator:
             if isinstance(item.error, OSError):
                 raise StoreError(f"the run directory {self._directory.path} cannot be written: {item.error}")
             raise item.error
+        elif isinstance(item, Connected):
+            self._show_again()
         elif isinstance(item, ConnectionLost):
             _log.warning("connection to the broker lost: %s", item.reason)
 
@@ -253,10 +256,22 @@ class Aggregator:
                 self._finish(action.reason)
 
     def _announce(self) -> None:
-        state, options = self._ledger.state, self._options
-        merged = self._exchange.load(self._directory.state(state.round - 1))
+        merged = self._exchange.load(self._directory.state(self._ledger.state.round - 1))
         self._broadcast.offer(merged.files)
         self._traffic = RoundTraffic(lambda: self._intake.received_bytes, lambda: self._broadcast.sent_bytes)
+        self._post_round(merged.manifest)
+        state = self._ledger.state
+        _log.info("round %d of %d is open (%s)", state.round, self._options.rounds, state.kind)
+
+    def _show_again(self) -> None:
+        """After a reconnect: a broker that was restarted may have forgotten what it had retained."""
+        self._published_state = None
+        state = self._ledger.state
+        if state.round and state.phase in ("gathering", "training"):
+            self._post_round(self._exchange.load(self._directory.state(state.round - 1)).manifest)
+
+    def _post_round(self, manifest: Manifest) -> None:
+        state, options = self._ledger.state, self._options
         every = options.evaluation.every
         announcement = RoundOpen(
             run=self._run,
@@ -272,10 +287,9 @@ class Aggregator:
             deadline_s=options.selection.deadline_s,
             late_is_used=options.selection.late == "discount" and state.round < options.rounds,
             seed=options.seed,
-            manifest=merged.manifest,
+            manifest=manifest,
         )
         self._outbox.post(self._topics.round, announcement)
-        _log.info("round %d of %d is open (%s)", state.round, options.rounds, state.kind)
 
     async def _merge(self, action: rounds.Merge) -> None:
         _log.info("round %d: merging %d updates", action.round, len(action.updates))
