@@ -89,14 +89,16 @@ async def test_an_agent_alone_takes_its_id_and_shows_what_it_does() -> None:
     broker = InMemoryBroker()
     agent = Agent(broker, "alone", since_unix_s=1.0)
     assert await agent.claim()
-    assert ((await shown(broker)).status, (await shown(broker)).instance) == ("ready", "alone")
+    state = await shown(broker)
+    assert (state.status, state.instance) == ("ready", "alone")
     await agent.presence.show(agent.transport, "training", round=3)
     await agent.presence.progress(agent.transport, step=5, steps=16, loss=2.5)
     await agent.presence.publish(agent.transport)
     state = await shown(broker)
     assert (state.status, state.round, state.step, state.steps, state.loss) == ("training", 3, 5, 16, 2.5)
     await agent.presence.show(agent.transport, "ready")
-    assert ((await shown(broker)).step, (await shown(broker)).loss) == (0, None), "what is not named falls back"
+    state = await shown(broker)
+    assert (state.step, state.loss) == (0, None), "what is not named falls back"
     await agent.leave()
 
 
@@ -123,7 +125,8 @@ async def test_a_newcomer_gives_way_and_names_the_one_that_stays() -> None:
         await new.presence.claim(new.transport)
     await new.leave()
     assert not await old.gave_way()
-    assert ((await shown(broker)).instance, (await shown(broker)).status, (await shown(broker)).objects_to) == (
+    state = await shown(broker)
+    assert (state.instance, state.status, state.objects_to) == (
         "old",
         "training",
         "",
@@ -152,7 +155,8 @@ async def test_what_a_dead_process_left_behind_blocks_nobody(status: str, since_
     await cleaner.publish(TOPIC, encode(left_over), retain=True)
     agent = Agent(broker, "new", since_unix_s=5.0)
     assert await agent.claim()
-    assert ((await shown(broker)).instance, (await shown(broker)).status) == ("new", "ready")
+    state = await shown(broker)
+    assert (state.instance, state.status) == ("new", "ready")
     await agent.leave()
     await cleaner.close()
 
@@ -194,7 +198,8 @@ async def test_an_old_one_whose_connection_comes_back_gets_its_id_back() -> None
     broker.restore("old")
     assert await new.gave_way()
     assert not await old.gave_way()
-    assert ((await shown(broker)).instance, (await shown(broker)).objects_to) == ("old", "")
+    state = await shown(broker)
+    assert (state.instance, state.objects_to) == ("old", "")
     await old.leave()
 
 
@@ -232,6 +237,7 @@ async def test_the_last_word_of_another_does_not_stand_for_this_device(status: s
     farewell = DeviceState(status=status, instance="other", since_unix_s=2.0)  # type: ignore[arg-type]
     await other.publish(TOPIC, encode(farewell), retain=True)
     await settled()
-    assert ((await shown(broker)).instance, (await shown(broker)).status) == ("mine", "ready")
+    state = await shown(broker)
+    assert (state.instance, state.status) == ("mine", "ready")
     await agent.leave()
     await other.close()
