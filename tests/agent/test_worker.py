@@ -1,0 +1,224 @@
+"""The real worker process, with rounds of the test's own in place of training."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import edgefed
+from edgefed.agent.frames import (
+    Answer,
+    Cancel,
+    Failed,
+    Finished,
+    Prepare,
+    Progress,
+    Request,
+    Work,
+    decode_answer,
+    encode_frame,
+)
+
+REPOSITORY = Path(edgefed.__file__).parents[1]
+
+ROUNDS = """
+import os, subprocess, sys, time
+from pathlib import Path
+from edgefed.errors import AdapterError, DataError
+from edgefed.protocol.records import RoundRecord
+
+class Rounds:
+    def __init__(self):
+        self.calls = 0
+
+    def run(self, work, report):
+        self.calls += 1
+        getattr(self, work.output)(report)
+        round_ = work.announced.round
+        return RoundRecord(
+            device=work.device, round=round_, rank=4, held_rank=0, quantization="fp32", examples=self.calls
+        )
+
+    def well(self, report):
+        report("training", 1, 1, 5.5)
+
+    def noisily(self, report):
+        print("a print")
+        sys.stdout.write('{"type":"failed","kind":"data","message":"a print that looks like a frame"}\\n')
+        sys.stdout.flush()
+        os.write(1, b"a library in C\\n")
+        subprocess.run(["echo", "a program"], check=True)
+        report("training", 1, 1, 5.5)
+
+    def for_ever(self, report):
+        step = 0
+        while True:
+            step += 1
+            report("training", step, 0, None)
+            time.sleep(0.005)
+
+    def without_data(self, report):
+        raise DataError("line 3: not JSON")
+
+    def with_a_bad_adapter(self, report):
+        raise AdapterError("rank 9")
+
+    def with_a_bug(self, report):
+        raise ZeroDivisionError("division by zero")
+
+    def short_of_memory(self, report):
+        raise MemoryError("no more")
+
+    def short_of_cuda_memory(self, report):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def short_of_jetson_memory(self, report):
+        raise RuntimeError('NVML_SUCCESS == r INTERNAL ASSERT FAILED at "CUDACachingAllocator.cpp":1131')
+"""
+
+START = "import edgefed.agent.worker as worker; worker._ROUNDS = {'lora': 'trial_rounds'}; worker.main()"
+
+
+class Worker:
+    """A worker and the supervisor's ends of its pipes."""
+
+    def __init__(self, command: list[str], directory: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(directory)))}
+        self.errors = directory / "stderr"
+        with self.errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, *command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=environment,
+                cwd=directory,
+            )
+
+    def ask(self, *requests: Request) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"".join(encode_frame(request) for request in requests))
+        self.process.stdin.flush()
+
+    def hear(self) -> Answer:
+        assert self.process.stdout is not None
+        return decode_answer(self.process.stdout.readline())
+
+    def hear_the_end(self) -> Answer:
+        """Returns the next answer that is not `Progress`."""
+        while isinstance(answer := self.hear(), Progress):
+            pass
+        return answer
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Worker]:
+    (tmp_path / "trial_rounds.py").write_text(ROUNDS)
+    started = Worker(["-c", START], tmp_path)
+    with started.process:
+        yield started
+        started.process.kill()
+
+
+def round_of(work: Work, kind: str) -> Work:
+    return Work(work=msgspec.structs.replace(work.work, output=kind))
+
+
+def test_prints_of_libraries_do_not_get_among_the_frames(worker: Worker, work: Work) -> None:
+    worker.ask(round_of(work, "noisily"))
+    assert worker.hear() == Progress(stage="training", step=1, steps=1, loss=5.5)
+    assert isinstance(worker.hear(), Finished)
+    printed = worker.errors.read_text()
+    for text in ("a print", "looks like a frame", "a library in C", "a program"):
+        assert text in printed
+
+
+def test_failures_are_answers_and_the_worker_goes_on(worker: Worker, work: Work) -> None:
+    expected = {
+        "without_data": ("data", "line 3: not JSON"),
+        "with_a_bad_adapter": ("adapter", "rank 9"),
+        "with_a_bug": ("worker", "ZeroDivisionError: division by zero"),
+        "short_of_memory": ("memory", "no more"),
+        "short_of_cuda_memory": ("memory", "CUDA out of memory"),
+        "short_of_jetson_memory": ("memory", "NVML_SUCCESS == r"),
+    }
+    for kind, (branch, said) in expected.items():
+        worker.ask(round_of(work, kind))
+        answer = worker.hear()
+        assert isinstance(answer, Failed)
+        assert answer.kind == branch
+        assert said in answer.message
+    assert "Traceback" in worker.errors.read_text()
+    worker.ask(round_of(work, "well"))
+    finished = worker.hear_the_end()
+    assert isinstance(finished, Finished)
+    assert finished.record.examples == len(expected) + 1, "it is the same worker, still warm"
+
+
+def test_a_cancel_stops_the_work_under_way_and_nothing_after_it(worker: Worker, work: Work) -> None:
+    worker.ask(round_of(work, "for_ever"))
+    assert isinstance(worker.hear(), Progress)
+    worker.ask(Cancel())
+    stopped = worker.hear_the_end()
+    assert isinstance(stopped, Failed)
+    assert stopped.kind == "cancelled"
+    worker.ask(round_of(work, "well"))
+    assert isinstance(worker.hear_the_end(), Finished)
+
+
+def test_a_cancel_that_comes_too_late_does_not_hit_the_next_work(worker: Worker, work: Work) -> None:
+    worker.ask(round_of(work, "well"))
+    assert isinstance(worker.hear_the_end(), Finished)
+    worker.ask(Cancel())
+    worker.ask(round_of(work, "well"))
+    assert isinstance(worker.hear_the_end(), Finished)
+
+
+def test_a_cancel_that_comes_before_its_work_has_begun_is_not_lost(worker: Worker, work: Work) -> None:
+    worker.ask(round_of(work, "for_ever"), Cancel())
+    stopped = worker.hear_the_end()
+    assert isinstance(stopped, Failed)
+    assert stopped.kind == "cancelled"
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_worker_ends_when_its_supervisor_is_gone(worker: Worker, work: Work, busy: bool) -> None:
+    if busy:
+        worker.ask(round_of(work, "for_ever"))
+        assert isinstance(worker.hear(), Progress)
+    assert worker.process.stdin is not None
+    worker.process.stdin.close()
+    assert worker.process.wait(timeout=20) == 0
+
+
+def test_a_request_that_is_none_ends_the_worker_with_a_word(worker: Worker) -> None:
+    assert worker.process.stdin is not None
+    worker.process.stdin.write(b"train, please\n")
+    worker.process.stdin.flush()
+    assert worker.process.wait(timeout=20) == 1
+    assert "not a request" in worker.errors.read_text()
+
+
+def test_the_worker_volunteers_for_the_oom_killer(worker: Worker, work: Work) -> None:
+    worker.ask(round_of(work, "well"))
+    assert isinstance(worker.hear_the_end(), Finished)
+    assert Path(f"/proc/{worker.process.pid}/oom_score_adj").read_text() == "900\n"
+
+
+def test_a_missing_model_is_an_answer_of_the_worker_as_it_is_started(tmp_path: Path, prepare: Prepare) -> None:
+    started = Worker(["-m", "edgefed.agent.worker"], tmp_path)
+    with started.process:
+        started.ask(prepare)
+        answer = started.hear()
+        assert isinstance(answer, Failed)
+        assert answer.kind == "model"
+        assert "no-such-model" in answer.message
+        assert started.process.stdin is not None
+        started.process.stdin.close()
+        assert started.process.wait(timeout=20) == 0
