@@ -25,9 +25,10 @@ from typing import Any
 import aiomqtt
 
 from benchmarks.provenance import provenance
+from edgefed.files import hash_file
 from edgefed.protocol.chunks import CHUNK_HEADER_BYTES, Ranges, decode_chunk, encode_chunk, is_chunk
 from edgefed.transport.base import Message, Transport
-from edgefed.transport.blobs import Credit, IncomingBlob, hash_file, send_ranges
+from edgefed.transport.blobs import Credit, IncomingBlob, send_ranges
 from edgefed.transport.mqtt import MqttOptions, connect_mqtt
 from tools.mosquitto import running_mosquitto
 

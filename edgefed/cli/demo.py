@@ -37,7 +37,7 @@ def demo(
 
     Examples:
       edgefed demo
-      edgefed demo --rounds 3 --directory /tmp/quick
+      edgefed demo --rounds 3 --directory quick-demo
       edgefed demo --json > demo.json
     """
     from edgefed.cli.output import write_json

@@ -19,10 +19,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from edgefed.errors import ChunkError, PayloadTooLarge
+from edgefed.files import sync_directory
 from edgefed.protocol.chunks import CHUNK_HEADER_BYTES, Chunk, Ranges, encode_chunk
 from edgefed.transport.base import Transport
 
-__all__ = ["Credit", "IncomingBlob", "hash_file", "send_ranges"]
+__all__ = ["Credit", "IncomingBlob", "send_ranges"]
 
 _log = logging.getLogger(__name__)
 
@@ -30,16 +31,6 @@ _READ_BYTES = 1 << 20
 _CHECKPOINT_BYTES = 16 << 20
 _CHECKPOINT_S = 5.0
 _MAX_KEPT_RANGES = 1 << 20
-
-
-def hash_file(path: Path) -> str:
-    """Return the sha256 of a file's content, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_READ_BYTES))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-    return digest.hexdigest()
 
 
 class Credit:
@@ -261,7 +252,7 @@ class IncomingBlob:
             os.fsync(self._fd)
             self._release()
             self._part_path.rename(self.path)
-            _sync_directory(self.path.parent)
+            sync_directory(self.path.parent)
             self._claim_path.unlink(missing_ok=True)
             self._finished = True
         return self.path
@@ -376,11 +367,3 @@ def _write_all(fd: int, data: memoryview, offset: int) -> None:
     while data:
         written = os.pwrite(fd, data, offset)
         data, offset = data[written:], offset + written
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgefed.errors import ChunkError, Disconnected, PayloadTooLarge
+from edgefed.files import hash_file
 from edgefed.protocol.chunks import Chunk, Ranges, decode_chunk, is_chunk
 from edgefed.transport import blobs
 from edgefed.transport.base import Message, Transport
-from edgefed.transport.blobs import Credit, IncomingBlob, hash_file, send_ranges
+from edgefed.transport.blobs import Credit, IncomingBlob, send_ranges
 from edgefed.transport.in_memory import InMemoryBroker
 from edgefed.transport.mqtt import MqttOptions, connect_mqtt
 from tools.mosquitto import RunningMosquitto
