@@ -166,8 +166,8 @@ def test_no_examples(base: LoadedModel, shapes: Shapes, task: SummarizationTask)
 
 def test_running_out_of_memory_is_its_own_error(base: LoadedModel, shapes: Shapes, task: SummarizationTask) -> None:
     model = install(base, list(shapes), LoraOptions(rank=1), seed=0)
-    huge = SummarizationTask(max_source_tokens=3_000_000, max_target_tokens=4)
-    example = Example("word " * 2_500_000, "word")
+    huge = SummarizationTask(max_source_tokens=250_000, max_target_tokens=4)
+    example = Example("word " * 130_000, "word")
     with pytest.raises(WorkerOutOfMemory, match="1 examples per forward pass; lower micro_batch_size"):
         train(model, [example], huge, TrainOptions(steps=1, batch_size=1))
     model.remove()
