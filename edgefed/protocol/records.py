@@ -7,6 +7,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from edgefed.devices.usage import HardwareUse
+
 __all__ = ["MAX_STEP_RECORDS", "EvaluationRecord", "RoundRecord", "StepRecord"]
 
 MAX_STEP_RECORDS = 256
@@ -65,7 +67,20 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
         download_bytes: broadcast bytes that arrived for this round, repairs included.
         download_s: seconds from the first request to the last byte.
         upload_bytes: size of the update.
+        upload_s: seconds from the grant to the last byte, as the aggregator saw them.
         peak_resident_bytes: the worker's largest resident set so far.
+        peak_memory_bytes: most that training used: of the CUDA allocator on a GPU, else the resident set.
+        predicted_peak_bytes: what the plan expected of `peak_memory_bytes`; null without a plan.
+        predicted_step_s: what the plan expected of a step.
+        micro_batch_size: examples per forward pass; 0 is the whole batch.
+        gradient_checkpointing: activations were recomputed in the backward pass.
+        plan_reason: why this rank and this precision, in words.
+        model_flops: analytic, of all steps, for real tokens: padding and recomputation are not useful work.
+        live_peak_flops_per_s: matrix-product rate that was measured on the spot in the precision of the computation.
+        sheet_peak_flops_per_s: what the board's sheet says for the live power mode.
+        board: id of the board whose sheet that is.
+        emulated: id of the board that was emulated while planning; null on the real machine.
+        use: energy, load and heat while the device worked on the round.
         step_records: the steps, evenly thinned to `MAX_STEP_RECORDS`.
         evaluation: of the received global adapter, where the round asked for it.
     """
@@ -91,6 +106,19 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     download_bytes: Count = 0
     download_s: Seconds = 0.0
     upload_bytes: Count = 0
+    upload_s: Seconds | None = None
     peak_resident_bytes: Count | None = None
+    peak_memory_bytes: Count | None = None
+    predicted_peak_bytes: Count | None = None
+    predicted_step_s: Seconds | None = None
+    micro_batch_size: Count = 0
+    gradient_checkpointing: bool = False
+    plan_reason: str = ""
+    model_flops: Annotated[float, Meta(ge=0)] | None = None
+    live_peak_flops_per_s: Annotated[float, Meta(gt=0)] | None = None
+    sheet_peak_flops_per_s: Annotated[float, Meta(gt=0)] | None = None
+    board: str | None = None
+    emulated: str | None = None
+    use: HardwareUse | None = None
     step_records: Annotated[list[StepRecord], Meta(max_length=MAX_STEP_RECORDS)] = []
     evaluation: EvaluationRecord | None = None

@@ -1,0 +1,1 @@
+"""What happened, for people and machines: records of a run as a page, tables and metrics."""
