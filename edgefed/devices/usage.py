@@ -1,4 +1,4 @@
-"""How a device's hardware was used over a window of time: energy, load, heat. What was not measured is null, never 0."""
+"""How hardware was used over a window of time: energy, load, heat. What was not measured is null, never 0."""
 
 from __future__ import annotations
 

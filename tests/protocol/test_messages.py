@@ -242,10 +242,11 @@ def _scalars_of(kind: inspect.Type) -> st.SearchStrategy[Any]:
     match kind:
         case inspect.IntType(ge=ge, le=le):
             return st.integers(ge, le if le is not None else 2**53)
-        case inspect.FloatType(gt=gt, ge=ge, lt=lt):
+        case inspect.FloatType(gt=gt, ge=ge, lt=lt, le=le):
             low = gt if gt is not None else ge
             open_ends = {"exclude_min": gt is not None, "exclude_max": lt is not None}
-            return st.floats(low, lt, allow_nan=False, allow_infinity=False, **open_ends)
+            high = lt if lt is not None else le
+            return st.floats(low, high, allow_nan=False, allow_infinity=False, **open_ends)
         case inspect.StrType(pattern=str(pattern)):
             return st.from_regex(pattern)
         case inspect.StrType(min_length=shortest):
