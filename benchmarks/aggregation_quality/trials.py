@@ -37,7 +37,7 @@ from edgefed.training.round_work import RoundWork
 from edgefed.training.standalone import train_alone
 from edgefed.training.summarization import rouge
 
-__all__ = ["RANKS", "Trial", "run_trial"]
+__all__ = ["RANKS", "Federation", "Trial", "run_trial", "task_of", "write_rows"]
 
 RANKS = (2, 2, 4, 4, 8, 8, 16, 32)
 """What each device's owner allows."""
@@ -107,7 +107,7 @@ class Trial:
 def run_trial(trial: Trial, model: Path, data: Path) -> dict[str, Any]:
     """Return the trial's settings and what came out of it."""
     torch.set_num_threads(1)
-    task = three_tasks(data, seed=trial.seed) if trial.scenario == "three_tasks" else _split(trial, data)
+    task = task_of(trial, data)
     started_s = time.monotonic()
     if trial.who == "base":
         result = _judged(load_base(model, "fp32", "cpu"), task, trial)
@@ -116,22 +116,24 @@ def run_trial(trial: Trial, model: Path, data: Path) -> dict[str, Any]:
     elif trial.who == "centralized":
         result = _centralized(trial, task, model)
     else:
-        result = _Federation(trial, task, model).run()
+        with tempfile.TemporaryDirectory(prefix="edgefed-quality-") as directory:
+            result = Federation(trial, task, model, Path(directory)).run()
     return asdict(trial) | result | {"seconds": round(time.monotonic() - started_s, 1)}
 
 
-def _split(trial: Trial, data: Path) -> Task:
-    assert trial.scenario != "three_tasks"
+def task_of(trial: Trial, data: Path) -> Task:
+    """Return what the devices of a trial have."""
+    if trial.scenario == "three_tasks":
+        return three_tasks(data, seed=trial.seed)
     return one_task(data, trial.scenario, len(RANKS), seed=trial.seed)
 
 
-class _Federation:
-    """Rounds in one process, with files in between."""
+class Federation:
+    """Rounds in one process, with files in between, all of them in `directory`."""
 
-    def __init__(self, trial: Trial, task: Task, model: Path) -> None:
+    def __init__(self, trial: Trial, task: Task, model: Path, directory: Path) -> None:
         self._trial, self._task = trial, task
-        self._scratch = tempfile.TemporaryDirectory(prefix="edgefed-quality-")
-        self._root = Path(self._scratch.name)
+        self._root = directory
         self._name = str(model)
         self._exchange = LoraExchange(
             trial.method,
@@ -145,27 +147,22 @@ class _Federation:
 
     def run(self) -> dict[str, Any]:
         """Return losses by round and the final figures."""
-        with self._scratch:
-            sources = [self._write(device, rows) for device, rows in enumerate(self._task.devices)]
-            state = self._exchange.begin(self._state(0))
-            curve: list[dict[str, float]] = []
-            for round_ in range(1, self._trial.rounds + 1):
-                delivered = [self._device(state, round_, device, source) for device, source in enumerate(sources)]
-                state = self._exchange.merge(self._state(round_ - 1), delivered, round_, self._state(round_))
-                if round_ < self._trial.rounds:
-                    with with_adapter(self._base, state_adapter(self._state(round_))) as model:
-                        curve.append(_losses(model, self._task, self._trial, limit=48))
-            with with_adapter(self._base, state_adapter(self._state(self._trial.rounds))) as model:
-                judged = _judged(model, self._task, self._trial)
-            return judged | {"curve": curve, "global_rank": state.manifest.rank, "norm": state.norm}
+        sources = [write_rows(self._root / f"device-{i}.jsonl", rows) for i, rows in enumerate(self._task.devices)]
+        state = self._exchange.begin(self.state(0))
+        curve: list[dict[str, float]] = []
+        for round_ in range(1, self._trial.rounds + 1):
+            delivered = [self._device(state, round_, device, source) for device, source in enumerate(sources)]
+            state = self._exchange.merge(self.state(round_ - 1), delivered, round_, self.state(round_))
+            if round_ < self._trial.rounds:
+                with with_adapter(self._base, state_adapter(self.state(round_))) as model:
+                    curve.append(_losses(model, self._task, self._trial, limit=48))
+        with with_adapter(self._base, state_adapter(self.state(self._trial.rounds))) as model:
+            judged = _judged(model, self._task, self._trial)
+        return judged | {"curve": curve, "global_rank": state.manifest.rank, "norm": state.norm}
 
-    def _state(self, round_: int) -> Path:
+    def state(self, round_: int) -> Path:
+        """Where the state after so many merged rounds lies."""
         return self._root / f"state-{round_}"
-
-    def _write(self, device: int, rows: Sequence[Example]) -> DataSource:
-        path = self._root / f"device-{device}.jsonl"
-        path.write_text("".join(json.dumps({"source": r.source, "target": r.target}) + "\n" for r in rows))
-        return DataSource(path=str(path))
 
     def _device(self, state: MergedState, round_: int, device: int, source: DataSource) -> Delivered:
         """Train one device and return its update, checked as the aggregator checks it."""
@@ -208,8 +205,14 @@ class _Federation:
             rank=plan.rank,
             held_rank=plan.held_rank,
             update=update,
-            start=self._state(round_ - 1),
+            start=self.state(round_ - 1),
         )
+
+
+def write_rows(path: Path, rows: Sequence[Example]) -> DataSource:
+    """Write a device's rows as JSON lines."""
+    path.write_text("".join(json.dumps({"source": row.source, "target": row.target}) + "\n" for row in rows))
+    return DataSource(path=str(path))
 
 
 def _local_only(trial: Trial, task: Task, model: Path) -> dict[str, Any]:
