@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from edgefed.coordinator.options import Transfers
 from edgefed.errors import ChunkError
 from edgefed.protocol.chunks import CHUNK_HEADER_BYTES, decode_chunk
@@ -25,16 +27,24 @@ _QUIET_S = 2.0
 
 @dataclass(slots=True)
 class _Upload:
-    """One update on its way."""
+    """One update on its way. `before_s` is what earlier grants took of it, None where nobody remembers."""
 
     offer: UpdateOffer
     blob: IncomingBlob
     heard_at_s: float
+    granted_at_s: float
+    before_s: float | None
     chunks: int = 0
+
+    def spent_s(self) -> float | None:
+        """Seconds from the grant to now, those of earlier grants included."""
+        return None if self.before_s is None else self.before_s + time.monotonic() - self.granted_at_s
 
 
 class Intake:
     """All updates on their way in. At most so many devices send at a time; the others wait their turn.
+
+    An update's record gets `upload_s` here: the time from the grant to the last byte is the aggregator's to tell.
 
     Args:
         directory: where partial and whole updates are kept, one directory per device.
@@ -64,6 +74,7 @@ class Intake:
         self._waiting: dict[str, UpdateOffer] = {}
         self._active: dict[str, _Upload] = {}
         self._finishing: dict[str, asyncio.Task[None]] = {}
+        self._spent_s: dict[tuple[str, str], float] = {}
         self.received_bytes = 0
 
     def offer(self, device: str, offer: UpdateOffer) -> None:
@@ -126,12 +137,18 @@ class Intake:
             blob = IncomingBlob(
                 self._directory / device, offer.sha256, offer.size_bytes, max_bytes=self._transfers.max_update_bytes
             )
-            upload = _Upload(offer, blob, time.monotonic())
+            now_s = time.monotonic()
+            upload = _Upload(offer, blob, now_s, now_s, self._seconds_before(device, blob, offer.sha256))
             if blob.complete:
                 self._begin_to_finish(device, upload)
             else:
                 self._active[device] = upload
                 self._grant(device, upload)
+
+    def _seconds_before(self, device: str, blob: IncomingBlob, sha256: str) -> float | None:
+        """Returns what earlier grants took; None for a part that came before this aggregator was started."""
+        spent_s = self._spent_s.pop((device, sha256), None)
+        return 0.0 if spent_s is None and not blob.received_bytes else spent_s
 
     def _grant(self, device: str, upload: _Upload) -> None:
         upload.heard_at_s = time.monotonic()
@@ -144,9 +161,15 @@ class Intake:
         self._tell(device, grant)
 
     def _release(self, device: str) -> None:
-        self._active.pop(device).blob.close()
+        upload = self._active.pop(device)
+        spent_s = upload.spent_s()
+        if spent_s is not None and upload.blob.received_bytes:
+            self._spent_s[device, upload.offer.sha256] = spent_s
+        upload.blob.close()
 
     def _begin_to_finish(self, device: str, upload: _Upload) -> None:
+        record = msgspec.structs.replace(upload.offer.record, upload_s=upload.spent_s())
+        upload.offer = msgspec.structs.replace(upload.offer, record=record)
         self._finishing[device] = asyncio.create_task(self._finish(device, upload), name=f"finish-{device}")
 
     async def _finish(self, device: str, upload: _Upload) -> None:

@@ -120,7 +120,7 @@ class Store:
     Only one process may have a store open: a second one is refused with the process id of the first.
     """
 
-    def __init__(self, engine: sql.Engine, lock_file: int, directory: Path) -> None:
+    def __init__(self, engine: sql.Engine, lock_file: int | None, directory: Path) -> None:
         self._engine = engine
         self._lock_file = lock_file
         self.directory = directory
@@ -151,6 +151,47 @@ class Store:
             raise
         return store
 
+    @classmethod
+    @contextlib.contextmanager
+    def reading(cls, directory: Path) -> Iterator[Store]:
+        """Opens the store of a run for reading only, whether or not an aggregator is at work in it.
+
+        It takes no lock and changes nothing, not even on a disk that could be written.
+
+        Raises:
+            StoreError: there is no store, or it is of another version or cannot be read.
+        """
+        path = directory / "store.sqlite"
+        if not path.is_file():
+            raise StoreError(f"{directory} has no store.sqlite: it is no run directory, or only a part of one")
+        at_work = path.with_name("store.sqlite-wal").exists()
+        # Where nobody is at work, reading must not leave a log behind, and works on a disk that cannot be written.
+        read_only = {"uri": "true", **({"mode": "ro"} if at_work else {"immutable": "1"})}
+        engine = sql.create_engine(sql.URL.create("sqlite", database=path.absolute().as_uri(), query=read_only))
+        try:
+            store = cls(engine, None, directory)
+            store._refuse_other_version(store._get_meta("schema_version"))
+            yield store
+        finally:
+            engine.dispose()
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what `open` was given as identity when the run was begun.
+
+        Raises:
+            StoreError: the run has none yet, or they do not decode.
+        """
+        text = self._get_meta("identity")
+        if text is None:
+            raise StoreError(f"the store in {self.directory} cannot be read: it has no settings yet")
+        try:
+            settings: dict[str, Any] = json.loads(text)
+        except ValueError as error:
+            raise StoreError(
+                f"the store in {self.directory} is damaged: its settings do not decode: {error}"
+            ) from error
+        return settings
+
     @property
     def run(self) -> str:
         """The id of this run, drawn when its store was made."""
@@ -163,7 +204,8 @@ class Store:
     def close(self) -> None:
         """Closes the store and lets another process have it."""
         self._engine.dispose()
-        os.close(self._lock_file)
+        if self._lock_file is not None:
+            os.close(self._lock_file)
 
     def journal(self) -> Iterator[tuple[Event, float]]:
         """Yields every event with its time in seconds, in order.
@@ -259,26 +301,24 @@ class Store:
         found = self._get_meta("schema_version")
         if found is None:
             self._set_meta("schema_version", str(SCHEMA_VERSION))
-        elif found != str(SCHEMA_VERSION):
+        else:
+            self._refuse_other_version(found)
+        with self._writing() as connection:
+            _metadata.create_all(connection)
+
+    def _refuse_other_version(self, found: str | None) -> None:
+        if found != str(SCHEMA_VERSION):
             raise StoreError(
                 f"the store in {self.directory} has version {found}, and this edgefed reads version {SCHEMA_VERSION}: "
                 "use the edgefed that wrote it, or another run directory"
             )
-        with self._writing() as connection:
-            _metadata.create_all(connection)
 
     def _check_identity(self, identity: Mapping[str, Any]) -> None:
         wanted = json.loads(json.dumps(identity))
-        text = self._get_meta("identity")
-        if text is None:
+        if self._get_meta("identity") is None:
             self._set_meta("identity", json.dumps(wanted, sort_keys=True))
             return
-        try:
-            kept = json.loads(text)
-        except ValueError as error:
-            raise StoreError(
-                f"the store in {self.directory} is damaged: its settings do not decode: {error}"
-            ) from error
+        kept = self.settings()
         before, now = _by_dotted_key(kept), _by_dotted_key(wanted)
         changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
         if changed:
@@ -301,27 +341,11 @@ class Store:
 def kept_settings(directory: Path) -> dict[str, Any]:
     """Returns the settings that a run was begun with: what `Store.open` was given as its identity.
 
-    It takes no lock and changes nothing, so that a run can be read while its aggregator works.
-
     Raises:
         StoreError: there is no store, it has no settings yet, or it cannot be read.
     """
-    path = directory / "store.sqlite"
-    if not path.is_file():
-        raise StoreError(f"{directory} has no store.sqlite: it is no run directory, or only a part of one")
-    at_work = path.with_name("store.sqlite-wal").exists()
-    # Where nobody is at work, reading must not leave a log behind, and works on a disk that cannot be written.
-    read_only = {"uri": "true", **({"mode": "ro"} if at_work else {"immutable": "1"})}
-    engine = sql.create_engine(sql.URL.create("sqlite", database=path.absolute().as_uri(), query=read_only))
-    try:
-        with engine.connect() as connection:
-            text = connection.execute(sql.select(_meta.c.value).where(_meta.c.key == "identity")).scalar_one()
-        settings: dict[str, Any] = json.loads(text)
-    except (SQLAlchemyError, ValueError) as error:
-        raise StoreError(f"the store in {directory} cannot be read: {error}") from error
-    finally:
-        engine.dispose()
-    return settings
+    with Store.reading(directory) as store:
+        return store.settings()
 
 
 def _by_dotted_key(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
