@@ -10,7 +10,7 @@ import typer
 from edgefed.cli.inference import Quantization
 
 if TYPE_CHECKING:
-    from edgefed.training.loop import TrainResult
+    from edgefed.training.steps import TrainResult
 
 __all__ = ["train"]
 

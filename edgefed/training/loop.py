@@ -6,7 +6,6 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,68 +15,12 @@ from edgefed.errors import DataError, WorkerError, WorkerOutOfMemory
 from edgefed.protocol.tasks import SummarizationTask
 from edgefed.training.adapters import AdaptedModel
 from edgefed.training.options import TrainOptions
+from edgefed.training.steps import StepRecord, TrainResult, summed
 from edgefed.training.summarization import Batch, collate, summed_loss
+from edgefed.training.suspension import Suspend, Suspended, Suspension
 from edgefed.training.timers import PhaseTimer
 
-__all__ = ["StepRecord", "TrainResult", "train"]
-
-
-@dataclass(frozen=True, slots=True)
-class StepRecord:
-    """One optimizer step.
-
-    Attributes:
-        step: from 0.
-        loss: mean over the step's target tokens, nats (smoothed where label smoothing is on).
-        source_tokens: real tokens read, prompt included.
-        target_tokens: real tokens to be written.
-        gradient_norm: Euclidean, before clipping.
-        data_s: tokenising, collating, moving to the device.
-        forward_s: forward passes of all micro-batches.
-        backward_s: backward passes.
-        optimizer_s: clipping, the step, and clearing gradients.
-    """
-
-    step: int
-    loss: float
-    source_tokens: int
-    target_tokens: int
-    gradient_norm: float
-    data_s: float
-    forward_s: float
-    backward_s: float
-    optimizer_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """A round's training in sums.
-
-    Attributes:
-        steps: optimizer steps.
-        examples: examples seen, repeats included.
-        first_loss: of the first step, nats per target token.
-        last_loss: of the last step.
-        mean_loss: over the steps.
-        source_tokens: real tokens read.
-        target_tokens: real tokens to be written.
-        data_s: seconds of this phase, as are the next three.
-        forward_s: see `StepRecord`.
-        backward_s: see `StepRecord`.
-        optimizer_s: see `StepRecord`.
-    """
-
-    steps: int
-    examples: int
-    first_loss: float
-    last_loss: float
-    mean_loss: float
-    source_tokens: int
-    target_tokens: int
-    data_s: float
-    forward_s: float
-    backward_s: float
-    optimizer_s: float
+__all__ = ["train"]
 
 
 def train(
@@ -86,6 +29,8 @@ def train(
     task: SummarizationTask,
     options: TrainOptions,
     on_step: Callable[[StepRecord], None] = lambda _: None,
+    *,
+    resume: Suspension | None = None,
 ) -> TrainResult:
     """Train the factors of `model` in place; with the same seed on the same machine, to the same bits.
 
@@ -94,10 +39,12 @@ def train(
         examples: this device's data. Each is used once before any is used twice, in an order drawn anew every time.
         task: how examples become tokens.
         options: steps, batch sizes, optimizer.
-        on_step: called after every step.
+        on_step: called after every step; it may raise `Suspend` to stop there.
+        resume: a training with these same arguments that was suspended; it goes on to the same bits.
 
     Raises:
         DataError: there are no examples.
+        Suspended: `on_step` asked for it, before the last step.
         WorkerError: the loss or the gradient is no longer finite.
         WorkerOutOfMemory: the device's memory does not hold a step.
     """
@@ -107,12 +54,21 @@ def train(
     batches = _batches(len(examples), options.batch_size, options.seed)
     records: list[StepRecord] = []
     with _training_mode(model, options), _out_of_memory_in_words(options):
-        for step in range(options.steps):
+        if resume is not None:
+            resume.restore(model.parameters(), optimizer)
+            records += resume.steps
+            for _ in records:
+                next(batches)
+        for step in range(len(records), options.steps):
             optimizer.param_groups[0]["lr"] = options.learning_rate_at(step)
             record = _step(model, [examples[i] for i in next(batches)], task, options, optimizer, step)
             records.append(record)
-            on_step(record)
-    return _summed(records, options.batch_size)
+            try:
+                on_step(record)
+            except Suspend:
+                if len(records) < options.steps:
+                    raise Suspended(Suspension.of(model.parameters(), optimizer, records)) from None
+    return summed(records, options.batch_size)
 
 
 def _step(
@@ -232,19 +188,3 @@ def _out_of_memory_in_words(options: TrainOptions) -> Iterator[None]:
             f"memory ran out in a training step with {size} examples per forward pass; lower micro_batch_size, turn on "
             "gradient_checkpointing, or train a smaller rank"
         ) from error
-
-
-def _summed(records: Sequence[StepRecord], batch_size: int) -> TrainResult:
-    return TrainResult(
-        steps=len(records),
-        examples=len(records) * batch_size,
-        first_loss=records[0].loss,
-        last_loss=records[-1].loss,
-        mean_loss=sum(r.loss for r in records) / len(records),
-        source_tokens=sum(r.source_tokens for r in records),
-        target_tokens=sum(r.target_tokens for r in records),
-        data_s=sum(r.data_s for r in records),
-        forward_s=sum(r.forward_s for r in records),
-        backward_s=sum(r.backward_s for r in records),
-        optimizer_s=sum(r.optimizer_s for r in records),
-    )

@@ -25,11 +25,12 @@ from edgefed.protocol.tasks import SummarizationTask
 from edgefed.training.adapters import AdaptedModel, install
 from edgefed.training.base_model import load_base
 from edgefed.training.evaluate import token_loss
-from edgefed.training.loop import StepRecord as LoopStep
-from edgefed.training.loop import TrainResult, train
+from edgefed.training.loop import train
 from edgefed.training.options import LoraOptions
 from edgefed.training.round_work import RoundWork
 from edgefed.training.standalone import train_options
+from edgefed.training.steps import StepRecord as LoopStep
+from edgefed.training.steps import TrainResult
 
 __all__ = ["Report", "Rounds", "read_split"]
 

@@ -15,8 +15,9 @@ from edgefed.models.checkpoint import linear_shapes
 from edgefed.protocol.tasks import LoraMethod, SummarizationTask, Training
 from edgefed.training.adapters import AdaptedModel, install
 from edgefed.training.base_model import LoadedModel
-from edgefed.training.loop import StepRecord, TrainResult, train
+from edgefed.training.loop import train
 from edgefed.training.options import LoraOptions, TrainOptions
+from edgefed.training.steps import StepRecord, TrainResult
 
 __all__ = ["train_alone", "train_options"]
 

@@ -16,8 +16,9 @@ from edgefed.protocol.tasks import SummarizationTask
 from edgefed.training.adapters import install
 from edgefed.training.base_model import LoadedModel, load_base
 from edgefed.training.evaluate import validation_loss
-from edgefed.training.loop import StepRecord, _batches, train
+from edgefed.training.loop import _batches, train
 from edgefed.training.options import LoraOptions, TrainOptions
+from edgefed.training.steps import StepRecord
 
 pytestmark = pytest.mark.torch
 Shapes = dict[str, tuple[int, int]]
