@@ -1,0 +1,68 @@
+"""The records of a run, read from its directory without the aggregator that made it.
+
+They come out of the store and not out of a file of their own: the store is what survives a kill, so a second file
+could only repeat it or contradict it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgefed.coordinator.store import Store
+from edgefed.errors import StoreError
+from edgefed.reports.run_records import Delivery, MergedFacts, RunRecords
+
+__all__ = ["read_run_records", "run_records"]
+
+
+def read_run_records(run: Path) -> RunRecords:
+    """Returns everything a run kept about its devices and rounds.
+
+    Args:
+        run: an aggregator's directory; it is only read, and an aggregator may be at work in it.
+
+    Raises:
+        StoreError: there is no store, or it cannot be read.
+    """
+    with Store.reading(run) as store:
+        return run_records(store)
+
+
+def run_records(store: Store) -> RunRecords:
+    """Returns everything an open store holds about devices and rounds."""
+    settings = store.settings()
+    try:
+        fleet, model, method = settings["fleet"], settings["model"]["name"], settings["method"]
+        described = f"{method['type']}, {method['aggregation']}"
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"the store in {store.directory} is damaged: its settings have no {error}") from error
+    return RunRecords(
+        name=store.directory.absolute().name,
+        run=store.run,
+        fleet=str(fleet),
+        model=str(model),
+        method=described,
+        rounds=tuple(
+            MergedFacts(
+                round=merged.round,
+                opened_unix_s=merged.opened_unix_s,
+                merged_unix_s=merged.merged_unix_s,
+                merge_s=merged.merge_s,
+                received_bytes=merged.received_bytes,
+                broadcast_bytes=merged.broadcast_bytes,
+                adapter_rank=merged.manifest.rank,
+            )
+            for merged in store.merged_rounds()
+        ),
+        deliveries=tuple(
+            Delivery(
+                device=answer.device,
+                round=answer.round,
+                outcome=answer.outcome,
+                reason=answer.reason,
+                received_unix_s=answer.received_unix_s,
+                record=answer.record,
+            )
+            for answer in store.answers()
+        ),
+    )
