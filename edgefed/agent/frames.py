@@ -27,6 +27,7 @@ __all__ = [
     "Prepared",
     "Progress",
     "Request",
+    "Suspend",
     "Work",
     "decode_answer",
     "decode_request",
@@ -64,6 +65,13 @@ class Cancel(_Frame, frozen=True, kw_only=True, tag="cancel"):
     """Stop the work under way at the next step; it is then answered by `Failed(kind="cancelled")`."""
 
 
+class Suspend(_Frame, frozen=True, kw_only=True, tag="suspend"):
+    """Stop the work under way between two steps and keep what was done; it is answered by `Failed(kind="suspended")`.
+
+    The same `Work`, sent again to this or another worker, goes on from there. Work that is nearly over is finished.
+    """
+
+
 class Prepared(_Frame, frozen=True, kw_only=True, tag="prepared"):
     """The answer to `Prepare`: where the model is, its fingerprint, and how many training examples there are."""
 
@@ -90,11 +98,11 @@ class Finished(_Frame, frozen=True, kw_only=True, tag="finished"):
 class Failed(_Frame, frozen=True, kw_only=True, tag="failed"):
     """The request could not be done. `kind` is the branch of the error tree."""
 
-    kind: Literal["memory", "data", "model", "adapter", "config", "worker", "cancelled"]
+    kind: Literal["memory", "data", "model", "adapter", "config", "worker", "cancelled", "suspended"]
     message: str
 
 
-Request = Prepare | Work | Cancel
+Request = Prepare | Work | Cancel | Suspend
 Answer = Prepared | Progress | Finished | Failed
 
 _encoder = msgspec.json.Encoder()

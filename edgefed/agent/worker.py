@@ -25,6 +25,7 @@ from edgefed.agent.frames import (
     Prepared,
     Progress,
     Request,
+    Suspend,
     Work,
     decode_request,
     encode_frame,
@@ -41,7 +42,8 @@ from edgefed.errors import (
 )
 from edgefed.protocol.messages import RoundOpen
 from edgefed.protocol.records import RoundRecord
-from edgefed.training.round_work import RoundWork
+from edgefed.training.round_work import RoundWork, WorkSuspended
+from edgefed.training.round_work import Suspend as SuspendTraining
 
 __all__ = ["main"]
 
@@ -89,15 +91,21 @@ class _Session:
     def __init__(self, answers: BinaryIO) -> None:
         self._answers = answers
         self._cancelled = threading.Event()
+        self._suspended = threading.Event()
         self._rounds: dict[str, _Rounds] = {}
 
     def expect(self) -> None:
         """A request has come: what was cancelled before is over."""
         self._cancelled.clear()
+        self._suspended.clear()
 
     def cancel(self) -> None:
         """Makes the work under way stop at its next report."""
         self._cancelled.set()
+
+    def suspend(self) -> None:
+        """Makes the work under way stop at its next report, and keep what it has done."""
+        self._suspended.set()
 
     def handle(self, request: Prepare | Work) -> None:
         """Answers one request, whatever happens in it."""
@@ -105,6 +113,10 @@ class _Session:
             self._send(self._prepare(request) if isinstance(request, Prepare) else self._work(request))
         except _Cancelled:
             self._send(Failed(kind="cancelled", message="the supervisor cancelled this"))
+        except SuspendTraining:
+            self._send(Failed(kind="suspended", message="stopped before the first step"))
+        except WorkSuspended as kept:
+            self._send(Failed(kind="suspended", message=str(kept)))
         except Exception as error:  # noqa: BLE001 - the process boundary: everything becomes an answer
             self._send(_failure(error))
 
@@ -128,6 +140,8 @@ class _Session:
         ) -> None:
             if self._cancelled.is_set():
                 raise _Cancelled
+            if self._suspended.is_set() and stage != "saving":
+                raise SuspendTraining
             self._send(Progress(stage=stage, step=step, steps=steps, loss=loss))
 
         return Finished(record=self._rounds_of(request.work.announced).run(request.work, report))
@@ -160,6 +174,8 @@ def _read_requests(session: _Session, requests: queue.Queue[Prepare | Work]) -> 
             request: Request = decode_request(line)
             if isinstance(request, Cancel):
                 session.cancel()
+            elif isinstance(request, Suspend):
+                session.suspend()
             else:
                 session.expect()
                 requests.put(request)

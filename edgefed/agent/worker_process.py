@@ -17,11 +17,13 @@ from edgefed.agent.frames import (
     Prepare,
     Prepared,
     Progress,
+    Suspend,
     Work,
     decode_answer,
     encode_frame,
 )
 from edgefed.errors import AdapterError, ConfigError, DataError, ModelError, WorkerDied, WorkerError, WorkerOutOfMemory
+from edgefed.training.round_work import WorkSuspended
 
 __all__ = ["WORKER_COMMAND", "WorkCancelled", "WorkerProcess"]
 
@@ -83,6 +85,7 @@ class WorkerProcess:
         Raises:
             ModelError, DataError, AdapterError, ConfigError: as the worker found.
             WorkCancelled: after `cancel`.
+            WorkSuspended: after `suspend`.
             WorkerOutOfMemory: it said so, or the kernel killed it.
             WorkerError: the worker failed, died, hung or wrote garbage.
         """
@@ -93,8 +96,15 @@ class WorkerProcess:
 
     async def cancel(self) -> None:
         """Asks for the work under way to stop at its next step."""
+        await self._tell(Cancel())
+
+    async def suspend(self) -> None:
+        """Asks for the work under way to stop at its next step and to keep what was done."""
+        await self._tell(Suspend())
+
+    async def _tell(self, frame: Cancel | Suspend) -> None:
         if self._process is not None and self._process.stdin is not None and self._process.returncode is None:
-            self._process.stdin.write(encode_frame(Cancel()))
+            self._process.stdin.write(encode_frame(frame))
             with contextlib.suppress(ConnectionError):
                 await self._process.stdin.drain()
 
@@ -126,6 +136,8 @@ class WorkerProcess:
         if isinstance(answer, Failed):
             if answer.kind == "cancelled":
                 raise WorkCancelled(answer.message)
+            if answer.kind == "suspended":
+                raise WorkSuspended(answer.message)
             if answer.kind in ("memory", "worker"):
                 await self.end()
             raise _ERRORS[answer.kind](answer.message)

@@ -15,9 +15,10 @@ from edgefed.errors import DataError, WorkerError, WorkerOutOfMemory
 from edgefed.protocol.tasks import SummarizationTask
 from edgefed.training.adapters import AdaptedModel
 from edgefed.training.options import TrainOptions
+from edgefed.training.round_work import Suspend
 from edgefed.training.steps import StepRecord, TrainResult, summed
 from edgefed.training.summarization import Batch, collate, summed_loss
-from edgefed.training.suspension import Suspend, Suspended, Suspension
+from edgefed.training.suspension import Suspended, Suspension
 from edgefed.training.timers import PhaseTimer
 
 __all__ = ["train"]

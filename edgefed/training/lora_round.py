@@ -27,10 +27,11 @@ from edgefed.training.base_model import load_base
 from edgefed.training.evaluate import token_loss
 from edgefed.training.loop import train
 from edgefed.training.options import LoraOptions
-from edgefed.training.round_work import RoundWork
+from edgefed.training.round_work import RoundWork, WorkSuspended
 from edgefed.training.standalone import train_options
 from edgefed.training.steps import StepRecord as LoopStep
 from edgefed.training.steps import TrainResult
+from edgefed.training.suspension import Suspended, read_suspension, write_suspension
 
 __all__ = ["Report", "Rounds", "read_split"]
 
@@ -76,6 +77,7 @@ class Rounds:
         Raises:
             DataError, ModelError, AdapterError: what came in cannot be used.
             WorkerError: training diverged, or memory ran out.
+            WorkSuspended: `report` raised `Suspend` between two steps.
         """
         announced, plan = work.announced, work.plan
         training, held_back = read_split(announced, work.data)
@@ -142,8 +144,16 @@ class Rounds:
             report("training", len(steps), options.steps, step.loss)
 
         report("training", 0, options.steps, None)
+        kept, key = Path(f"{work.output}.suspended"), _suspension_key(work)
+        resume = read_suspension(kept, key)
+        steps += resume.steps if resume is not None else ()
         started_s = time.monotonic()
-        result = train(model, examples, task, options, on_step)
+        try:
+            result = train(model, examples, task, options, on_step, resume=resume)
+        except Suspended as suspended:
+            write_suspension(kept, key, suspended.suspension)
+            raise WorkSuspended(f"{len(steps)} of {options.steps} steps are done and kept") from None
+        kept.unlink(missing_ok=True)
         train_s = time.monotonic() - started_s
         report("saving", options.steps, options.steps, result.last_loss)
         _write_update(model, work)
@@ -154,6 +164,14 @@ def _seed(work: RoundWork) -> int:
     """Returns a seed of this device's own for this round."""
     text = f"{work.announced.seed}/{work.announced.round}/{work.device}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def _suspension_key(work: RoundWork) -> str:
+    """Returns what must be the same for a suspended training to go on: the round, the plan, and where it started."""
+    announced = work.announced
+    parts = [part.sha256 for part in announced.manifest.parts]
+    of = [announced.run, announced.round, work.device, work.plan, announced.training, parts]
+    return msgspec.json.encode(of).decode()
 
 
 def _put_in(model: AdaptedModel, work: RoundWork) -> None:

@@ -7,7 +7,15 @@ import msgspec
 from edgefed.data.source import DataSource
 from edgefed.protocol.messages import Plan, RoundOpen
 
-__all__ = ["RoundWork"]
+__all__ = ["RoundWork", "Suspend", "WorkSuspended"]
+
+
+class Suspend(Exception):
+    """Raised by a report: stop between two steps, and keep what was done."""
+
+
+class WorkSuspended(Exception):
+    """The work has stopped on request and what was done is kept; the same work, asked for again, goes on from there."""
 
 
 class RoundWork(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,13 +20,9 @@ from safetensors.torch import save_file
 from edgefed.errors import WorkerError
 from edgefed.training.steps import StepRecord
 
-__all__ = ["Suspend", "Suspended", "Suspension", "read_suspension", "write_suspension"]
+__all__ = ["Suspended", "Suspension", "read_suspension", "write_suspension"]
 
 _FORMAT = "edgefed-suspension/1"
-
-
-class Suspend(Exception):
-    """Raised by a step's callback: stop here, and keep what was done."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -20,10 +21,12 @@ from edgefed.agent.frames import (
     Prepare,
     Progress,
     Request,
+    Suspend,
     Work,
     decode_answer,
     encode_frame,
 )
+from edgefed.protocol.tasks import Evaluation, ModelReference, Training
 
 REPOSITORY = Path(edgefed.__file__).parents[1]
 
@@ -185,6 +188,64 @@ def test_a_cancel_that_comes_before_its_work_has_begun_is_not_lost(worker: Worke
     stopped = worker.hear_the_end()
     assert isinstance(stopped, Failed)
     assert stopped.kind == "cancelled"
+
+
+def test_suspended_work_is_answered_and_the_worker_stays_warm(worker: Worker, work: Work) -> None:
+    worker.ask(round_of(work, "for_ever"))
+    assert isinstance(worker.hear(), Progress)
+    worker.ask(Suspend())
+    stopped = worker.hear_the_end()
+    assert isinstance(stopped, Failed)
+    assert stopped.kind == "suspended"
+    worker.ask(Suspend())  # too late: it must not hit the next work
+    worker.ask(round_of(work, "well"))
+    assert isinstance(worker.hear_the_end(), Finished)
+
+
+def test_a_round_suspended_in_one_worker_and_finished_in_another_gives_the_same_update(
+    tmp_path: Path, work: Work
+) -> None:
+    rows = [{"dialogue": f"a: is it {i}? b: it is {i}.", "summary": f"It is {i}."} for i in range(12)]
+    (tmp_path / "examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    announced = msgspec.structs.replace(
+        work.work.announced,
+        model=ModelReference(name="edgefed/tiny-t5"),
+        evaluation=Evaluation(every=0),
+        evaluates=False,
+        training=Training(local_steps=40, batch_size=2),
+    )
+
+    def of(name: str) -> Work:
+        return Work(
+            work=msgspec.structs.replace(
+                work.work, announced=announced, output=f"{name}.safetensors", residual=f"{name}.residual", threads=1
+            )
+        )
+
+    first, second = (Worker(["-m", "edgefed.agent.worker"], tmp_path) for _ in range(2))
+    with first.process, second.process:
+        first.ask(of("whole"))
+        whole = first.hear_the_end()
+        first.ask(of("pieces"))
+        while not (isinstance(answer := first.hear(), Progress) and answer.step == 3):
+            assert isinstance(answer, Progress)
+        first.ask(Suspend())
+        stopped = first.hear_the_end()
+        assert isinstance(stopped, Failed)
+        assert stopped.kind == "suspended"
+        assert "of 40 steps are done and kept" in stopped.message
+        assert not (tmp_path / "pieces.safetensors").exists()
+        second.ask(of("pieces"))
+        assert isinstance(second.hear(), Progress)
+        finished = second.hear_the_end()
+        for worker in (first, second):
+            worker.process.kill()
+    assert isinstance(whole, Finished)
+    assert isinstance(finished, Finished)
+    assert finished.record.steps == whole.record.steps == 40
+    assert finished.record.loss_mean == whole.record.loss_mean
+    assert (tmp_path / "pieces.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert not list(tmp_path.glob("*.suspended"))
 
 
 @pytest.mark.parametrize("busy", [False, True])

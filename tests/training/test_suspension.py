@@ -15,8 +15,9 @@ from edgefed.training.adapters import AdaptedModel, install
 from edgefed.training.base_model import LoadedModel
 from edgefed.training.loop import train
 from edgefed.training.options import LoraOptions, TrainOptions
+from edgefed.training.round_work import Suspend
 from edgefed.training.steps import StepRecord
-from edgefed.training.suspension import Suspend, Suspended, Suspension, read_suspension, write_suspension
+from edgefed.training.suspension import Suspended, Suspension, read_suspension, write_suspension
 
 Shapes = dict[str, tuple[int, int]]
 OPTIONS = TrainOptions(steps=5, batch_size=3, warmup_steps=2, schedule="linear", seed=11)
