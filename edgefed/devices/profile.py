@@ -1,21 +1,39 @@
-"""A device's birth certificate: what it is, as it said itself.
+"""A device's birth certificate: what it is, as it measured itself.
 
-A figure that could not be read is null, never 0.
+A figure that could not be measured is null, never 0, and says why.
 """
 
 from __future__ import annotations
 
-import os
 import platform
 import socket
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 import psutil
 
 from edgefed import __version__
+from edgefed.devices.compute import ComputeProfile
+from edgefed.devices.cpu import CpuProfile, read_cpu
+from edgefed.devices.gpu import GpuProfile
+from edgefed.devices.memory import MemoryProfile
+from edgefed.devices.network import NetworkProfile
+from edgefed.devices.sensors import PowerProfile, ThermalProfile
+from edgefed.devices.storage import StorageProfile
 
-__all__ = ["DeviceProfile", "read_profile"]
+__all__ = ["DeviceProfile", "RealParts", "read_profile"]
+
+
+class RealParts(msgspec.Struct, frozen=True, kw_only=True):
+    """What was measured on a machine that emulates another one."""
+
+    board: str | None = None
+    memory: MemoryProfile | None = None
+    gpu: GpuProfile | None = None
+    compute: ComputeProfile | None = None
+    network: NetworkProfile | None = None
+    power_mode: str | None = None
 
 
 class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +53,22 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
         disk_free_bytes: where the agent keeps its state.
         quantization: precision of the base weights that the owner configured.
         max_rank: largest LoRA rank that the owner allows.
+        board: id of the board in `device_profiles` that this machine is.
+        memory: that training uses, counted once.
+        cpu: the processor.
+        gpu: that training uses.
+        compute: rates that were reached.
+        storage: where the agent keeps its state.
+        power: power mode and sensors.
+        thermal: heat, when this was read.
+        network: the way through the broker to the aggregator.
+        why_null: why a part is null, by its name.
+        warnings: what looks wrong, such as a rate above what the board's sheet allows.
+        measured_unix_s: when the rates were measured; null where they were not.
+        quick: some rates were left out to be done in seconds.
+        emulated: id of the board that this machine plays; `board`, `memory`, `gpu`, `compute`, `network` and
+            `power.mode` are then that board's, from its sheet, and what was measured stands under `real`.
+        real: what was measured where a board is emulated.
     """
 
     edgefed_version: str
@@ -50,10 +84,25 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
     disk_free_bytes: int
     quantization: str
     max_rank: int
+    board: str | None = None
+    memory: MemoryProfile | None = None
+    cpu: CpuProfile | None = None
+    gpu: GpuProfile | None = None
+    compute: ComputeProfile | None = None
+    storage: StorageProfile | None = None
+    power: PowerProfile | None = None
+    thermal: ThermalProfile | None = None
+    network: NetworkProfile | None = None
+    why_null: Mapping[str, str] = {}
+    warnings: Sequence[str] = ()
+    measured_unix_s: float | None = None
+    quick: bool = False
+    emulated: str | None = None
+    real: RealParts | None = None
 
 
 def read_profile(state_directory: Path, *, quantization: str, max_rank: int, root: Path = Path("/")) -> DeviceProfile:
-    """Returns this machine's profile.
+    """Returns what this machine tells at once, without measuring anything.
 
     Args:
         state_directory: where the agent keeps its state; it exists.
@@ -62,6 +111,7 @@ def read_profile(state_directory: Path, *, quantization: str, max_rank: int, roo
         root: of the file system that `proc` and `sys` are read from.
     """
     memory = psutil.virtual_memory()
+    cpu = read_cpu(root)
     return DeviceProfile(
         edgefed_version=__version__,
         host=socket.gethostname(),
@@ -69,13 +119,14 @@ def read_profile(state_directory: Path, *, quantization: str, max_rank: int, roo
         architecture=platform.machine(),
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
-        cpu_model=_cpu_model(root),
-        cpu_count=len(os.sched_getaffinity(0)),
+        cpu_model=cpu.model,
+        cpu_count=cpu.usable,
         memory_total_bytes=memory.total,
         memory_available_bytes=memory.available,
         disk_free_bytes=psutil.disk_usage(str(state_directory)).free,
         quantization=quantization,
         max_rank=max_rank,
+        cpu=cpu,
     )
 
 
@@ -87,16 +138,4 @@ def _board_model(root: Path) -> str | None:
             continue
         if text:
             return text
-    return None
-
-
-def _cpu_model(root: Path) -> str | None:
-    try:
-        lines = (root / "proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        key, _, value = line.partition(":")
-        if key.strip() in ("model name", "Model"):
-            return value.strip() or None
     return None

@@ -1,0 +1,129 @@
+"""The memory that training may use, counted once: host, GPU, or one that both share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import psutil
+
+from edgefed.devices.gpu import GpuProfile
+
+__all__ = ["HostMemory", "MemoryProfile", "read_host_memory", "training_memory"]
+
+
+class HostMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """The host's memory, within the limit that this process is under.
+
+    Attributes:
+        total_bytes: of the machine, or of the control group where that is less.
+        available_bytes: without swapping; in a control group at most what its limit leaves.
+        limited_by: "cgroup" where a control group sets the limit, else "".
+    """
+
+    total_bytes: int
+    available_bytes: int
+    limited_by: Literal["", "cgroup"] = ""
+
+
+class MemoryProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """The memory that training uses.
+
+    Attributes:
+        kind: `unified` where CPU and GPU share one memory, `discrete` where the GPU has its own, `host` where the
+            worker computes on the CPU.
+        total_bytes: of that memory.
+        available_bytes: of that memory, before any reserve.
+        host: the host's memory; the same bytes again where the kind is `unified` or `host`.
+        method: how `available_bytes` came about.
+    """
+
+    kind: Literal["unified", "discrete", "host"]
+    total_bytes: int
+    available_bytes: int
+    host: HostMemory
+    method: str
+
+
+def read_host_memory(root: Path = Path("/")) -> HostMemory:
+    """Returns this machine's memory, within the control group of this process.
+
+    Args:
+        root: of the file system that the control group's files are read from.
+    """
+    memory = psutil.virtual_memory()
+    total, available = memory.total, memory.available
+    limited_by: Literal["", "cgroup"] = ""
+    for group in _control_groups(root):
+        limit, used = _number(group / "memory.max"), _number(group / "memory.current")
+        if limit is not None and used is not None:
+            reclaimable = _reclaimable(group / "memory.stat")
+            left = max(0, limit - used + reclaimable)
+            if limit < total or left < available:
+                total, available, limited_by = min(total, limit), min(available, left), "cgroup"
+    return HostMemory(total_bytes=total, available_bytes=available, limited_by=limited_by)
+
+
+def training_memory(host: HostMemory, gpu: GpuProfile | None) -> MemoryProfile:
+    """Returns the memory that training uses; shared memory is counted once.
+
+    On an integrated GPU the runtime's free memory leaves out what the host could reclaim (it follows MemFree, not
+    MemAvailable), so what is available is the host's figure, up to what the runtime can address.
+    """
+    within = " within the control group" if host.limited_by else ""
+    if gpu is None:
+        return MemoryProfile(
+            kind="host",
+            total_bytes=host.total_bytes,
+            available_bytes=host.available_bytes,
+            host=host,
+            method=f"MemAvailable of the host{within}",
+        )
+    if gpu.integrated:
+        return MemoryProfile(
+            kind="unified",
+            total_bytes=min(gpu.memory_total_bytes, host.total_bytes),
+            available_bytes=min(gpu.memory_total_bytes, host.available_bytes),
+            host=host,
+            method=f"least of the GPU's total and MemAvailable of the host{within}: it is one memory",
+        )
+    return MemoryProfile(
+        kind="discrete",
+        total_bytes=gpu.memory_total_bytes,
+        available_bytes=gpu.memory_free_bytes,
+        host=host,
+        method="free memory of the GPU, as the CUDA runtime says",
+    )
+
+
+def _control_groups(root: Path) -> list[Path]:
+    """Returns the directories of this process's control group (version 2) and of those around it."""
+    mount = root / "sys/fs/cgroup"
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    path = next((line[3:] for line in lines if line.startswith("0::")), None)
+    if path is None:
+        return []
+    own = mount / path.lstrip("/")
+    inside = [group for group in (own, *own.parents) if group == mount or mount in group.parents]
+    return inside if ".." not in path else [mount]  # a path that leads out of a container's own view
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # not there, or "max"
+        return None
+
+
+def _reclaimable(path: Path) -> int:
+    """Returns the bytes of file cache in a group, which the kernel gives up before it ends anybody."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    values = dict(line.split(maxsplit=1) for line in lines if " " in line)
+    return sum(int(values.get(name, "0")) for name in ("inactive_file", "slab_reclaimable"))
