@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -40,7 +39,7 @@ class CpuProfile(msgspec.Struct, frozen=True, kw_only=True):
     logical: int
     physical: int | None
     clock_max_hz: Measurement
-    instructions: Sequence[str] = ()
+    instructions: tuple[str, ...] = ()
 
 
 def read_cpu(root: Path = Path("/")) -> CpuProfile:

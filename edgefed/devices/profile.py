@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -94,7 +94,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
     thermal: ThermalProfile | None = None
     network: NetworkProfile | None = None
     why_null: Mapping[str, str] = {}
-    warnings: Sequence[str] = ()
+    warnings: tuple[str, ...] = ()
     measured_unix_s: float | None = None
     quick: bool = False
     emulated: str | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import msgspec
 
@@ -47,8 +47,8 @@ class PowerProfile(msgspec.Struct, frozen=True, kw_only=True):
 
     mode: str | None = None
     mode_reason: str = ""
-    sensors: Sequence[PowerSensor] = ()
-    absent: Sequence[AbsentSensor] = ()
+    sensors: tuple[PowerSensor, ...] = ()
+    absent: tuple[AbsentSensor, ...] = ()
 
 
 class ThermalProfile(msgspec.Struct, frozen=True, kw_only=True):

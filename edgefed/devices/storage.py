@@ -17,6 +17,7 @@ __all__ = ["StorageProfile", "measure_storage"]
 _BLOCK_BYTES = 4 << 20
 _SYNC_EVERY_BYTES = 4 * _BLOCK_BYTES
 _SYNCS = 5
+_IN_MEMORY = ("tmpfs", "ramfs")
 
 
 class StorageProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,12 +48,14 @@ def measure_storage(directory: Path, *, size_bytes: int = 128 << 20, budget_s: f
         budget_s: of writing, and of reading.
     """
     usage = psutil.disk_usage(str(directory))
+    file_system = _file_system(directory)
     size_bytes = min(size_bytes, usage.free // 8) // _BLOCK_BYTES * _BLOCK_BYTES
     if size_bytes:
         path = directory / f".probe-{os.getpid()}"
         try:
-            written, write, sync = _write(path, size_bytes, budget_s)
-            read = _read(path, written, budget_s)
+            note = f"; {file_system} is memory, not a device" if file_system in _IN_MEMORY else ""
+            written, write, sync = _write(path, size_bytes, budget_s, note)
+            read = _read(path, written, budget_s, note)
         except OSError as error:
             write = sync = read = absent(f"a test file could not be written: {error.strerror}")
         finally:
@@ -62,14 +65,14 @@ def measure_storage(directory: Path, *, size_bytes: int = 128 << 20, budget_s: f
     return StorageProfile(
         total_bytes=usage.total,
         free_bytes=usage.free,
-        file_system=_file_system(directory),
+        file_system=file_system,
         read_bytes_per_s=read,
         write_bytes_per_s=write,
         sync_s=sync,
     )
 
 
-def _write(path: Path, size_bytes: int, budget_s: float) -> tuple[int, Measurement, Measurement]:
+def _write(path: Path, size_bytes: int, budget_s: float, note: str) -> tuple[int, Measurement, Measurement]:
     """Returns the bytes that lie in the file now, the rate, and the time of a sync."""
     block = os.urandom(_BLOCK_BYTES)  # some devices compress
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -89,12 +92,12 @@ def _write(path: Path, size_bytes: int, budget_s: float) -> tuple[int, Measureme
             syncs_s.append(time.perf_counter() - started_s)
     finally:
         os.close(file)
-    method = f"{written >> 20} MiB in order, synced every {_SYNC_EVERY_BYTES >> 20} MiB"
+    method = f"{written >> 20} MiB in order, synced every {_SYNC_EVERY_BYTES >> 20} MiB{note}"
     median_s = sorted(syncs_s)[_SYNCS // 2]
-    return written, measured(written / write_s, method), measured(median_s, f"fsync of 4 KiB, median of {_SYNCS}")
+    return written, measured(written / write_s, method), measured(median_s, f"fsync of 4 KiB, median of {_SYNCS}{note}")
 
 
-def _read(path: Path, size_bytes: int, budget_s: float) -> Measurement:
+def _read(path: Path, size_bytes: int, budget_s: float, note: str) -> Measurement:
     """Returns the rate past the page cache where the file system allows that, else after asking it to forget."""
     method = "in order, past the page cache (O_DIRECT)"
     try:
@@ -114,7 +117,7 @@ def _read(path: Path, size_bytes: int, budget_s: float) -> Measurement:
             read_s = time.perf_counter() - started_s
     finally:
         os.close(file)
-    return measured(done / read_s, f"{done >> 20} MiB {method}")
+    return measured(done / read_s, f"{done >> 20} MiB {method}{note}")
 
 
 def _file_system(directory: Path) -> str:
