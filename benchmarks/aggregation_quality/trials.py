@@ -28,7 +28,7 @@ from edgefed.aggregation.lora_exchange import LoraExchange, state_adapter
 from edgefed.aggregation.options import OptimizerName, ServerOptimizer
 from edgefed.data.examples import Example
 from edgefed.data.source import DataSource
-from edgefed.protocol.messages import RoundOpen
+from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.protocol.tasks import Aggregation, Evaluation, LoraMethod, ModelReference, SummarizationTask, Training
 from edgefed.training.base_model import LoadedModel, load_base
 from edgefed.training.evaluate import Model, summarise, token_loss, with_adapter

@@ -13,7 +13,8 @@ from benchmarks.provenance import provenance
 from edgefed.agent.downloads import Downloads
 from edgefed.coordinator.broadcast import Broadcast
 from edgefed.protocol.chunks import Ranges
-from edgefed.protocol.messages import Part, PartsWanted, UpMessage
+from edgefed.protocol.messages.manifest import Part
+from edgefed.protocol.messages.up import PartsWanted, UpMessage
 from edgefed.protocol.rank_layers import boundaries, layers_within
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Message, Transport

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from edgefed.protocol.messages import FederationFinished, RoundMessage, RoundOpen
+from edgefed.protocol.messages.retained import FederationFinished, RoundMessage, RoundOpen
 
 __all__ = ["Announcements", "RoundIsOver"]
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from edgefed.errors import ChunkError
 from edgefed.protocol.chunks import decode_chunk
-from edgefed.protocol.messages import MAX_RANGES, Part, PartRanges, PartsWanted, UpMessage
+from edgefed.protocol.messages.manifest import Part
+from edgefed.protocol.messages.up import PartRanges, PartsWanted, UpMessage
+from edgefed.protocol.messages.wire import MAX_RANGES
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Transport
 from edgefed.transport.blobs import IncomingBlob

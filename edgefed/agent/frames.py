@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from edgefed.data.source import DataSource
 from edgefed.errors import WorkerError
-from edgefed.protocol.messages import RoundOpen
+from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.protocol.records import RoundRecord
 from edgefed.training.round_work import RoundWork
 

@@ -24,19 +24,11 @@ from edgefed.agent.uploads import Uploads
 from edgefed.agent.worker_process import WorkCancelled, WorkerProcess
 from edgefed.errors import EdgefedError
 from edgefed.files import hash_file
-from edgefed.protocol.messages import (
-    Accepted,
-    Decline,
-    DownMessage,
-    EvaluationReport,
-    Join,
-    Plan,
-    Refused,
-    RoundOpen,
-    UpdateOffer,
-    UpMessage,
-    encode,
-)
+from edgefed.protocol.messages.down import Accepted, DownMessage, Refused
+from edgefed.protocol.messages.manifest import Plan
+from edgefed.protocol.messages.retained import RoundOpen
+from edgefed.protocol.messages.up import Decline, EvaluationReport, Join, UpdateOffer, UpMessage
+from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
 from edgefed.training.round_work import RoundWork
 from edgefed.transport.base import Transport

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from edgefed.agent.options import Limits
-from edgefed.protocol.messages import Manifest, Part, Plan, RoundOpen
+from edgefed.protocol.messages.manifest import Manifest, Part, Plan
+from edgefed.protocol.messages.retained import RoundOpen
 
 __all__ = ["CannotTakePart", "parts_to_fetch", "plan_round"]
 

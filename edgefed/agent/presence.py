@@ -12,7 +12,8 @@ from typing import Any, Literal
 import msgspec
 
 from edgefed.errors import DeviceIdTaken, MessageError
-from edgefed.protocol.messages import DeviceState, decode_device_state, encode
+from edgefed.protocol.messages.retained import DeviceState, decode_device_state
+from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Transport, Will
 

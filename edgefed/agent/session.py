@@ -13,7 +13,7 @@ from edgefed.agent.state_directory import StateDirectory
 from edgefed.agent.supervisor import Supervisor
 from edgefed.agent.worker_process import WorkerProcess
 from edgefed.errors import DataError, DeviceIdTaken
-from edgefed.protocol.messages import encode
+from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Message
 from edgefed.transport.mqtt import connect_mqtt

@@ -22,7 +22,8 @@ from pathlib import Path
 
 from edgefed.errors import ConfigError, MessageError
 from edgefed.files import replace_file
-from edgefed.protocol.messages import EvaluationReport, UpdateOffer, decode_up, encode
+from edgefed.protocol.messages.up import EvaluationReport, UpdateOffer, decode_up
+from edgefed.protocol.messages.wire import encode
 
 __all__ = ["StateDirectory"]
 

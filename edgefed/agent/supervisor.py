@@ -19,7 +19,9 @@ from edgefed.agent.worker_process import WorkerProcess
 from edgefed.devices.profile import read_profile
 from edgefed.errors import MessageError, TransportError
 from edgefed.protocol.chunks import is_chunk
-from edgefed.protocol.messages import FederationFinished, RoundMessage, decode_down, decode_round, encode
+from edgefed.protocol.messages.down import decode_down
+from edgefed.protocol.messages.retained import FederationFinished, RoundMessage, decode_round
+from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Connected, ConnectionLost, Message, Transport
 

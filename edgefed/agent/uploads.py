@@ -9,14 +9,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from edgefed.protocol.chunks import Ranges
-from edgefed.protocol.messages import (
-    Acknowledged,
-    EvaluationReport,
-    UpdateOffer,
-    UploadGrant,
-    UploadProgress,
-    UpMessage,
-)
+from edgefed.protocol.messages.down import Acknowledged, UploadGrant, UploadProgress
+from edgefed.protocol.messages.up import EvaluationReport, UpdateOffer, UpMessage
 from edgefed.transport.base import Transport
 from edgefed.transport.blobs import Credit, send_ranges
 

@@ -40,7 +40,7 @@ from edgefed.errors import (
     WorkerError,
     WorkerOutOfMemory,
 )
-from edgefed.protocol.messages import RoundOpen
+from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.protocol.records import RoundRecord
 from edgefed.training.round_work import RoundWork, WorkSuspended
 from edgefed.training.round_work import Suspend as SuspendTraining

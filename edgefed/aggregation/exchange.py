@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from edgefed.aggregation.server_optimizers import ServerOptimizer
-from edgefed.protocol.messages import Manifest, Plan
+from edgefed.protocol.messages.manifest import Manifest, Plan
 from edgefed.protocol.tasks import Method
 
 __all__ = ["Delivered", "Exchange", "ExchangeMaker", "MergedState"]

@@ -22,7 +22,7 @@ from edgefed.lora.files import AdapterFile, open_adapter, split_layers
 from edgefed.lora.low_rank import LowRank
 from edgefed.lora.peft_files import write_peft
 from edgefed.models.checkpoint import linear_shapes
-from edgefed.protocol.messages import Manifest, Part, Plan
+from edgefed.protocol.messages.manifest import Manifest, Part, Plan
 from edgefed.protocol.rank_layers import boundaries
 from edgefed.protocol.tasks import LoraMethod
 

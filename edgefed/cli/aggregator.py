@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from edgefed.protocol.messages import AggregatorState
+    from edgefed.protocol.messages.retained import AggregatorState
 
 __all__ = ["aggregator"]
 
@@ -44,7 +44,7 @@ def aggregator(
 
 def _watcher(as_json: bool) -> Callable[[AggregatorState], None]:
     """Returns what shows each new state: JSON lines, a progress line on a terminal, or a line per change elsewhere."""
-    from edgefed.protocol.messages import encode
+    from edgefed.protocol.messages.wire import encode
 
     def write_json(state: AggregatorState) -> None:
         typer.echo(encode(state).decode())

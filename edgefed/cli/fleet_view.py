@@ -8,7 +8,7 @@ import msgspec
 
 from edgefed.devices.profile import DeviceProfile
 from edgefed.errors import MessageError
-from edgefed.protocol.messages import (
+from edgefed.protocol.messages.retained import (
     AggregatorState,
     DeviceState,
     decode_aggregator_state,

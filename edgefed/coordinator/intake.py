@@ -14,7 +14,9 @@ import msgspec
 from edgefed.coordinator.options import Transfers
 from edgefed.errors import ChunkError
 from edgefed.protocol.chunks import CHUNK_HEADER_BYTES, decode_chunk
-from edgefed.protocol.messages import MAX_RANGES, DownMessage, UpdateOffer, UploadGrant, UploadProgress
+from edgefed.protocol.messages.down import DownMessage, UploadGrant, UploadProgress
+from edgefed.protocol.messages.up import UpdateOffer
+from edgefed.protocol.messages.wire import MAX_RANGES
 from edgefed.transport.blobs import IncomingBlob
 
 __all__ = ["Intake"]

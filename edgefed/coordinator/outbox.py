@@ -8,7 +8,8 @@ import logging
 import msgspec
 
 from edgefed.errors import PayloadTooLarge
-from edgefed.protocol.messages import DownMessage, encode
+from edgefed.protocol.messages.down import DownMessage
+from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Transport
 

@@ -17,18 +17,9 @@ from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.store import Answer, Outcome, Store
 from edgefed.errors import AdapterError
 from edgefed.protocol.chunks import Ranges, is_chunk
-from edgefed.protocol.messages import (
-    Acknowledged,
-    Decline,
-    DownMessage,
-    EvaluationReport,
-    Join,
-    PartsWanted,
-    Refused,
-    UpdateOffer,
-    decode_device_state,
-    decode_up,
-)
+from edgefed.protocol.messages.down import Acknowledged, DownMessage, Refused
+from edgefed.protocol.messages.retained import decode_device_state
+from edgefed.protocol.messages.up import Decline, EvaluationReport, Join, PartsWanted, UpdateOffer, decode_up
 from edgefed.protocol.tasks import ModelReference
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Message

@@ -20,7 +20,7 @@ from typing import Literal
 import msgspec
 
 from edgefed.coordinator.selection import Selection
-from edgefed.protocol.messages import Phase
+from edgefed.protocol.messages.retained import Phase
 
 __all__ = [
     "Accept",

@@ -30,16 +30,11 @@ from edgefed.coordinator.reception import Reception
 from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.store import MergedRound, Store
 from edgefed.errors import MessageError, StoreError
-from edgefed.protocol.messages import (
-    Accepted,
-    AggregatorState,
-    FederationFinished,
-    Manifest,
-    Refused,
-    RoundOpen,
-    UpdateOffer,
-    encode,
-)
+from edgefed.protocol.messages.down import Accepted, Refused
+from edgefed.protocol.messages.manifest import Manifest
+from edgefed.protocol.messages.retained import AggregatorState, FederationFinished, RoundOpen
+from edgefed.protocol.messages.up import UpdateOffer
+from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.tasks import ModelReference
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Connected, ConnectionLost, Event, Message, Transport, Will

@@ -14,7 +14,8 @@ from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.service import Aggregator, aggregator_will
 from edgefed.coordinator.store import Store
 from edgefed.models.checkpoint import fingerprint, resolve_model
-from edgefed.protocol.messages import AggregatorState, encode
+from edgefed.protocol.messages.retained import AggregatorState
+from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.tasks import ModelReference
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Message

@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from edgefed.coordinator.rounds import Event
 from edgefed.errors import StoreError
-from edgefed.protocol.messages import Manifest
+from edgefed.protocol.messages.manifest import Manifest
 from edgefed.protocol.records import RoundRecord
 
 __all__ = ["Answer", "MergedRound", "Outcome", "Store", "kept_settings"]

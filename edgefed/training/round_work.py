@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from edgefed.data.source import DataSource
-from edgefed.protocol.messages import Plan, RoundOpen
+from edgefed.protocol.messages.manifest import Plan
+from edgefed.protocol.messages.retained import RoundOpen
 
 __all__ = ["RoundWork", "Suspend", "WorkSuspended"]
 

@@ -6,7 +6,8 @@ import pytest
 
 from edgefed.agent.frames import Prepare, Work
 from edgefed.data.source import DataSource
-from edgefed.protocol.messages import Manifest, Plan, RoundOpen
+from edgefed.protocol.messages.manifest import Manifest, Plan
+from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.protocol.tasks import Evaluation, LoraMethod, ModelReference, SummarizationTask, Training
 from edgefed.training.round_work import RoundWork
 

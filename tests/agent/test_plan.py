@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from edgefed.agent.options import Limits
 from edgefed.agent.plan import CannotTakePart, parts_to_fetch, plan_round
-from edgefed.protocol.messages import Manifest, Part, Plan, RoundOpen
+from edgefed.protocol.messages.manifest import Manifest, Part, Plan
+from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.protocol.rank_layers import boundaries
 from edgefed.protocol.tasks import Evaluation, LoraMethod, ModelReference, SummarizationTask, Training
 

@@ -12,7 +12,8 @@ import pytest
 from edgefed.agent import presence as presence_module
 from edgefed.agent.presence import Presence
 from edgefed.errors import DeviceIdTaken
-from edgefed.protocol.messages import DeviceState, decode_device_state, encode
+from edgefed.protocol.messages.retained import DeviceState, decode_device_state
+from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Message
 from edgefed.transport.in_memory import InMemoryBroker, InMemoryTransport

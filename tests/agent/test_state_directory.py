@@ -12,7 +12,9 @@ import pytest
 import edgefed
 from edgefed.agent.state_directory import StateDirectory
 from edgefed.errors import ConfigError
-from edgefed.protocol.messages import EvaluationReport, Plan, UpdateOffer, encode
+from edgefed.protocol.messages.manifest import Plan
+from edgefed.protocol.messages.up import EvaluationReport, UpdateOffer
+from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.records import RoundRecord
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(edgefed.__file__).parents[1])}
@@ -125,7 +127,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from edgefed.agent.state_directory import StateDirectory
-from edgefed.protocol.messages import decode_up
+from edgefed.protocol.messages.up import decode_up
 
 state = StateDirectory(Path(sys.argv[1]))
 offer = decode_up(sys.stdin.buffer.readline())

@@ -29,7 +29,7 @@ from edgefed.coordinator.rounds import (
 )
 from edgefed.coordinator.store import Answer, MergedRound, Store, kept_settings
 from edgefed.errors import StoreError
-from edgefed.protocol.messages import Manifest, Part
+from edgefed.protocol.messages.manifest import Manifest, Part
 from edgefed.protocol.records import RoundRecord
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(edgefed.__file__).parents[1])}

@@ -18,21 +18,11 @@ from edgefed.lora.low_rank import LowRank
 from edgefed.lora.tensor_file import write_tensors
 from edgefed.models.checkpoint import fingerprint, linear_shapes
 from edgefed.protocol.chunks import Ranges
-from edgefed.protocol.messages import (
-    Accepted,
-    Acknowledged,
-    EvaluationReport,
-    FederationFinished,
-    Join,
-    Plan,
-    RoundMessage,
-    RoundOpen,
-    UpdateOffer,
-    UploadGrant,
-    decode_down,
-    decode_round,
-    encode,
-)
+from edgefed.protocol.messages.down import Accepted, Acknowledged, UploadGrant, decode_down
+from edgefed.protocol.messages.manifest import Plan
+from edgefed.protocol.messages.retained import FederationFinished, RoundMessage, RoundOpen, decode_round
+from edgefed.protocol.messages.up import EvaluationReport, Join, UpdateOffer
+from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.records import EvaluationRecord, RoundRecord
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Message, Transport

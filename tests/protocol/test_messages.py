@@ -15,36 +15,37 @@ from msgspec import inspect
 
 from edgefed.devices.profile import DeviceProfile
 from edgefed.errors import MessageError
-from edgefed.protocol import messages
-from edgefed.protocol.messages import (
+from edgefed.protocol.messages.down import (
     Accepted,
     Acknowledged,
-    AggregatorState,
-    Decline,
-    DeviceState,
     DownMessage,
-    EvaluationReport,
-    FederationFinished,
-    Join,
-    Manifest,
-    Part,
-    PartRanges,
-    PartsWanted,
-    Plan,
     Refused,
-    RoundMessage,
-    RoundOpen,
-    UpdateOffer,
     UploadGrant,
     UploadProgress,
-    UpMessage,
+    decode_down,
+)
+from edgefed.protocol.messages.manifest import Manifest, Part, Plan
+from edgefed.protocol.messages.retained import (
+    AggregatorState,
+    DeviceState,
+    FederationFinished,
+    RoundMessage,
+    RoundOpen,
     decode_aggregator_state,
     decode_device_state,
-    decode_down,
     decode_round,
-    decode_up,
-    encode,
 )
+from edgefed.protocol.messages.up import (
+    Decline,
+    EvaluationReport,
+    Join,
+    PartRanges,
+    PartsWanted,
+    UpdateOffer,
+    UpMessage,
+    decode_up,
+)
+from edgefed.protocol.messages.wire import MAX_RANGES, encode
 from edgefed.protocol.records import MAX_STEP_RECORDS, EvaluationRecord, RoundRecord, StepRecord
 from edgefed.protocol.tasks import Evaluation, LoraMethod, ModelReference, SummarizationTask, Training
 
@@ -359,7 +360,7 @@ def changed(name: str, **fields: Any) -> bytes:
         ("decline", {"reason": "x" * 4097}, "`$.reason`"),
         ("upload-grant", {"sha256": SHA256.upper()}, "`$.sha256`"),
         ("upload-grant", {"sha256": SHA256 + "\n"}, "`$.sha256`"),
-        ("upload-grant", {"missing": [[0, 1]] * (messages.MAX_RANGES + 1)}, "`$.missing`"),
+        ("upload-grant", {"missing": [[0, 1]] * (MAX_RANGES + 1)}, "`$.missing`"),
         ("upload-grant", {"missing": [[0, 1, 2]]}, "`$.missing[0]`"),
         ("update-offer", {"size_bytes": 0}, "`$.size_bytes`"),
         ("device-state", {"status": "asleep"}, "`$.status`"),

@@ -1,0 +1,69 @@
+"""What the aggregator says to one device."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from edgefed.protocol.messages.wire import RangeList, RunId, Sha256, Text, Wire, decode
+from edgefed.protocol.records import Count, PositiveCount
+
+__all__ = ["Accepted", "Acknowledged", "DownMessage", "Refused", "UploadGrant", "UploadProgress", "decode_down"]
+
+
+class Accepted(Wire, frozen=True, kw_only=True, tag="accepted"):
+    """Take part: this many seconds are left (relative, because clocks on boards are often wrong)."""
+
+    run: RunId
+    round: Count
+    remaining_s: float
+
+
+class Refused(Wire, frozen=True, kw_only=True, tag="refused"):
+    """Do not take part in this round. `final`: not in any later round of this run either."""
+
+    run: RunId
+    round: Count
+    reason: Text
+    final: bool = False
+
+
+class UploadGrant(Wire, frozen=True, kw_only=True, tag="upload-grant"):
+    """Send these ranges in such chunks, at most `window_chunks` beyond what `UploadProgress` has confirmed.
+
+    A list of ranges that was too long is cut; the rest is asked for once these have arrived.
+    """
+
+    sha256: Sha256
+    missing: RangeList
+    chunk_bytes: PositiveCount
+    window_chunks: PositiveCount
+
+
+class UploadProgress(Wire, frozen=True, kw_only=True, tag="upload-progress"):
+    """How much has arrived in total: moves the sender's window."""
+
+    sha256: Sha256
+    received_bytes: Count
+
+
+class Acknowledged(Wire, frozen=True, kw_only=True, tag="acknowledged"):
+    """The aggregator has the update (or report) durably and will never need it again, or refuses it for good.
+
+    `counted`: in this round's sum. `late`: kept, and used in a later sum with a discount. `dropped`: arrived after its
+    round and not used. `rejected`: refused, for the reason given.
+    """
+
+    run: RunId
+    round: Count
+    sha256: str
+    outcome: Literal["counted", "late", "dropped", "rejected"]
+    reason: Text = ""
+
+
+DownMessage = Accepted | Refused | UploadGrant | UploadProgress | Acknowledged
+
+
+def decode_down(payload: bytes) -> DownMessage:
+    """Returns a message to a device. Raises `MessageError` if it is none."""
+    message: DownMessage = decode(payload, DownMessage, "message to a device")
+    return message

@@ -1,0 +1,123 @@
+"""What the broker keeps for whoever comes later: the aggregator's state, the devices' states, the open round."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from edgefed.protocol.messages.manifest import Manifest
+from edgefed.protocol.messages.wire import RunId, Text, Wire, decode
+from edgefed.protocol.records import Count, PositiveCount
+from edgefed.protocol.tasks import Evaluation, Method, ModelReference, SummarizationTask, Training
+
+__all__ = [
+    "AggregatorState",
+    "DeviceState",
+    "FederationFinished",
+    "Phase",
+    "RoundMessage",
+    "RoundOpen",
+    "decode_aggregator_state",
+    "decode_device_state",
+    "decode_round",
+]
+
+Phase = Literal["gathering", "training", "merging", "finished"]
+
+
+class AggregatorState(Wire, frozen=True, kw_only=True):
+    """Host state. `status` is `lost` in the will; devices then keep what they have and wait."""
+
+    status: Literal["online", "finished", "stopped", "lost"]
+    instance: str
+    run: str = ""
+    phase: Phase = "gathering"
+    round: Count = 0
+    rounds: Count = 0
+    joined: Count = 0
+    accepted: Count = 0
+    updates: Count = 0
+    quorum: Count = 0
+    rejected: Count = 0
+    best_round: Count | None = None
+    best_loss: float | None = None
+    last_loss: float | None = None
+    received_bytes: Count = 0
+    broadcast_bytes: Count = 0
+    note: Text = ""
+
+
+class DeviceState(Wire, frozen=True, kw_only=True):
+    """What a device is doing.
+
+    `instance` tells two processes with one device id apart; `objects_to` names an instance that has no right to the id.
+    """
+
+    status: Literal["init", "ready", "downloading", "training", "uploading", "sleeping", "disconnected", "lost"]
+    instance: str
+    since_unix_s: float = 0.0
+    round: Count = 0
+    step: Count = 0
+    steps: Count = 0
+    loss: float | None = None
+    note: Text = ""
+    host: str = ""
+    pid: Count = 0
+    objects_to: str = ""
+
+
+class RoundOpen(Wire, frozen=True, kw_only=True, tag="round-open"):
+    """The open round. A device that wants to take part answers with `Join`.
+
+    Attributes:
+        run: id of this federation; a device forgets what it kept for another run.
+        kind: `train`, or `evaluate` for the last look at the final adapter, which nobody trains in.
+        deadline_s: seconds that the round stays open once it has gathered its participants.
+        evaluation: how the received adapter is evaluated on the device, and what is held back for that in every round.
+        evaluates: whether this round does so.
+        late_is_used: whether an update that comes after the round has closed still counts for something.
+        seed: the federation's; devices derive their own from it, the round and their id.
+    """
+
+    run: RunId
+    round: PositiveCount
+    rounds: PositiveCount
+    kind: Literal["train", "evaluate"]
+    model: ModelReference
+    task: SummarizationTask
+    method: Method
+    training: Training
+    evaluation: Evaluation
+    evaluates: bool
+    deadline_s: float
+    late_is_used: bool = False
+    seed: int
+    manifest: Manifest
+
+
+class FederationFinished(Wire, frozen=True, kw_only=True, tag="finished"):
+    """No further round will come in this run."""
+
+    run: RunId
+    round: Count
+    reason: Text = ""
+
+
+RoundMessage = RoundOpen | FederationFinished
+
+
+def decode_round(payload: bytes) -> RoundMessage:
+    """Returns what the round topic holds. Raises `MessageError` if it is none."""
+    message: RoundMessage = decode(payload, RoundMessage, "round announcement")
+    return message
+
+
+def decode_device_state(payload: bytes) -> DeviceState:
+    """Returns a device's state. Raises `MessageError` if it is none."""
+    state: DeviceState = decode(payload, DeviceState, "device state")
+    return state
+
+
+def decode_aggregator_state(payload: bytes) -> AggregatorState:
+    """Returns the aggregator's state. Raises `MessageError` if it is none."""
+    state: AggregatorState = decode(payload, AggregatorState, "aggregator state")
+    return state

@@ -1,0 +1,93 @@
+"""What a device says to the aggregator."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from edgefed.protocol.messages.manifest import Plan
+from edgefed.protocol.messages.wire import MAX_RANGES, RangeList, RunId, Sha256, Text, Wire, decode
+from edgefed.protocol.records import Count, PositiveCount, RoundRecord
+
+__all__ = [
+    "Decline",
+    "EvaluationReport",
+    "Join",
+    "PartRanges",
+    "PartsWanted",
+    "UpMessage",
+    "UpdateOffer",
+    "decode_up",
+]
+
+
+class Join(Wire, frozen=True, kw_only=True, tag="join"):
+    """Asks to take part in the open round."""
+
+    run: RunId
+    round: Count
+    plan: Plan
+    fingerprint: str
+    model: str = ""
+    examples: Count
+
+
+class Decline(Wire, frozen=True, kw_only=True, tag="decline"):
+    """Will not take part, or gives up, and why."""
+
+    run: RunId
+    round: Count
+    reason: Text
+
+
+class PartRanges(Wire, frozen=True, kw_only=True):
+    """What is missing of one part."""
+
+    sha256: Sha256
+    missing: RangeList
+
+
+class PartsWanted(Wire, frozen=True, kw_only=True, tag="parts-wanted"):
+    """Negative acknowledgement: what has not arrived of the broadcast parts.
+
+    All parts in one message: the broadcast begins once everybody has asked, and must then know everything that is
+    wanted, or it would send some of it twice.
+    """
+
+    run: RunId
+    parts: Annotated[list[PartRanges], Meta(max_length=MAX_RANGES)]
+
+
+class UpdateOffer(Wire, frozen=True, kw_only=True, tag="update-offer"):
+    """Announces an update; answered by `UploadGrant`, or at once by `Acknowledged`.
+
+    Idempotent by (round, device, sha256).
+    """
+
+    run: RunId
+    round: PositiveCount
+    sha256: Sha256
+    size_bytes: PositiveCount
+    plan: Plan
+    fingerprint: str
+    model: str = ""
+    examples: PositiveCount
+    record: RoundRecord
+
+
+class EvaluationReport(Wire, frozen=True, kw_only=True, tag="evaluation-report"):
+    """The answer to a round of kind `evaluate`: a record and no update."""
+
+    run: RunId
+    round: PositiveCount
+    record: RoundRecord
+
+
+UpMessage = Join | Decline | PartsWanted | UpdateOffer | EvaluationReport
+
+
+def decode_up(payload: bytes) -> UpMessage:
+    """Returns a message from a device. Raises `MessageError` if it is none."""
+    message: UpMessage = decode(payload, UpMessage, "message from a device")
+    return message

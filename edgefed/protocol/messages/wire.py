@@ -1,0 +1,65 @@
+"""What all control messages share: typed, tagged JSON, so that `mosquitto_sub -v` is a debugger.
+
+Strict on the way in: a message of an unknown type, with a missing field, a wrong type or a value out of range is a
+`MessageError`, never a half-read value. The evolution rules stand in `edgefed.protocol.tasks`.
+
+::
+
+    topic                module       types
+    aggregator/state     retained.py  AggregatorState
+    round                retained.py  RoundOpen | FederationFinished
+    device/<id>/state    retained.py  DeviceState
+    device/<id>/profile               DeviceProfile (edgefed.devices.profile)
+    device/<id>/up       up.py        Join | Decline | PartsWanted | UpdateOffer | EvaluationReport
+    device/<id>/down     down.py      Accepted | Refused | UploadGrant | UploadProgress | Acknowledged
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from edgefed.errors import MessageError
+from edgefed.protocol.chunks import MAX_WIRE_RANGES
+from edgefed.protocol.records import Count
+
+__all__ = ["MAX_RANGES", "RangeList", "RunId", "Sha256", "Text", "Wire", "decode", "encode"]
+
+MAX_RANGES = MAX_WIRE_RANGES
+"""A list of missing ranges is cut there; the receiver asks again for the rest."""
+
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+RangeList = Annotated[list[tuple[Count, Count]], Meta(max_length=MAX_RANGES)]
+Text = Annotated[str, Meta(max_length=4096)]
+RunId = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}\Z")]  # devices name a directory by it
+
+
+class Wire(msgspec.Struct, frozen=True, kw_only=True):
+    """Common base: frozen, keyword-only, unknown fields ignored."""
+
+
+_encoder = msgspec.json.Encoder()
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """Returns the message as one line of JSON."""
+    return _encoder.encode(message)
+
+
+def decode(payload: bytes, kind: Any, what: str) -> Any:
+    """Returns a message of a type, or of one of a union of types.
+
+    Args:
+        payload: what arrived.
+        kind: the type, or the union.
+        what: what the message should have been, for the error.
+
+    Raises:
+        MessageError: it is none.
+    """
+    try:
+        return msgspec.json.decode(payload, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise MessageError(f"not a valid {what}: {error}") from None
