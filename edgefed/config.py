@@ -106,6 +106,8 @@ def example_agent() -> str:
             "fleet": "my-fleet",
             "data.path": "data/device-00.jsonl",
             "data.fields": {"dialogue": "conversation"},
+            "eligibility.max_temperature_c": 80.0,
+            "eligibility.max_load_per_core": 1.5,
             "models": {"google/flan-t5-small": "models/flan-t5-small"},
         },
     )

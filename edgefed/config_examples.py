@@ -65,6 +65,7 @@ def _assignment(field: OptionField, sample: object) -> str:
     if field.required:
         return f"{field.key} = {toml_value(sample)}"
     if field.default is None:
+        assert sample is not None, f"{field.key} has no default: it needs a sample"
         return f"# {field.key} = {toml_value(sample)}"
     return f"{field.key} = {toml_value(field.default)}"
 

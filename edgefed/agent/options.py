@@ -13,7 +13,9 @@ from edgefed.protocol.tasks import Quantization
 from edgefed.protocol.topics import check_id
 from edgefed.transport.options import Broker
 
-__all__ = ["AgentOptions", "Limits", "Worker"]
+__all__ = ["AgentOptions", "Eligibility", "Limits", "Worker"]
+
+_Hours = Annotated[str, Meta(pattern="^([01][0-9]|2[0-3]):[0-5][0-9]-([01][0-9]|2[0-3]):[0-5][0-9]$")]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +48,33 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
+class Eligibility(msgspec.Struct, frozen=True, kw_only=True):
+    """When this device may train, looked at before a round and during it. A reading that is missing forbids nothing.
+
+    A device that must stop does so at its next step, keeps what it has done, says why, and goes on when it may.
+
+    Attributes:
+        hours: spans of local time, such as `22:00-06:00`; empty allows all day.
+        max_temperature_c: of the hottest thermal zone; once stopped, it goes on 5 °C below.
+        on_battery: whether it may train while it is not on mains.
+        min_battery_percent: below that it does not train on battery either.
+        metered_interfaces: network interfaces that cost money, by pattern; not while the default route goes there.
+        min_free_memory_bytes: of the host, beside what training itself takes.
+        max_load_per_core: runnable processes per processor over a minute; training itself counts, so choose it for a
+            device with other work.
+        check_every_s: how often the conditions are looked at.
+    """
+
+    hours: list[_Hours] = []
+    max_temperature_c: float | None = None
+    on_battery: bool = False
+    min_battery_percent: Annotated[float, Meta(ge=0, le=100)] = 30.0
+    metered_interfaces: list[str] = msgspec.field(default_factory=lambda: ["wwan*", "ppp*"])
+    min_free_memory_bytes: Annotated[int, Meta(ge=0)] = 0
+    max_load_per_core: Annotated[float, Meta(gt=0)] | None = None
+    check_every_s: Annotated[float, Meta(gt=0)] = 10.0
+
+
 class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The whole of `agent.toml`.
 
@@ -57,6 +86,7 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
         data: where the examples are.
         limits: what the device can afford.
         worker: the training subprocess.
+        eligibility: when it may train.
         models: local directories by the model names that federations use.
     """
 
@@ -67,6 +97,7 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     data: DataSource
     limits: Limits = Limits()
     worker: Worker = Worker()
+    eligibility: Eligibility = Eligibility()
     models: dict[str, str] = {}
 
     def __post_init__(self) -> None:
