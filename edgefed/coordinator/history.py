@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from edgefed.coordinator.rounds import State
+from edgefed.coordinator.round_state import State
 from edgefed.coordinator.store import Answer, MergedRound, Store
 from edgefed.files import replace_file
 

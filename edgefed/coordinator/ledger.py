@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from edgefed.coordinator import rounds
+from edgefed.coordinator import events, rounds
+from edgefed.coordinator.round_state import Rules, State
 from edgefed.coordinator.store import Answer, MergedRound, Store
 
 __all__ = ["Ledger"]
@@ -18,11 +19,11 @@ class Ledger:
     deadline does not pass behind a dead aggregator's back, and a wall clock that jumps does no harm.
     """
 
-    def __init__(self, store: Store, rules: rounds.Rules, *, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, store: Store, rules: Rules, *, monotonic_s: Callable[[], float] = time.monotonic) -> None:
         self._store = store
         self._rules = rules
         self._monotonic_s = monotonic_s
-        self.state = rounds.State()
+        self.state = State()
         last_s = 0.0
         for event, now_s in store.journal():
             self.state, _ = rounds.step(self.state, event, now_s, rules)
@@ -33,7 +34,7 @@ class Ledger:
         """Seconds of work so far."""
         return self._monotonic_s() + self._offset_s
 
-    def apply(self, event: rounds.Event, *, answer: Answer | None = None) -> tuple[rounds.Action, ...]:
+    def apply(self, event: events.Event, *, answer: Answer | None = None) -> tuple[events.Action, ...]:
         """Takes an event and returns what to do about it. When this returns, the event is durable.
 
         Args:
@@ -50,10 +51,10 @@ class Ledger:
         self.state = state
         return actions
 
-    def apply_merged(self, merged: MergedRound) -> tuple[rounds.Action, ...]:
+    def apply_merged(self, merged: MergedRound) -> tuple[events.Action, ...]:
         """Takes the end of a merge, keeps its record, and returns what to do next."""
         now_s = self.now_s()
-        event = rounds.Merged(merged.round)
+        event = events.Merged(merged.round)
         state, actions = rounds.step(self.state, event, now_s, self._rules)
         self._store.add_merged(event, now_s, merged)
         self.state = state

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from edgefed.aggregation.exchange import Delivered, Exchange, MergedState
-from edgefed.coordinator.rounds import Update
+from edgefed.coordinator.events import Update
 from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.selection import Selection
 from edgefed.coordinator.store import MergedRound

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from edgefed.aggregation.options import ServerOptimizer
-from edgefed.coordinator.rounds import Rules
+from edgefed.coordinator.round_state import Rules
 from edgefed.coordinator.selection import Selection
 from edgefed.errors import ConfigError
 from edgefed.protocol.tasks import Evaluation, LoraMethod, Method, ModelReference, SummarizationTask, Training

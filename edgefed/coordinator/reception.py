@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgefed.aggregation.exchange import Exchange
-from edgefed.coordinator import rounds
+from edgefed.coordinator import events
 from edgefed.coordinator.broadcast import Broadcast
 from edgefed.coordinator.intake import Intake
 from edgefed.coordinator.ledger import Ledger
+from edgefed.coordinator.offers import judge_offer
 from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.store import Answer, Outcome, Store
@@ -62,7 +63,7 @@ class Reception:
         broadcast: Broadcast,
         *,
         tell: Callable[[str, DownMessage], None],
-        perform: Callable[[tuple[rounds.Action, ...]], None],
+        perform: Callable[[tuple[events.Action, ...]], None],
     ) -> None:
         self._topics = Topics(options.fleet)
         self._rules = options.rules
@@ -103,7 +104,7 @@ class Reception:
             path.unlink(missing_ok=True)
             self._reject(device, offer, str(error))
             return
-        verdict = rounds.judge_offer(self._ledger.state, self._rules, device, offer.round)
+        verdict = judge_offer(self._ledger.state, self._rules, device, offer.round)
         if verdict not in ("wanted", "late"):
             path.unlink(missing_ok=True)
             self._drop(device, offer, "its round closed before it had arrived")
@@ -111,8 +112,8 @@ class Reception:
         self._directory.take_update(path, device, offer.round, offer.sha256)
         outcome: Outcome = "counted" if verdict == "wanted" else "late"
         evaluation = offer.record.evaluation
-        event = rounds.UpdateReceived(
-            rounds.Update(
+        event = events.UpdateReceived(
+            events.Update(
                 device=device,
                 round=offer.round,
                 sha256=offer.sha256,
@@ -135,9 +136,9 @@ class Reception:
         status = decode_device_state(payload).status
         if status in ("lost", "disconnected"):
             self._intake.give_up_on(device)
-            self._perform(self._ledger.apply(rounds.DeviceLeft(device)))
+            self._perform(self._ledger.apply(events.DeviceLeft(device)))
         elif status in ("training", "downloading", "uploading"):
-            self._perform(self._ledger.apply(rounds.DeviceReturned(device)))
+            self._perform(self._ledger.apply(events.DeviceReturned(device)))
 
     def _hear_word(self, device: str, payload: bytes) -> None:
         word = decode_up(payload)
@@ -172,20 +173,20 @@ class Reception:
             _log.warning("device %s may not take part: %s", device, reason)
             self._tell(device, Refused(run=self._run, round=join.round, reason=reason, final=True))
             return
-        self._perform(self._ledger.apply(rounds.DeviceJoined(device)))
+        self._perform(self._ledger.apply(events.DeviceJoined(device)))
 
     def _decline(self, device: str, decline: Decline) -> None:
         _log.warning("device %s does not take part in round %d: %s", device, decline.round, decline.reason)
         if decline.round == self._ledger.state.round:
             self._intake.give_up_on(device)
-            self._perform(self._ledger.apply(rounds.DeviceLeft(device)))
+            self._perform(self._ledger.apply(events.DeviceLeft(device)))
 
     def _consider(self, device: str, offer: UpdateOffer) -> None:
         known = self._store.find_answer(offer.round, device, offer.sha256)
         if known is not None:
             self._acknowledge(device, offer.round, offer.sha256, known.outcome, known.reason)
             return
-        verdict = rounds.judge_offer(self._ledger.state, self._rules, device, offer.round)
+        verdict = judge_offer(self._ledger.state, self._rules, device, offer.round)
         if self._model.fingerprint != offer.fingerprint:
             self._reject(device, offer, self._wrong_model(offer.model, offer.fingerprint))
         elif offer.size_bytes > self._max_update_bytes:
@@ -200,7 +201,7 @@ class Reception:
         state = self._ledger.state
         welcome = state.kind == "evaluate" and report.round == state.round and state.phase == "training"
         if welcome and evaluation is not None and device not in state.delivered:
-            event = rounds.EvaluationReceived(device, report.round, evaluation.loss, evaluation.target_tokens)
+            event = events.EvaluationReceived(device, report.round, evaluation.loss, evaluation.target_tokens)
             answer = Answer(
                 round=report.round, device=device, sha256="", size_bytes=0, outcome="evaluated", record=report.record
             )
@@ -220,7 +221,7 @@ class Reception:
         self._store.add_answer(_answer(device, offer, "rejected", reason))
         self._acknowledge(device, offer.round, offer.sha256, "rejected", reason)
         if offer.round == self._ledger.state.round:
-            self._perform(self._ledger.apply(rounds.DeviceLeft(device)))
+            self._perform(self._ledger.apply(events.DeviceLeft(device)))
 
     def _drop(self, device: str, offer: UpdateOffer, reason: str) -> None:
         self._store.add_answer(_answer(device, offer, "dropped", reason))

@@ -11,269 +11,32 @@ next round are one event, so there is no moment in which a crash could lose or r
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
-import msgspec
-
-from edgefed.coordinator.selection import Selection
-from edgefed.protocol.messages.retained import Phase
-
-__all__ = [
-    "Accept",
-    "Action",
-    "Announce",
-    "Begin",
-    "DeviceJoined",
-    "DeviceLeft",
-    "DeviceReturned",
-    "EvaluationReceived",
-    "Event",
-    "Finish",
-    "Merge",
-    "Merged",
-    "OfferVerdict",
-    "Refuse",
-    "Rules",
-    "State",
-    "Stop",
-    "Tick",
-    "Update",
-    "UpdateReceived",
-    "judge_offer",
-    "next_deadline",
-    "recover",
-    "step",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What the machine is told about the federation.
-
-    Attributes:
-        rounds: rounds of training.
-        selection: who takes part, and when a round closes.
-        final_evaluation: whether a last round looks at the final adapter without training.
-        target_loss: the federation ends early once the evaluated loss is at most this.
-        seed: of the selection.
-    """
-
-    rounds: int
-    selection: Selection
-    final_evaluation: bool = True
-    target_loss: float | None = None
-    seed: int = 0
-
-    @property
-    def places(self) -> int | None:
-        """How many devices a round takes in, over-selection included; None takes everybody."""
-        selection = self.selection
-        if not selection.participants:
-            return None
-        exact = selection.participants * selection.over_selection
-        return math.ceil(round(exact, 9))  # 50 · 1.1 is 55.00000000000001 in floating point, and means 55
-
-
-class Update(msgspec.Struct, frozen=True, kw_only=True):
-    """An update that is safely in the store.
-
-    Attributes:
-        device: who sent it.
-        round: the round it was trained in.
-        sha256: of its blob.
-        examples: training examples behind it, its weight before any discount.
-        rank, held_rank: trained rank, and how much of the round's global adapter it started from.
-    """
-
-    device: str
-    round: int
-    sha256: str
-    examples: int
-    rank: int
-    held_rank: int
-
-
-# --- events: what happened; all of them serialise, because the store keeps them as its journal ------------------------
-
-
-class Begin(msgspec.Struct, frozen=True, tag="begin"):
-    """The federation starts."""
-
-
-class DeviceJoined(msgspec.Struct, frozen=True, tag="joined"):
-    """A device asked to take part in the open round."""
-
-    device: str
-
-
-class DeviceLeft(msgspec.Struct, frozen=True, tag="left"):
-    """A device declined, gave up, or was lost."""
-
-    device: str
-
-
-class DeviceReturned(msgspec.Struct, frozen=True, tag="returned"):
-    """A participant that was lost is back and goes on with the round."""
-
-    device: str
-
-
-class UpdateReceived(msgspec.Struct, frozen=True, tag="update"):
-    """An update has been checked and is durable.
-
-    `loss` and `target_tokens` are of the device's evaluation of the adapter it received, where it made one.
-    """
-
-    update: Update
-    loss: float | None = None
-    target_tokens: int = 0
-
-
-class EvaluationReceived(msgspec.Struct, frozen=True, tag="evaluation"):
-    """A device has evaluated the final adapter."""
-
-    device: str
-    round: int
-    loss: float
-    target_tokens: int
-
-
-class Merged(msgspec.Struct, frozen=True, tag="merged"):
-    """The round's sum is durable."""
-
-    round: int
-
-
-class Tick(msgspec.Struct, frozen=True, tag="tick"):
-    """Time passed."""
-
-
-class Stop(msgspec.Struct, frozen=True, tag="stop"):
-    """Somebody ended the federation."""
-
-    reason: str
-
-
-Event = Begin | DeviceJoined | DeviceLeft | DeviceReturned | UpdateReceived | EvaluationReceived | Merged | Tick | Stop
-
-
-# --- actions: what to do about it -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Announce:
-    """Publish the open round (again)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Accept:
-    """Tell a device that it takes part."""
-
-    device: str
-    remaining_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """Tell a device that it does not take part in this round."""
-
-    device: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Merge:
-    """Combine these updates into the global adapter, then report `Merged`."""
-
-    round: int
-    updates: tuple[Update, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Announce the end."""
-
-    reason: str
-
-
-Action = Announce | Accept | Refuse | Merge | Finish
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """Everything the machine knows.
-
-    Attributes:
-        phase: where the round stands.
-        round: the open round, from 1; 0 before the first.
-        kind: `evaluate` in the round after the last.
-        opened_at_s: when the round opened, or was last reopened.
-        training_since_s: when its participants were selected.
-        candidates: devices that joined and wait for the selection, sorted.
-        participants: devices that were accepted, sorted.
-        outstanding: participants that have neither delivered nor gone, sorted.
-        updates: this round's updates in order of arrival.
-        carried: late updates of earlier rounds that this round's sum includes.
-        waiting: late updates that arrived while this round's sum was being made; the next round carries them.
-        owed: (round, device) of participants of closed rounds whose updates the next sum would still take.
-        evaluations: (loss, target tokens) of the adapter that this round started from, by device.
-        losses: (round, loss) of each evaluated adapter; round 0 is the base model.
-        finished_reason: why it ended.
-    """
-
-    phase: Phase = "gathering"
-    round: int = 0
-    kind: Literal["train", "evaluate"] = "train"
-    opened_at_s: float = 0.0
-    training_since_s: float = 0.0
-    candidates: tuple[str, ...] = ()
-    participants: tuple[str, ...] = ()
-    outstanding: tuple[str, ...] = ()
-    updates: tuple[Update, ...] = ()
-    carried: tuple[Update, ...] = ()
-    waiting: tuple[Update, ...] = ()
-    owed: frozenset[tuple[int, str]] = frozenset()
-    evaluations: tuple[tuple[str, float, int], ...] = ()
-    losses: tuple[tuple[int, float], ...] = ()
-    finished_reason: str = ""
-
-    @property
-    def best(self) -> tuple[int, float] | None:
-        """The round whose adapter had the lowest evaluated loss, and that loss; None before any evaluation."""
-        return min(self.losses, key=lambda pair: (pair[1], pair[0]), default=None)
-
-    @property
-    def delivered(self) -> frozenset[str]:
-        """Devices whose answer to this round is in."""
-        if self.kind == "evaluate":
-            return frozenset(device for device, _, _ in self.evaluations)
-        return frozenset(update.device for update in self.updates)
-
-
-OfferVerdict = Literal["wanted", "late", "dropped", "duplicate", "unknown"]
-
-
-def judge_offer(state: State, rules: Rules, device: str, round_: int) -> OfferVerdict:
-    """Returns what becomes of an update that a device offers, before it spends any bytes on it.
-
-    `wanted` for the open round, `late` for a later sum, `dropped` for nothing, `duplicate` if an
-    update of the same device and round is already in, `unknown` if the device was never accepted into the open round.
-    One that an earlier sum already has, or that nobody asked for, is `dropped`.
-    """
-    held = (*state.updates, *state.carried, *state.waiting)
-    if any(u.device == device and u.round == round_ for u in held):
-        return "duplicate"
-    if state.phase == "finished" or round_ > state.round:
-        return "dropped"
-    if round_ == state.round and state.phase in ("gathering", "training"):
-        if state.phase == "gathering" or device not in state.participants:
-            return "unknown"
-        return "wanted" if state.kind == "train" else "dropped"
-    return "late" if rules.selection.late == "discount" and (round_, device) in state.owed else "dropped"
+from edgefed.coordinator.events import (
+    Accept,
+    Action,
+    Announce,
+    Begin,
+    DeviceJoined,
+    DeviceLeft,
+    DeviceReturned,
+    EvaluationReceived,
+    Event,
+    Finish,
+    Merge,
+    Merged,
+    Refuse,
+    Stop,
+    UpdateReceived,
+)
+from edgefed.coordinator.offers import judge_offer
+from edgefed.coordinator.round_state import Rules, State
+
+__all__ = ["next_deadline", "recover", "step"]
 
 
 def step(state: State, event: Event, now_s: float, rules: Rules) -> tuple[State, tuple[Action, ...]]:

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from edgefed.aggregation.exchange import Exchange, MergedState
-from edgefed.coordinator import rounds
+from edgefed.coordinator import events, rounds
 from edgefed.coordinator.broadcast import Broadcast
 from edgefed.coordinator.history import write_history
 from edgefed.coordinator.intake import Intake
@@ -155,7 +155,7 @@ class Aggregator:
             await asyncio.to_thread(self._exchange.begin, self._directory.state(0))
             await self._transport.subscribe(self._topics.every_device("up"))
             await self._transport.subscribe(self._topics.every_device("state"))
-            self._perform(rounds.recover(self._ledger.state) or self._ledger.apply(rounds.Begin()))
+            self._perform(rounds.recover(self._ledger.state) or self._ledger.apply(events.Begin()))
             while not self._finished:
                 await self._turn()
             await self._linger()
@@ -178,7 +178,7 @@ class Aggregator:
         try:
             item = await asyncio.wait_for(self._inbox.get(), wait_s) if wait_s else self._inbox.get_nowait()
         except (asyncio.TimeoutError, asyncio.QueueEmpty):
-            self._perform(self._ledger.apply(rounds.Tick()))
+            self._perform(self._ledger.apply(events.Tick()))
             self._intake.give_up_on_the_stalled()
             if not wait_s:
                 await asyncio.sleep(0.05)  # a deadline that is over, and a machine that waits for a device
@@ -233,19 +233,19 @@ class Aggregator:
 
     # --- actions --------------------------------------------------------------------------------------------------
 
-    def _perform(self, actions: tuple[rounds.Action, ...]) -> None:
+    def _perform(self, actions: tuple[events.Action, ...]) -> None:
         for action in actions:
-            if isinstance(action, rounds.Announce):
+            if isinstance(action, events.Announce):
                 self._announce()
-            elif isinstance(action, rounds.Accept):
+            elif isinstance(action, events.Accept):
                 round_ = self._ledger.state.round
                 self._broadcast.expect([action.device])
                 accepted = Accepted(run=self._run, round=round_, remaining_s=action.remaining_s)
                 self._outbox.tell(action.device, accepted)
-            elif isinstance(action, rounds.Refuse):
+            elif isinstance(action, events.Refuse):
                 refused = Refused(run=self._run, round=self._ledger.state.round, reason=action.reason)
                 self._outbox.tell(action.device, refused)
-            elif isinstance(action, rounds.Merge):
+            elif isinstance(action, events.Merge):
                 self._spawn(self._merge(action))
             else:
                 self._finish(action.reason)
@@ -286,7 +286,7 @@ class Aggregator:
         )
         self._outbox.post(self._topics.round, announcement)
 
-    async def _merge(self, action: rounds.Merge) -> None:
+    async def _merge(self, action: events.Merge) -> None:
         _log.info("round %d: merging %d updates", action.round, len(action.updates))
         record, state = await asyncio.to_thread(
             merge_round,

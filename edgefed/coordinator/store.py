@@ -21,7 +21,7 @@ import msgspec
 import sqlalchemy as sql
 from sqlalchemy.exc import SQLAlchemyError
 
-from edgefed.coordinator.rounds import Event
+from edgefed.coordinator.events import Event
 from edgefed.errors import StoreError
 from edgefed.protocol.messages.manifest import Manifest
 from edgefed.protocol.records import RoundRecord

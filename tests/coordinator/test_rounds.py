@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgefed.coordinator.rounds import (
+from edgefed.coordinator.events import (
     Accept,
     Action,
     Announce,
@@ -22,17 +22,14 @@ from edgefed.coordinator.rounds import (
     Merge,
     Merged,
     Refuse,
-    Rules,
-    State,
     Stop,
     Tick,
     Update,
     UpdateReceived,
-    judge_offer,
-    next_deadline,
-    recover,
-    step,
 )
+from edgefed.coordinator.offers import judge_offer
+from edgefed.coordinator.round_state import Rules, State
+from edgefed.coordinator.rounds import next_deadline, recover, step
 from edgefed.coordinator.selection import Selection
 
 

@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from edgefed.coordinator.rounds import (
+from edgefed.coordinator.events import (
     Accept,
     Begin,
     DeviceJoined,
@@ -20,17 +20,14 @@ from edgefed.coordinator.rounds import (
     Merge,
     Merged,
     Refuse,
-    Rules,
-    State,
     Stop,
     Tick,
     Update,
     UpdateReceived,
-    judge_offer,
-    next_deadline,
-    recover,
-    step,
 )
+from edgefed.coordinator.offers import judge_offer
+from edgefed.coordinator.round_state import Rules, State
+from edgefed.coordinator.rounds import next_deadline, recover, step
 from edgefed.coordinator.selection import Selection
 
 DEVICES = ("a", "b", "c", "d")

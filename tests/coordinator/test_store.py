@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgefed
-from edgefed.coordinator.rounds import (
+from edgefed.coordinator.events import (
     Begin,
     DeviceJoined,
     DeviceLeft,
@@ -298,7 +298,7 @@ def test_a_run_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
 WRITER = """
 import resource, sys
 from pathlib import Path
-from edgefed.coordinator.rounds import Update, UpdateReceived
+from edgefed.coordinator.events import Update, UpdateReceived
 from edgefed.coordinator.store import Answer, Store
 from edgefed.errors import StoreError
 

@@ -1,0 +1,92 @@
+"""What the round machine knows: the rules it was told, and the state of the federation. Values only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from edgefed.coordinator.events import Update
+from edgefed.coordinator.selection import Selection
+from edgefed.protocol.messages.retained import Phase
+
+__all__ = ["Rules", "State"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the machine is told about the federation.
+
+    Attributes:
+        rounds: rounds of training.
+        selection: who takes part, and when a round closes.
+        final_evaluation: whether a last round looks at the final adapter without training.
+        target_loss: the federation ends early once the evaluated loss is at most this.
+        seed: of the selection.
+    """
+
+    rounds: int
+    selection: Selection
+    final_evaluation: bool = True
+    target_loss: float | None = None
+    seed: int = 0
+
+    @property
+    def places(self) -> int | None:
+        """How many devices a round takes in, over-selection included; None takes everybody."""
+        selection = self.selection
+        if not selection.participants:
+            return None
+        exact = selection.participants * selection.over_selection
+        return math.ceil(round(exact, 9))  # 50 · 1.1 is 55.00000000000001 in floating point, and means 55
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything the machine knows.
+
+    Attributes:
+        phase: where the round stands.
+        round: the open round, from 1; 0 before the first.
+        kind: `evaluate` in the round after the last.
+        opened_at_s: when the round opened, or was last reopened.
+        training_since_s: when its participants were selected.
+        candidates: devices that joined and wait for the selection, sorted.
+        participants: devices that were accepted, sorted.
+        outstanding: participants that have neither delivered nor gone, sorted.
+        updates: this round's updates in order of arrival.
+        carried: late updates of earlier rounds that this round's sum includes.
+        waiting: late updates that arrived while this round's sum was being made; the next round carries them.
+        owed: (round, device) of participants of closed rounds whose updates the next sum would still take.
+        evaluations: (loss, target tokens) of the adapter that this round started from, by device.
+        losses: (round, loss) of each evaluated adapter; round 0 is the base model.
+        finished_reason: why it ended.
+    """
+
+    phase: Phase = "gathering"
+    round: int = 0
+    kind: Literal["train", "evaluate"] = "train"
+    opened_at_s: float = 0.0
+    training_since_s: float = 0.0
+    candidates: tuple[str, ...] = ()
+    participants: tuple[str, ...] = ()
+    outstanding: tuple[str, ...] = ()
+    updates: tuple[Update, ...] = ()
+    carried: tuple[Update, ...] = ()
+    waiting: tuple[Update, ...] = ()
+    owed: frozenset[tuple[int, str]] = frozenset()
+    evaluations: tuple[tuple[str, float, int], ...] = ()
+    losses: tuple[tuple[int, float], ...] = ()
+    finished_reason: str = ""
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """The round whose adapter had the lowest evaluated loss, and that loss; None before any evaluation."""
+        return min(self.losses, key=lambda pair: (pair[1], pair[0]), default=None)
+
+    @property
+    def delivered(self) -> frozenset[str]:
+        """Devices whose answer to this round is in."""
+        if self.kind == "evaluate":
+            return frozenset(device for device, _, _ in self.evaluations)
+        return frozenset(update.device for update in self.updates)
