@@ -1,0 +1,201 @@
+"""The page's tables: text in cells, and a numbered note for every figure that is missing or leaves something out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from edgefed.reports.comparison import Change, Comparison
+from edgefed.reports.report import DeviceReport, DeviceRound, Report
+from edgefed.reports.utilization import Figure
+from edgefed.reports.wording import figure_text, quantity, seconds, signed_percent, utc_time
+
+__all__ = ["Cell", "Notes", "Table", "comparison_tables", "device_table", "fleet_table", "plan_words", "round_table"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell: its text, the number of its note (0 for none), a second line, a badge, and a class of the style sheet."""
+
+    text: str
+    note: int = 0
+    below: str = ""
+    badge: str = ""
+    kind: str = ""
+
+
+class Notes:
+    """Reasons by number, each said once."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def number(self, reason: str) -> int:
+        """Returns the number of a reason, 0 for none."""
+        return self._numbers.setdefault(reason, len(self._numbers) + 1) if reason else 0
+
+    def cell(self, figure: Figure, unit: str, *, kind: str = "") -> Cell:
+        """Returns a figure's cell."""
+        return Cell(figure_text(figure, unit), self.number(figure.reason), kind=kind)
+
+    @property
+    def items(self) -> list[tuple[int, str]]:
+        """All of them in order."""
+        return [(number, reason) for reason, number in self._numbers.items()]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table; its first column is the name of the row."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    notes: Notes = field(default_factory=Notes)
+
+
+def fleet_table(report: Report) -> Table:
+    """Returns a row per device: its plan and what it reached over the run."""
+    notes = Notes()
+    header = (
+        "device", "plan", "updates", "tokens/s", "MFU live", "MFU sheet", "power", "energy", "η_e",
+        "peak memory", "G", "hottest", "throttled",
+    )  # fmt: skip
+    return Table(header, [_fleet_row(device, notes) for device in report.devices], notes)
+
+
+def _fleet_row(device: DeviceReport, notes: Notes) -> list[Cell]:
+    use = device.use
+    refused = f"{device.refused} refused" if device.refused else ""
+    return [
+        Cell(
+            device.device,
+            below=device.board or "board not known",
+            badge=f"emulates {device.emulated}" if device.emulated else "",
+        ),
+        plan_words(device),
+        Cell(str(device.counted), below=refused),
+        notes.cell(use.tokens_per_s, ""),
+        notes.cell(use.mfu_live, "%"),
+        notes.cell(use.mfu_sheet, "%"),
+        notes.cell(use.mean_w, "W"),
+        notes.cell(use.joules, "J"),
+        notes.cell(use.tokens_per_s_per_w, ""),
+        notes.cell(use.peak_memory_bytes, "B"),
+        notes.cell(use.granularity, ""),
+        notes.cell(use.temperature_max_c, "°C"),
+        notes.cell(use.throttled_s, "s", kind="warn" if use.throttled_s.value else ""),
+    ]
+
+
+def plan_words(device: DeviceReport) -> Cell:
+    """Returns rank and precision, and below how the steps are cut."""
+    if not device.quantization:
+        return Cell("–", below="sent no record")
+    details = [
+        f"micro-batch {device.micro_batch_size}" if device.micro_batch_size else "whole batch",
+        *(["checkpointing"] if device.gradient_checkpointing else []),
+    ]
+    rank = f"rank {device.rank}" if device.rank else "did not train"
+    return Cell(f"{rank} · {device.quantization}", below=", ".join(details))
+
+
+def round_table(report: Report) -> Table:
+    """Returns a row per round."""
+    notes = Notes()
+    header = (
+        "round", "opened", "lasted", "loss before", "training loss", "counted", "late", "refused",
+        "taken", "broadcast", "sent", "merge", "energy",
+    )  # fmt: skip
+    rows = []
+    for one in report.rounds:
+        opened, closed = one.opened_unix_s, one.closed_unix_s
+        rows.append(
+            [
+                Cell(f"{one.round}" + ("" if one.kind == "train" else f" ({one.kind})")),
+                Cell("–" if opened is None else utc_time(opened)),
+                Cell("–" if opened is None or closed is None else seconds(closed - opened)),
+                notes.cell(one.loss, ""),
+                notes.cell(one.training_loss, ""),
+                Cell(str(one.counted)),
+                Cell(str(one.late)),
+                Cell(str(one.refused), kind="warn" if one.refused else ""),
+                Cell(quantity(one.download_bytes, "B")),
+                Cell("–" if one.broadcast_bytes is None else quantity(one.broadcast_bytes, "B")),
+                Cell(quantity(one.upload_bytes, "B")),
+                Cell("–" if one.merge_s is None else seconds(one.merge_s)),
+                notes.cell(one.joules, "J"),
+            ]
+        )
+    return Table(header, rows, notes)
+
+
+def device_table(rows: Sequence[DeviceRound]) -> Table:
+    """Returns a row per round of one device."""
+    notes = Notes()
+    header = (
+        "round", "update", "loss", "steps", "step", "tokens/s", "MFU live", "MFU sheet", "power", "energy",
+        "CPU", "GPU", "down", "up", "G",
+    )  # fmt: skip
+    return Table(header, [_device_row(row, notes) for row in rows], notes)
+
+
+def _device_row(row: DeviceRound, notes: Notes) -> list[Cell]:
+    outcome = Cell(
+        row.outcome, notes.number(row.reason), kind="warn" if row.outcome in ("dropped", "rejected") else ""
+    )
+    if row.record is None or row.use is None:
+        return [Cell(str(row.round)), outcome, *[Cell("–", notes.number("the device sent no record"))] * 13]
+    record, use = row.record, row.use
+    loss = Figure(record.loss_mean) if record.loss_mean is not None else Figure.unknown("nothing was trained")
+    return [
+        Cell(str(row.round)),
+        outcome,
+        notes.cell(loss, ""),
+        Cell(str(record.steps)),
+        notes.cell(use.step_s, "s"),
+        notes.cell(use.tokens_per_s, ""),
+        notes.cell(use.mfu_live, "%"),
+        notes.cell(use.mfu_sheet, "%"),
+        notes.cell(use.mean_w, "W"),
+        notes.cell(use.joules, "J"),
+        _load(use.cpu_percent, notes),
+        _load(use.gpu_percent, notes),
+        Cell(quantity(record.download_bytes, "B"), below=seconds(record.download_s)),
+        Cell(quantity(record.upload_bytes, "B"), below="" if record.upload_s is None else seconds(record.upload_s)),
+        notes.cell(use.granularity, ""),
+    ]
+
+
+def _load(figure: Figure, notes: Notes) -> Cell:
+    text = "–" if figure.value is None else f"{figure.value:.0f} %"
+    return Cell(text, notes.number(figure.reason))
+
+
+def comparison_tables(comparison: Comparison) -> list[tuple[str, Table]]:
+    """Returns a table of the fleet and one of all devices, each with both runs and the change."""
+    return [
+        ("The fleet", _changes_table([one for one in comparison.changes if not one.of])),
+        ("Device by device", _changes_table([one for one in comparison.changes if one.of])),
+    ]
+
+
+def _changes_table(changes: Sequence[Change]) -> Table:
+    notes = Notes()
+    with_device = any(change.of for change in changes)
+    rows = []
+    before = ""
+    for change in changes:
+        name = [Cell(change.of, kind="again" if change.of == before else "")] if with_device else []
+        before = change.of
+        difference = "–" if change.change.value is None else signed_percent(change.change.value)
+        rows.append(
+            [
+                *name,
+                Cell(change.name),
+                notes.cell(change.before, change.unit),
+                notes.cell(change.after, change.unit),
+                Cell(difference, 0 if change.change.value is not None else notes.number(change.change.reason)),
+            ]
+        )
+    header = ("device", "figure", "before", "this run", "change") if with_device else ("figure", "before", "this run", "change")  # fmt: skip
+    return Table(header, rows, notes)
