@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
+from edgefed.coordinator.answers import Answer, MergedRound
 from edgefed.coordinator.round_state import State
-from edgefed.coordinator.store import Answer, MergedRound, Store
+from edgefed.coordinator.store import Store
 from edgefed.files import replace_file
 
 __all__ = ["round_lines", "write_history"]

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 
 from edgefed.coordinator import events, rounds
+from edgefed.coordinator.answers import Answer, MergedRound
 from edgefed.coordinator.round_state import Rules, State
-from edgefed.coordinator.store import Answer, MergedRound, Store
+from edgefed.coordinator.store import Store
 
 __all__ = ["Ledger"]
 

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from edgefed.aggregation.exchange import Delivered, Exchange, MergedState
+from edgefed.coordinator.answers import MergedRound
 from edgefed.coordinator.events import Update
 from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.selection import Selection
-from edgefed.coordinator.store import MergedRound
 
 __all__ = ["RoundTraffic", "merge_round"]
 

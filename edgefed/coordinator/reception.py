@@ -9,13 +9,14 @@ from pathlib import Path
 
 from edgefed.aggregation.exchange import Exchange
 from edgefed.coordinator import events
+from edgefed.coordinator.answers import Answer, Outcome
 from edgefed.coordinator.broadcast import Broadcast
 from edgefed.coordinator.intake import Intake
 from edgefed.coordinator.ledger import Ledger
 from edgefed.coordinator.offers import judge_offer
 from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.run_directory import RunDirectory
-from edgefed.coordinator.store import Answer, Outcome, Store
+from edgefed.coordinator.store import Store
 from edgefed.errors import AdapterError
 from edgefed.protocol.chunks import Ranges, is_chunk
 from edgefed.protocol.messages.down import Acknowledged, DownMessage, Refused

@@ -19,6 +19,7 @@ import msgspec
 
 from edgefed.aggregation.exchange import Exchange, MergedState
 from edgefed.coordinator import events, rounds
+from edgefed.coordinator.answers import MergedRound
 from edgefed.coordinator.broadcast import Broadcast
 from edgefed.coordinator.history import write_history
 from edgefed.coordinator.intake import Intake
@@ -28,7 +29,7 @@ from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.outbox import Outbox
 from edgefed.coordinator.reception import Reception
 from edgefed.coordinator.run_directory import RunDirectory
-from edgefed.coordinator.store import MergedRound, Store
+from edgefed.coordinator.store import Store
 from edgefed.errors import MessageError, StoreError
 from edgefed.protocol.messages.down import Accepted, Refused
 from edgefed.protocol.messages.manifest import Manifest

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgefed
+from edgefed.coordinator.answers import Answer, MergedRound
 from edgefed.coordinator.events import (
     Begin,
     DeviceJoined,
@@ -27,7 +28,7 @@ from edgefed.coordinator.events import (
     Update,
     UpdateReceived,
 )
-from edgefed.coordinator.store import Answer, MergedRound, Store, kept_settings
+from edgefed.coordinator.store import Store, kept_settings
 from edgefed.errors import StoreError
 from edgefed.protocol.messages.manifest import Manifest, Part
 from edgefed.protocol.records import RoundRecord
@@ -299,7 +300,8 @@ WRITER = """
 import resource, sys
 from pathlib import Path
 from edgefed.coordinator.events import Update, UpdateReceived
-from edgefed.coordinator.store import Answer, Store
+from edgefed.coordinator.answers import Answer
+from edgefed.coordinator.store import Store
 from edgefed.errors import StoreError
 
 store = Store.open(Path(sys.argv[1]), {})

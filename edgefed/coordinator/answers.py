@@ -1,0 +1,62 @@
+"""What devices delivered and what became of it, and what came out of each round: the values that the store keeps."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from edgefed.protocol.messages.manifest import Manifest
+from edgefed.protocol.records import RoundRecord
+
+__all__ = ["Answer", "MergedRound", "Outcome"]
+
+Outcome = Literal["counted", "late", "dropped", "rejected", "evaluated"]
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device delivered for a round, and what became of it.
+
+    Attributes:
+        round: the round it was made in.
+        device: who delivered it.
+        sha256: of the update's blob; "" for an evaluation.
+        size_bytes: of the blob.
+        outcome: `counted` in its own round, `late` in a later one, `dropped`, `rejected`, or `evaluated`.
+        reason: why, where it was dropped or rejected.
+        record: what the device said about the round.
+        received_unix_s: the aggregator's wall clock.
+    """
+
+    round: int
+    device: str
+    sha256: str
+    size_bytes: int
+    outcome: Outcome
+    reason: str = ""
+    record: RoundRecord | None = None
+    received_unix_s: float = 0.0
+
+
+class MergedRound(msgspec.Struct, frozen=True, kw_only=True):
+    """One merged round.
+
+    Attributes:
+        round: its number.
+        manifest: the global adapter that came out, as the next round broadcasts it.
+        devices: whose updates are in it, with the weight each had, normalised to a sum of one.
+        norm: Frobenius norm of the whole global adapter.
+        merge_s: seconds the merge took.
+        broadcast_bytes, received_bytes: payload bytes sent and received while the round was open.
+        opened_unix_s, merged_unix_s: the aggregator's wall clock.
+    """
+
+    round: int
+    manifest: Manifest
+    devices: dict[str, float]
+    norm: float
+    merge_s: float
+    broadcast_bytes: int
+    received_bytes: int
+    opened_unix_s: float
+    merged_unix_s: float
