@@ -1,7 +1,7 @@
 """What supervisor and worker say to each other: one JSON line per frame, requests on stdin, answers on stdout.
 
 Paths, not tensors: what is large lies in files that both can read. A request is answered by exactly one final frame
-(`Prepared`, `Finished` or `Failed`); `Progress` frames may come before it.
+(`Prepared`, `Finished`, `Probed` or `Failed`); `Progress` frames may come before it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from edgefed.data.source import DataSource
+from edgefed.devices.compute import MachineProbe
 from edgefed.errors import WorkerError
 from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.protocol.records import RoundRecord
@@ -25,6 +26,8 @@ __all__ = [
     "Finished",
     "Prepare",
     "Prepared",
+    "Probe",
+    "Probed",
     "Progress",
     "Request",
     "Suspend",
@@ -61,6 +64,20 @@ class Work(_Frame, frozen=True, kw_only=True, tag="work"):
     work: RoundWork
 
 
+class Probe(_Frame, frozen=True, kw_only=True, tag="probe"):
+    """Measure what this machine can compute.
+
+    Attributes:
+        hardware: `auto` takes a GPU where there is one.
+        threads: CPU threads; 0 leaves torch's choice.
+        quick: leave out what takes more than a second.
+    """
+
+    hardware: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Meta(ge=0)] = 0
+    quick: bool = False
+
+
 class Cancel(_Frame, frozen=True, kw_only=True, tag="cancel"):
     """Stop the work under way at the next step; it is then answered by `Failed(kind="cancelled")`."""
 
@@ -80,13 +97,20 @@ class Prepared(_Frame, frozen=True, kw_only=True, tag="prepared"):
     examples: Annotated[int, Meta(ge=1)]
 
 
-class Progress(_Frame, frozen=True, kw_only=True, tag="progress"):
-    """One thing was done: a stage has begun, or an optimizer step is over."""
+class Probed(_Frame, frozen=True, kw_only=True, tag="probed"):
+    """The answer to `Probe`."""
 
-    stage: Literal["loading", "evaluating", "training", "saving"]
+    machine: MachineProbe
+
+
+class Progress(_Frame, frozen=True, kw_only=True, tag="progress"):
+    """One thing was done: a stage has begun, or an optimizer step is over. `what` is measured while `measuring`."""
+
+    stage: Literal["loading", "evaluating", "training", "saving", "measuring"]
     step: int = 0
     steps: int = 0
     loss: float | None = None
+    what: str = ""
 
 
 class Finished(_Frame, frozen=True, kw_only=True, tag="finished"):
@@ -102,8 +126,8 @@ class Failed(_Frame, frozen=True, kw_only=True, tag="failed"):
     message: str
 
 
-Request = Prepare | Work | Cancel | Suspend
-Answer = Prepared | Progress | Finished | Failed
+Request = Prepare | Work | Probe | Cancel | Suspend
+Answer = Prepared | Progress | Finished | Probed | Failed
 
 _encoder = msgspec.json.Encoder()
 

@@ -23,6 +23,8 @@ from edgefed.agent.frames import (
     Finished,
     Prepare,
     Prepared,
+    Probe,
+    Probed,
     Progress,
     Request,
     Suspend,
@@ -107,10 +109,15 @@ class _Session:
         """Makes the work under way stop at its next report, and keep what it has done."""
         self._suspended.set()
 
-    def handle(self, request: Prepare | Work) -> None:
+    def handle(self, request: Prepare | Work | Probe) -> None:
         """Answers one request, whatever happens in it."""
         try:
-            self._send(self._prepare(request) if isinstance(request, Prepare) else self._work(request))
+            if isinstance(request, Prepare):
+                self._send(self._prepare(request))
+            elif isinstance(request, Work):
+                self._send(self._work(request))
+            else:
+                self._send(self._probe(request))
         except _Cancelled:
             self._send(Failed(kind="cancelled", message="the supervisor cancelled this"))
         except SuspendTraining:
@@ -146,6 +153,17 @@ class _Session:
 
         return Finished(record=self._rounds_of(request.work.announced).run(request.work, report))
 
+    def _probe(self, request: Probe) -> Probed:
+        from edgefed.training.probe import probe
+
+        def report(what: str, step: int, steps: int) -> None:
+            if self._cancelled.is_set():
+                raise _Cancelled
+            self._send(Progress(stage="measuring", step=step, steps=steps, what=what))
+
+        machine = probe(request.hardware, threads=request.threads, quick=request.quick, report=report)
+        return Probed(machine=machine)
+
     def _rounds_of(self, announced: RoundOpen) -> _Rounds:
         tag = str(announced.method.__struct_config__.tag)
         if tag not in self._rounds:
@@ -167,7 +185,7 @@ def _failure(error: Exception) -> Failed:
     return Failed(kind="worker", message=str(error))
 
 
-def _read_requests(session: _Session, requests: queue.Queue[Prepare | Work]) -> None:
+def _read_requests(session: _Session, requests: queue.Queue[Prepare | Work | Probe]) -> None:
     """Feeds the queue from stdin; ends the process when the supervisor is gone, whatever it is doing."""
     try:
         for line in sys.stdin.buffer:
@@ -198,7 +216,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must never land among the frames
     session = _Session(answers)
-    requests: queue.Queue[Prepare | Work] = queue.Queue()
+    requests: queue.Queue[Prepare | Work | Probe] = queue.Queue()
     threading.Thread(target=_read_requests, args=(session, requests), name="requests", daemon=True).start()
     while True:
         session.handle(requests.get())

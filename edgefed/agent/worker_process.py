@@ -16,6 +16,8 @@ from edgefed.agent.frames import (
     Finished,
     Prepare,
     Prepared,
+    Probe,
+    Probed,
     Progress,
     Suspend,
     Work,
@@ -94,6 +96,19 @@ class WorkerProcess:
             raise await self._babbled(answer)
         return answer
 
+    async def probe(self, request: Probe, on_progress: Callable[[Progress], None]) -> Probed:
+        """Returns what the machine can compute; `on_progress` sees what is measured next.
+
+        Raises:
+            ModelError: `cuda` was asked for, and there is no GPU.
+            WorkCancelled: after `cancel`.
+            WorkerError: the worker failed, died, hung or wrote garbage.
+        """
+        answer = await self._ask(request, on_progress)
+        if not isinstance(answer, Probed):
+            raise await self._babbled(answer)
+        return answer
+
     async def cancel(self) -> None:
         """Asks for the work under way to stop at its next step."""
         await self._tell(Cancel())
@@ -120,7 +135,7 @@ class WorkerProcess:
         if process.stdin is not None:
             process.stdin.close()
 
-    async def _ask(self, request: Prepare | Work, on_progress: Callable[[Progress], None] | None) -> Answer:
+    async def _ask(self, request: Prepare | Work | Probe, on_progress: Callable[[Progress], None] | None) -> Answer:
         try:
             process = await self._running()
             assert process.stdin is not None

@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from edgefed.devices.gpu import GpuProfile
 from edgefed.devices.measurement import Measurement
 
-__all__ = ["DATA_TYPES", "ComputeProfile", "DataType"]
+__all__ = ["DATA_TYPES", "ComputeProfile", "DataType", "MachineProbe"]
 
 DataType = Literal["fp32", "bf16", "fp16", "int8", "nf4"]
 DATA_TYPES: tuple[DataType, ...] = ("fp32", "bf16", "fp16", "int8", "nf4")
@@ -39,3 +40,17 @@ class ComputeProfile(msgspec.Struct, frozen=True, kw_only=True):
         """Returns the data type with the highest rate, and that rate; None where nothing ran."""
         rates = [(rate.value, name) for name, rate in self.flops_per_s.items() if rate.value is not None]
         return max(((name, value) for value, name in rates), key=lambda pair: pair[1], default=None)
+
+
+class MachineProbe(msgspec.Struct, frozen=True, kw_only=True):
+    """What torch found out about a machine.
+
+    Attributes:
+        compute: the rates.
+        gpu: that it computed on; null where it computed on the CPU.
+        why_no_gpu: why it did; "" where there is one.
+    """
+
+    compute: ComputeProfile
+    gpu: GpuProfile | None = None
+    why_no_gpu: str = ""
