@@ -65,6 +65,7 @@ def read_agent(path: Path) -> AgentOptions:
     return replace(
         options,
         state=_beside(base, options.state),
+        root=_beside(base, options.root),
         broker=_broker_beside(base, options.broker),
         data=replace(
             options.data,

@@ -8,7 +8,7 @@ from datetime import time as time_of_day
 from fnmatch import fnmatchcase
 
 from edgefed.agent.options import Eligibility
-from edgefed.devices.conditions import Conditions, read_conditions
+from edgefed.devices.conditions import Conditions
 
 __all__ = ["Guard", "objections"]
 
@@ -77,7 +77,7 @@ class Guard:
         read: returns the present conditions.
     """
 
-    def __init__(self, rules: Eligibility, read: Callable[[], Conditions] = read_conditions) -> None:
+    def __init__(self, rules: Eligibility, read: Callable[[], Conditions]) -> None:
         self._rules = rules
         self._read = read
 

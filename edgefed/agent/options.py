@@ -82,6 +82,7 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
         device: this device's id in the fleet.
         fleet: the fleet it belongs to.
         state: directory that the agent keeps its state in.
+        root: where the host's `proc` and `sys` are; another place only in a container that has them mounted there.
         broker: how to reach the broker.
         data: where the examples are.
         limits: what the device can afford.
@@ -93,6 +94,7 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     fleet: str
     state: Annotated[str, Meta(min_length=1)] = "edgefed-state"
+    root: Annotated[str, Meta(min_length=1)] = "/"
     broker: Broker = Broker()
     data: DataSource
     limits: Limits = Limits()

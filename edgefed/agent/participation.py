@@ -10,18 +10,23 @@ import asyncio
 import contextlib
 import logging
 import time
+from functools import partial
+from pathlib import Path
 
 import msgspec
 
 from edgefed.agent.announcements import Announcements, RoundIsOver
 from edgefed.agent.downloads import Downloads, Fetched
-from edgefed.agent.frames import Finished, Prepare, Prepared, Progress, Work
+from edgefed.agent.eligibility import Guard
+from edgefed.agent.frames import Finished, Prepare, Prepared
 from edgefed.agent.options import AgentOptions
 from edgefed.agent.plan import CannotTakePart, parts_to_fetch, plan_round
 from edgefed.agent.presence import Presence
 from edgefed.agent.state_directory import StateDirectory
+from edgefed.agent.supervised_work import SupervisedWork
 from edgefed.agent.uploads import Uploads
-from edgefed.agent.worker_process import WorkCancelled, WorkerProcess
+from edgefed.agent.worker_process import WorkerProcess
+from edgefed.devices.conditions import read_conditions
 from edgefed.errors import EdgefedError
 from edgefed.files import hash_file
 from edgefed.protocol.messages.down import Accepted, DownMessage, Refused
@@ -38,7 +43,6 @@ __all__ = ["Participation"]
 _log = logging.getLogger(__name__)
 
 _JOIN_PATIENCE_S = 15.0
-_CANCEL_PATIENCE_S = 60.0
 _TIME_MARGIN = 1.2
 
 
@@ -74,6 +78,8 @@ class Participation:
         self._state = state
         self._worker = worker
         self._board = board
+        guard = Guard(options.eligibility, partial(read_conditions, Path(options.root)))
+        self._supervised = SupervisedWork(transport, presence, worker, board, guard)
         self._up = topics.device(options.device, "up")
         self._downloads = Downloads(transport, topics, self._send, state.parts)
         self._uploads = Uploads(transport, self._up, self._send)
@@ -112,6 +118,7 @@ class Participation:
             for left_over in self._state.offers(announced.run):
                 await self._deliver(announced, left_over)
             if (announced.run, announced.round) not in self._done:
+                await self._supervised.until_allowed(announced)
                 offer = await self._do_round(announced)
                 await self._deliver(announced, offer)
         except RoundIsOver as over:
@@ -195,30 +202,7 @@ class Participation:
             threads=self._options.limits.threads,
             hardware=self._options.worker.device,
         )
-        await self._presence.show(self._transport, "training", round=announced.round)
-        reports: asyncio.Queue[Progress] = asyncio.Queue()
-        showing = asyncio.create_task(self._show_progress(reports), name="show-progress")
-        work_task = asyncio.ensure_future(self._worker.work(Work(work=work), reports.put_nowait))
-        watched = self._board.while_run if announced.late_is_used else self._board.while_open
-        try:
-            return await watched(announced, asyncio.shield(work_task))
-        except RoundIsOver:
-            await self._worker.cancel()  # at its next step, so that it stays warm
-            await asyncio.wait({work_task}, timeout=_CANCEL_PATIENCE_S)
-            raise
-        except WorkCancelled as cancelled:
-            raise RoundIsOver(str(cancelled)) from cancelled
-        finally:
-            for task in (showing, work_task):
-                task.cancel()
-            await asyncio.gather(showing, work_task, return_exceptions=True)
-
-    async def _show_progress(self, reports: asyncio.Queue[Progress]) -> None:
-        while True:
-            report = await reports.get()
-            await self._presence.progress(
-                self._transport, step=report.step, steps=report.steps, loss=report.loss, note=report.stage
-            )
+        return await self._supervised.do(announced, work)
 
     async def _keep_answer(
         self, announced: RoundOpen, plan: Plan, prepared: Prepared, fetched: Fetched, finished: Finished

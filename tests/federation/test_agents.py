@@ -85,7 +85,7 @@ class Place:
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.path / f"{len(self.processes)}.log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "edgefed", "-v", *arguments], cwd=self.path, stdout=log, stderr=log
+                [sys.executable, "-m", "edgefed", "-vv", *arguments], cwd=self.path, stdout=log, stderr=log
             )
         self.processes.append(process)
         return process
@@ -167,6 +167,31 @@ def test_a_killed_agent_and_a_killed_broker_do_not_stop_a_federation(place: Plac
     assert two.wait(PATIENCE_S) == 0, place.log(two)
     lines = [json.loads(line) for line in (place.path / "run" / "history.jsonl").read_text().splitlines()]
     assert [sorted(line["devices"]) for line in lines[:2]] == [["one", "two"]] * 2
+
+
+def test_a_device_that_gets_too_hot_sleeps_and_goes_on_where_it_was(place: Place) -> None:
+    place.federation()
+    federation = place.path / "federation.toml"
+    federation.write_text(federation.read_text().replace("local_steps = 2", "local_steps = 40"))
+    zone = place.path / "host" / "sys" / "class" / "thermal" / "thermal_zone0" / "temp"
+    zone.parent.mkdir(parents=True)
+    zone.write_text("40000\n")
+    rules = "[eligibility]\nmax_temperature_c = 80.0\ncheck_every_s = 0.05\n"
+    aggregator = place.start("aggregator", "-c", "federation.toml")
+    path = place.agent("one", more=rules)
+    path.write_text(path.read_text().replace("fleet =", 'root = "host"\nfleet ='))
+    agent = place.start("agent", "--once", "-c", str(path))
+    other = place.start("agent", "--once", "-c", str(place.agent("two")))
+    kept = place.path / "state-one" / "runs"
+    place.wait_for(agent, "step 3 of 40")
+    zone.write_text("91000\n")
+    place.wait_for(agent, "stopped, because the hottest sensor reads 91 °C; at most 80 °C is allowed")
+    assert list(kept.glob("*/update-*.suspended")), "what was done is on disk"
+    zone.write_text("60000\n")
+    assert aggregator.wait(PATIENCE_S) == 0, place.log(aggregator)
+    assert agent.wait(PATIENCE_S) == other.wait(PATIENCE_S) == 0
+    assert "of 40 steps are done and kept" in place.log(agent)
+    assert not list(kept.glob("*/update-*.suspended"))
 
 
 def test_the_second_agent_with_an_id_gives_way(place: Place) -> None:
