@@ -28,7 +28,8 @@ from benchmarks.provenance import provenance
 from edgefed.files import hash_file
 from edgefed.protocol.chunks import CHUNK_HEADER_BYTES, Ranges, decode_chunk, encode_chunk, is_chunk
 from edgefed.transport.base import Message, Transport
-from edgefed.transport.blobs import Credit, IncomingBlob, send_ranges
+from edgefed.transport.blob_receiver import IncomingBlob
+from edgefed.transport.blob_sender import Credit, send_ranges
 from edgefed.transport.mqtt import MqttOptions, connect_mqtt
 from tools.mosquitto import running_mosquitto
 

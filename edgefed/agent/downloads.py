@@ -15,7 +15,7 @@ from edgefed.protocol.messages.up import PartRanges, PartsWanted, UpMessage
 from edgefed.protocol.messages.wire import MAX_RANGES
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Transport
-from edgefed.transport.blobs import IncomingBlob
+from edgefed.transport.blob_receiver import IncomingBlob
 
 __all__ = ["Downloads", "Fetched"]
 

@@ -12,7 +12,7 @@ from edgefed.protocol.chunks import Ranges
 from edgefed.protocol.messages.down import Acknowledged, UploadGrant, UploadProgress
 from edgefed.protocol.messages.up import EvaluationReport, UpdateOffer, UpMessage
 from edgefed.transport.base import Transport
-from edgefed.transport.blobs import Credit, send_ranges
+from edgefed.transport.blob_sender import Credit, send_ranges
 
 __all__ = ["Uploads"]
 

@@ -17,7 +17,7 @@ from edgefed.protocol.chunks import CHUNK_HEADER_BYTES, decode_chunk
 from edgefed.protocol.messages.down import DownMessage, UploadGrant, UploadProgress
 from edgefed.protocol.messages.up import UpdateOffer
 from edgefed.protocol.messages.wire import MAX_RANGES
-from edgefed.transport.blobs import IncomingBlob
+from edgefed.transport.blob_receiver import IncomingBlob
 
 __all__ = ["Intake"]
 

@@ -26,7 +26,7 @@ from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.records import EvaluationRecord, RoundRecord
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Message, Transport
-from edgefed.transport.blobs import send_ranges
+from edgefed.transport.blob_sender import send_ranges
 from edgefed.transport.mqtt import MqttOptions, connect_mqtt
 
 FLEET = "test"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import random
 import resource
@@ -19,9 +20,10 @@ from hypothesis import strategies as st
 from edgefed.errors import ChunkError, Disconnected, PayloadTooLarge
 from edgefed.files import hash_file
 from edgefed.protocol.chunks import Chunk, Ranges, decode_chunk, is_chunk
-from edgefed.transport import blobs
+from edgefed.transport import blob_receiver
 from edgefed.transport.base import Message, Transport
-from edgefed.transport.blobs import Credit, IncomingBlob, send_ranges
+from edgefed.transport.blob_receiver import IncomingBlob
+from edgefed.transport.blob_sender import Credit, send_ranges
 from edgefed.transport.in_memory import InMemoryBroker
 from edgefed.transport.mqtt import MqttOptions, connect_mqtt
 from tools.mosquitto import RunningMosquitto
@@ -185,7 +187,7 @@ def test_a_claim_that_cannot_be_is_not_believed(tmp_path: Path, claim: bytes) ->
 def test_the_disk_has_the_data_before_the_claim(
     blob: IncomingBlob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blobs, "_CHECKPOINT_BYTES", 20_000)
+    monkeypatch.setattr(blob_receiver, "_CHECKPOINT_BYTES", 20_000)
     synced: list[int] = []
     claimed: list[int] = []
     part, real_fdatasync, real_replace = tmp_path / "blobs" / f"{SHA256}.part", os.fdatasync, Path.replace
@@ -195,7 +197,7 @@ def test_the_disk_has_the_data_before_the_claim(
         real_fdatasync(fd)
 
     def replace(self: Path, target: Path) -> Path:
-        claimed.append(Ranges.from_list(blobs.json.loads(self.read_bytes())["received"]).end)
+        claimed.append(Ranges.from_list(json.loads(self.read_bytes())["received"]).end)
         return real_replace(self, target)
 
     monkeypatch.setattr(os, "fdatasync", fdatasync)
@@ -217,11 +219,11 @@ def test_a_receiver_killed_in_the_middle_goes_on_where_it_was(source: Path, tmp_
         import time
         from pathlib import Path
         from edgefed.protocol.chunks import Chunk
-        from edgefed.transport import blobs
+        from edgefed.transport import blob_receiver
         source, directory, sha256 = sys.argv[1:]
-        blobs._CHECKPOINT_BYTES = 10_000
+        blob_receiver._CHECKPOINT_BYTES = 10_000
         content = Path(source).read_bytes()
-        blob = blobs.IncomingBlob(Path(directory), sha256, len(content))
+        blob = blob_receiver.IncomingBlob(Path(directory), sha256, len(content))
         print(blob.received_bytes, flush=True)
         for lo in range(0, len(content), 1_000):
             blob.receive(Chunk(sha256, lo, len(content), content[lo : lo + 1_000]))

@@ -1,0 +1,122 @@
+"""A file on its way out: the ranges that a receiver misses, read out to a topic as chunks.
+
+The receiver is in charge. It says which ranges are missing; the sender publishes those and forgets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from edgefed.errors import ChunkError, PayloadTooLarge
+from edgefed.protocol.chunks import CHUNK_HEADER_BYTES, Ranges, encode_chunk
+from edgefed.transport.base import Transport
+
+__all__ = ["Credit", "send_ranges"]
+
+
+class Credit:
+    """How far a sender may run ahead of its receiver.
+
+    A broker acknowledges what it has queued, not what the receiver has, and its queue for a slow receiver
+    overflows: Mosquitto drops what is past 1000 messages. So the receiver reports now and then how much it has,
+    whoever hears that calls ``confirm``, and ``send_ranges`` waits in ``take``.
+
+    Reports and chunks can get lost. When nothing is heard for ``patience_s``, what is outstanding is taken to
+    be lost, not queued, and sending goes on.
+    """
+
+    def __init__(self, ahead_bytes: int, *, received_bytes: int = 0, patience_s: float = 10.0) -> None:
+        """Start with nothing outstanding.
+
+        Args:
+            ahead_bytes: Most bytes that may be sent and not yet reported. At least two chunks, or the sender
+                idles.
+            received_bytes: What the receiver had before the first chunk is sent.
+            patience_s: How long to wait for a report.
+        """
+        self._ahead_bytes = ahead_bytes
+        self._received_bytes = received_bytes
+        self._outstanding_bytes = 0
+        self._patience_s = patience_s
+        self._news = asyncio.Event()
+
+    def confirm(self, received_bytes: int) -> None:
+        """Take a report: the receiver has so many bytes of the blob in all. Old reports do no harm."""
+        gained_bytes = received_bytes - self._received_bytes
+        if gained_bytes > 0:
+            self._received_bytes = received_bytes
+            self._outstanding_bytes = max(0, self._outstanding_bytes - gained_bytes)
+            self._news.set()
+
+    async def take(self, size_bytes: int) -> None:
+        """Return when so many bytes may be sent. One piece larger than the whole credit goes alone."""
+        while self._outstanding_bytes and self._outstanding_bytes + size_bytes > self._ahead_bytes:
+            self._news.clear()
+            try:
+                await asyncio.wait_for(self._news.wait(), self._patience_s)
+            except asyncio.TimeoutError:
+                self._outstanding_bytes = 0
+        self._outstanding_bytes += size_bytes
+
+
+async def send_ranges(
+    transport: Transport,
+    topic: str,
+    path: Path,
+    sha256: str,
+    ranges: Ranges,
+    *,
+    chunk_bytes: int,
+    window: int = 8,
+    on_progress: Callable[[int], None] | None = None,
+    credit: Credit | None = None,
+) -> None:
+    """Publish these ranges of a file as chunks and return once the broker has acknowledged all of them.
+
+    Args:
+        transport: Where to.
+        topic: Where to.
+        path: The file, all of the blob.
+        sha256: Of the whole file.
+        ranges: What to send.
+        chunk_bytes: Data bytes per chunk; less where the transport takes less. A chunk should take the link less
+            than the connection's ``keepalive_s``.
+        window: Publishes that may wait for the broker's acknowledgement at a time.
+        on_progress: Called with the data bytes of every chunk that the broker acknowledged.
+        credit: Holds the sender back when the receiver falls behind.
+
+    Raises:
+        ChunkError: ``ranges`` reach past the end of the file, or it shrank meanwhile.
+        PayloadTooLarge: The transport takes no more than a chunk's header.
+        TransportError: As ``Transport.publish``.
+    """
+    chunk_bytes = min(chunk_bytes, transport.max_payload_bytes - CHUNK_HEADER_BYTES)
+    if chunk_bytes < 1:
+        raise PayloadTooLarge(CHUNK_HEADER_BYTES + 1, transport.max_payload_bytes)
+    pieces = ranges.chunked(chunk_bytes)
+    with path.open("rb", buffering=0) as file:
+        total_bytes = os.fstat(file.fileno()).st_size
+        if ranges.end > total_bytes:
+            raise ChunkError(f"{path} has {total_bytes} bytes and cannot give [.., {ranges.end})")
+
+        async def lane() -> None:
+            for lo, hi in pieces:  # all lanes draw from one iterator: each piece is sent once, in about this order
+                if credit is not None:
+                    await credit.take(hi - lo)
+                data = os.pread(file.fileno(), hi - lo, lo)
+                if len(data) < hi - lo:
+                    raise ChunkError(f"{path} ended at {lo + len(data)} while it was being sent")
+                await transport.publish(topic, encode_chunk(sha256, lo, total_bytes, data))
+                if on_progress is not None:
+                    on_progress(hi - lo)
+
+        lanes = [asyncio.create_task(lane()) for _ in range(window)]
+        try:
+            await asyncio.gather(*lanes)
+        finally:
+            for task in lanes:
+                task.cancel()
+            await asyncio.gather(*lanes, return_exceptions=True)
