@@ -97,10 +97,10 @@ def _of_fleet(report: Report) -> _Figures:
     none_evaluated = Figure.unknown("no device evaluated")
     return {
         "last evaluated loss": ("", losses[-1] if losses else none_evaluated),
-        "rounds": ("", Figure(sum(one.kind == "train" for one in report.rounds))),
+        "rounds": ("count", Figure(sum(one.kind == "train" for one in report.rounds))),
         "wall time": ("s", Figure(totals.wall_s) if totals.wall_s is not None else Figure.unknown("no round yet")),
         "compute time": ("s", Figure(totals.compute_s)),
-        "tokens": ("tokens", Figure(totals.tokens)),
+        "tokens": ("count", Figure(totals.tokens)),
         "energy": ("J", totals.joules),
         "sent by devices": ("B", Figure(totals.upload_bytes)),
         "taken by devices": ("B", Figure(totals.download_bytes)),
@@ -111,9 +111,9 @@ def _of_fleet(report: Report) -> _Figures:
 def _of_device(device: DeviceReport) -> _Figures:
     use = device.use
     return {
-        "tokens/s": ("tok/s", use.tokens_per_s),
+        "tokens/s": ("", use.tokens_per_s),
         "MFU, live": ("%", use.mfu_live),
-        "tokens/s/W": ("tok/s/W", use.tokens_per_s_per_w),
+        "tokens/s/W": ("", use.tokens_per_s_per_w),
         "energy": ("J", use.joules),
         "peak memory": ("B", use.peak_memory_bytes),
         "step": ("s", use.step_s),

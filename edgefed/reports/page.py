@@ -16,6 +16,7 @@ from edgefed.reports.comparison import Comparison, compare
 from edgefed.reports.page_tables import Table, comparison_tables, device_table, fleet_table, plan_words, round_table
 from edgefed.reports.reference import Reference
 from edgefed.reports.report import DeviceReport, Report
+from edgefed.reports.utilization import Figure
 from edgefed.reports.wording import figure_text, number, quantity, seconds, utc
 
 __all__ = ["render_page"]
@@ -99,8 +100,10 @@ def _tiles(report: Report) -> list[_Tile]:
             number(losses[-1]) if losses else "–",
             f"from {number(losses[0])}, nats per token" if losses else "no device evaluated",
         ),
-        _Tile("tokens trained", quantity(totals.tokens, "").strip(), f"{seconds(totals.compute_s)} of compute"),
-        _Tile("sent by devices", quantity(totals.upload_bytes, "B"), f"broadcast {quantity(totals.broadcast_bytes, 'B')}"),
+        _Tile("tokens trained", quantity(totals.tokens, ""), f"{seconds(totals.compute_s)} of compute"),
+        _Tile(
+            "sent by devices", quantity(totals.upload_bytes, "B"), f"broadcast {quantity(totals.broadcast_bytes, 'B')}"
+        ),
         _Tile("energy", figure_text(totals.joules, "J"), totals.joules.reason),
     ]
 
@@ -111,18 +114,24 @@ def _sheet(device: DeviceReport, report: Report) -> _Sheet:
     facts = [
         ("plan", f"{plan.text}, {plan.below}; holds rank {device.held_rank} of the global adapter"),
         ("ranks trained", ", ".join(map(str, device.ranks)) or "none"),
-        ("data", f"{device.examples:,} examples, {quantity(device.tokens, '').strip()} tokens trained"),
+        ("data", f"{device.examples:,} examples, {quantity(device.tokens, '')} tokens trained"),
         ("model FLOP rate", _with_reason(use.flops_per_s, "FLOP/s")),
         ("step", f"{_with_reason(use.step_s, 's')}; plan said {_with_reason(use.predicted_step_s, 's')}"),
-        ("peak memory", f"{_with_reason(use.peak_memory_bytes, 'B')}; plan said {_with_reason(use.predicted_peak_bytes, 'B')}"),
-        ("network", f"down {_with_reason(use.download_bytes_per_s, 'B/s')}; up {_with_reason(use.upload_bytes_per_s, 'B/s')}"),
+        (
+            "peak memory",
+            f"{_with_reason(use.peak_memory_bytes, 'B')}; plan said {_with_reason(use.predicted_peak_bytes, 'B')}",
+        ),
+        (
+            "network",
+            f"down {_with_reason(use.download_bytes_per_s, 'B/s')}; up {_with_reason(use.upload_bytes_per_s, 'B/s')}",
+        ),
         ("energy sensor", _energy_words(device, report)),
     ]
     rows = [row for row in report.device_rounds if row.device == device.device]
     return _Sheet(device, device.plan_reason or "the device gave no reason for its plan", facts, device_table(rows))
 
 
-def _with_reason(figure, unit: str) -> str:
+def _with_reason(figure: Figure, unit: str) -> str:
     text = figure_text(figure, unit)
     return f"not known ({figure.reason})" if figure.value is None else text
 

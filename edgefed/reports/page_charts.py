@@ -9,10 +9,10 @@ from markupsafe import Markup
 
 from edgefed.reports.reference import Reference
 from edgefed.reports.report import DeviceReport, Report
-from edgefed.reports.svg import Part, axis, bar, line_plot, nice_ticks, timeline
+from edgefed.reports.svg import Part, axis, bar, line_plot, nice_ticks, time_ticks, timeline
 from edgefed.reports.timeline import PHASES, Phase
 from edgefed.reports.utilization import Figure, Utilization
-from edgefed.reports.wording import figure_text, number, percent, quantity, seconds, signed_percent
+from edgefed.reports.wording import number, percent, quantity, seconds, signed_percent, tick, tick_seconds
 
 __all__ = [
     "Bars",
@@ -65,7 +65,8 @@ class Bars:
 def phase_bars(report: Report) -> Bars:
     """Returns where each device's time went, in seconds over the whole run, all on one scale."""
     longest_s = max((device.phases.total_s for device in report.devices), default=0.0)
-    full, ticks = _scale(longest_s)
+    ticks = time_ticks(longest_s)
+    full = ticks[-1]
     rows = []
     for device in report.devices:
         total_s = device.phases.total_s
@@ -81,7 +82,11 @@ def phase_bars(report: Report) -> Bars:
         busy = 1 - device.phases.idle_s / total_s
         label = f"{device.device}: " + ", ".join(f"{p} {seconds(device.phases.seconds(p))}" for p in PHASES)
         rows.append(_row(device, [bar(parts, full, label=label)], [f"{percent(busy)} busy"]))
-    return Bars(rows, axis([(tick, seconds(tick)) for tick in ticks], full), [(phase, _PHASE_WORDS[phase]) for phase in PHASES])
+    return Bars(
+        rows,
+        axis([(at, tick_seconds(at)) for at in ticks], full),
+        [(phase, _PHASE_WORDS[phase]) for phase in PHASES],
+    )
 
 
 _PHASE_WORDS: dict[Phase, str] = {
@@ -124,7 +129,9 @@ def _measure_bars(
     full, ticks = _scale(max(known, default=0.0))
 
     def parts(whose: str, use: Utilization, kind: str) -> tuple[list[Markup], list[str], str]:
-        bars, values, missing = [], [], {}
+        bars: list[Markup] = []
+        values: list[str] = []
+        missing: dict[str, None] = {}
         for measure, read in measures:
             figure = read(use)
             if figure.value is None:
@@ -135,9 +142,11 @@ def _measure_bars(
             values.append(text(figure.value))
         return bars, values, "" if bars else "; ".join(missing)
 
-    rows = [Row(one.name, *parts(one.name, one.use, "reference"), badge="reference", reference=True) for one in references]
+    rows = [
+        Row(one.name, *parts(one.name, one.use, "reference"), badge="reference", reference=True) for one in references
+    ]
     rows += [_row(device, *parts(device.device, device.use, "")) for device in report.devices]
-    return Bars(rows, axis([(tick, text(tick)) for tick in ticks], full) if known else None)
+    return Bars(rows, axis([(at, tick(text(at))) for at in ticks], full) if known else None)
 
 
 def memory_bars(report: Report) -> Bars:
@@ -160,18 +169,19 @@ def memory_bars(report: Report) -> Bars:
         if len(bars) == 1:
             values[0] += f"; {'no prediction' if predicted.value is None else 'not measured'}"
         rows.append(_row(device, bars, values, "" if bars else reason))
-    ticks_text = axis([(tick, quantity(tick, "B") if tick else "0") for tick in ticks], full) if known else None
+    ticks_text = axis([(at, tick(quantity(at, "B"))) for at in ticks], full) if known else None
     return Bars(rows, ticks_text, [("predicted", "predicted by the plan"), ("measured", "measured")])
 
 
 def traffic_bars(report: Report) -> tuple[Bars, Bars]:
     """Returns bytes per round (broadcast once, sent by all devices) and energy per round."""
-    totals = [(one.broadcast_bytes or 0) + one.upload_bytes for one in report.rounds]
+    trained = [one for one in report.rounds if one.kind != "evaluate"]
+    totals = [(one.broadcast_bytes or 0) + one.upload_bytes for one in trained]
     full, ticks = _scale(float(max(totals, default=0)))
-    energies = [one.joules.value for one in report.rounds if one.joules.value is not None]
+    energies = [one.joules.value for one in trained if one.joules.value is not None]
     full_j, ticks_j = _scale(max(energies, default=0.0))
     bytes_rows, energy_rows = [], []
-    for one in report.rounds:
+    for one in trained:
         name = f"round {one.round}"
         out = float(one.broadcast_bytes or 0)
         parts = [
@@ -189,17 +199,19 @@ def traffic_bars(report: Report) -> tuple[Bars, Bars]:
     return (
         Bars(
             bytes_rows,
-            axis([(tick, quantity(tick, "B") if tick else "0") for tick in ticks], full),
+            axis([(at, tick(quantity(at, "B"))) for at in ticks], full),
             [("download", "broadcast, once for all devices"), ("upload", "sent by the devices")],
         ),
-        Bars(energy_rows, axis([(t, quantity(t, "J") if t else "0") for t in ticks_j], full_j) if energies else None),
+        Bars(energy_rows, axis([(at, tick(quantity(at, "J"))) for at in ticks_j], full_j) if energies else None),
     )
 
 
 def loss_plot(report: Report) -> tuple[Markup, Markup, Markup] | None:
     """Returns y axis, plot and x axis of the evaluated loss and of the training loss by round; None without any."""
     evaluated = [(float(one.round - 1), one.loss.value) for one in report.rounds if one.loss.value is not None]
-    trained = [(one.round - 0.5, one.training_loss.value) for one in report.rounds if one.training_loss.value is not None]
+    trained = [
+        (one.round - 0.5, one.training_loss.value) for one in report.rounds if one.training_loss.value is not None
+    ]
     if not evaluated and not trained:
         return None
     last = max((one.round - (one.kind != "train") for one in report.rounds), default=1)
@@ -207,7 +219,7 @@ def loss_plot(report: Report) -> tuple[Markup, Markup, Markup] | None:
     return line_plot(
         [("trained", trained), ("evaluated", evaluated)],
         label="loss by merged rounds",
-        x_ticks=[float(tick) for tick in range(0, last + 1, step)] + ([float(last)] if last % step else []),
+        x_ticks=[float(at) for at in range(0, last + 1, step)] + ([float(last)] if last % step else []),
     )
 
 
@@ -235,9 +247,9 @@ def time_lines(report: Report) -> Bars:
         ]
         label = f"{device.device}: {device.rounds} rounds"
         rows.append(_row(device, [timeline(parts, full, marks, label=label)], [f"{device.rounds} rounds"]))
-    ticks = [tick for tick in nice_ticks(0.0, full) if tick <= full]
-    legend = [(kind, words) for kind, words in _SPAN_WORDS.items()]
-    return Bars(rows, axis([(tick, seconds(tick)) for tick in ticks], full), legend)
+    ticks = [at for at in time_ticks(full) if at <= full]
+    legend = list(_SPAN_WORDS.items())
+    return Bars(rows, axis([(at, tick_seconds(at)) for at in ticks], full), legend)
 
 
 _SPAN_WORDS = {
@@ -250,9 +262,7 @@ _SPAN_WORDS = {
 }
 
 
-def _row(
-    device: DeviceReport, bars: Sequence[Markup] = (), values: Sequence[str] = (), missing: str = ""
-) -> Row:
+def _row(device: DeviceReport, bars: Sequence[Markup] = (), values: Sequence[str] = (), missing: str = "") -> Row:
     return Row(device.device, bars, values, missing, badge="emulated" if device.emulated else "")
 
 

@@ -57,7 +57,7 @@ def fleet_table(report: Report) -> Table:
     """Returns a row per device: its plan and what it reached over the run."""
     notes = Notes()
     header = (
-        "device", "plan", "updates", "tokens/s", "MFU live", "MFU sheet", "power", "energy", "η_e",
+        "device", "plan", "updates", "tokens/s", "MFU live", "MFU sheet", "power", "energy", "tokens/s/W",
         "peak memory", "G", "hottest", "throttled",
     )  # fmt: skip
     return Table(header, [_fleet_row(device, notes) for device in report.devices], notes)
@@ -69,7 +69,7 @@ def _fleet_row(device: DeviceReport, notes: Notes) -> list[Cell]:
     return [
         Cell(
             device.device,
-            below=device.board or "board not known",
+            below="" if device.emulated and device.board == device.emulated else device.board or "board not known",
             badge=f"emulates {device.emulated}" if device.emulated else "",
         ),
         plan_words(device),
@@ -140,9 +140,7 @@ def device_table(rows: Sequence[DeviceRound]) -> Table:
 
 
 def _device_row(row: DeviceRound, notes: Notes) -> list[Cell]:
-    outcome = Cell(
-        row.outcome, notes.number(row.reason), kind="warn" if row.outcome in ("dropped", "rejected") else ""
-    )
+    outcome = Cell(row.outcome, notes.number(row.reason), kind="warn" if row.outcome in ("dropped", "rejected") else "")
     if row.record is None or row.use is None:
         return [Cell(str(row.round)), outcome, *[Cell("–", notes.number("the device sent no record"))] * 13]
     record, use = row.record, row.use
@@ -172,30 +170,46 @@ def _load(figure: Figure, notes: Notes) -> Cell:
 
 
 def comparison_tables(comparison: Comparison) -> list[tuple[str, Table]]:
-    """Returns a table of the fleet and one of all devices, each with both runs and the change."""
-    return [
-        ("The fleet", _changes_table([one for one in comparison.changes if not one.of])),
-        ("Device by device", _changes_table([one for one in comparison.changes if one.of])),
-    ]
+    """Returns a table of the fleet, a row per figure, and one of the devices that are in both runs, a row each."""
+    return [("The fleet", _fleet_changes(comparison)), ("Device by device", _device_changes(comparison))]
 
 
-def _changes_table(changes: Sequence[Change]) -> Table:
+def _fleet_changes(comparison: Comparison) -> Table:
     notes = Notes()
-    with_device = any(change.of for change in changes)
-    rows = []
-    before = ""
-    for change in changes:
-        name = [Cell(change.of, kind="again" if change.of == before else "")] if with_device else []
-        before = change.of
-        difference = "–" if change.change.value is None else signed_percent(change.change.value)
-        rows.append(
-            [
-                *name,
-                Cell(change.name),
-                notes.cell(change.before, change.unit),
-                notes.cell(change.after, change.unit),
-                Cell(difference, 0 if change.change.value is not None else notes.number(change.change.reason)),
-            ]
-        )
-    header = ("device", "figure", "before", "this run", "change") if with_device else ("figure", "before", "this run", "change")  # fmt: skip
-    return Table(header, rows, notes)
+    rows = [
+        [
+            Cell(change.name),
+            notes.cell(change.before, change.unit),
+            notes.cell(change.after, change.unit),
+            _difference(change, notes),
+        ]
+        for change in comparison.changes
+        if not change.of
+    ]
+    return Table(("figure", "before", "this run", "change"), rows, notes)
+
+
+def _device_changes(comparison: Comparison) -> Table:
+    notes = Notes()
+    by_device: dict[str, list[Change]] = {}
+    for change in comparison.changes:
+        if change.of:
+            by_device.setdefault(change.of, []).append(change)
+    names = [change.name for change in next(iter(by_device.values()), [])]
+    rows = [[Cell(device), *(_changed(one, notes) for one in changes)] for device, changes in by_device.items()]
+    return Table(("device", *names), rows, notes)
+
+
+def _changed(change: Change, notes: Notes) -> Cell:
+    """Returns the figure of this run, and below what it was before."""
+    if change.after.value is None:
+        return notes.cell(change.after, change.unit)
+    before = figure_text(change.before, change.unit)
+    below = before if change.change.value is None else f"{signed_percent(change.change.value)} ({before})"
+    return Cell(figure_text(change.after, change.unit), notes.number(change.change.reason), below=below)
+
+
+def _difference(change: Change, notes: Notes) -> Cell:
+    if change.change.value is None:
+        return Cell("–", notes.number(change.change.reason))
+    return Cell(signed_percent(change.change.value))

@@ -254,7 +254,7 @@ def _records(rows: Sequence[DeviceRound]) -> list[RoundRecord]:
 def _device(name: str, rows: Sequence[DeviceRound]) -> DeviceReport:
     records = _records(rows)
     trained = [record for record in records if record.steps]
-    latest = (trained or records or [None])[-1]
+    latest = next(reversed(trained or records), None)
     losses = [record for record in trained if record.loss_first is not None]
     return DeviceReport(
         device=name,
@@ -338,9 +338,7 @@ def _fleet_joules(records: Sequence[RoundRecord]) -> Figure:
     return Figure(sum(known), left_out)
 
 
-def _totals(
-    rows: Sequence[DeviceRound], devices: Sequence[DeviceReport], rounds: Sequence[RoundReport]
-) -> FleetTotals:
+def _totals(rows: Sequence[DeviceRound], devices: Sequence[DeviceReport], rounds: Sequence[RoundReport]) -> FleetTotals:
     times = [one.opened_unix_s for one in rounds if one.opened_unix_s is not None]
     ends = [one.closed_unix_s for one in rounds if one.closed_unix_s] + [row.received_unix_s for row in rows]
     return FleetTotals(

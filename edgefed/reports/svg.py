@@ -1,16 +1,19 @@
-"""Charts as small inline SVG that follow the page: across in percent, so that they fit a phone and a sheet of paper
-without shrinking their text; down in pixels; colours by class, so that the style sheet sets them for light and dark.
-"""  # noqa: D205, D400 - one sentence
+"""Charts as small inline SVG that follow the page.
+
+Across they are in percent, so that they fit a phone and a sheet of paper without shrinking their text; down in pixels.
+Colours are classes, which the style sheet sets for light and dark.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-__all__ = ["Part", "axis", "bar", "line_plot", "nice_ticks", "timeline"]
+__all__ = ["Part", "axis", "bar", "line_plot", "nice_ticks", "time_ticks", "timeline"]
 
 _BAR_PX = 14
 _AXIS_PX = 18
@@ -84,7 +87,7 @@ def line_plot(
     drawn = [
         _line(across(a[0]), down(a[1]), across(b[0]), down(b[1]), f"line {kind}")
         for kind, line in series
-        for a, b in zip(line, line[1:], strict=False)
+        for a, b in itertools.pairwise(line)
     ]
     dots = [
         Markup('<circle cx="{}" cy="{}" r="3" class="dot {}"><title>{}</title></circle>').format(
@@ -107,6 +110,34 @@ def nice_ticks(low: float, high: float, *, about: int = 4) -> list[float]:
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * about >= span * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(step * index, 12) for index in range(first, last + 1)]
+
+
+def time_ticks(longest_s: float, *, about: int = 6) -> list[float]:
+    """Returns round times from 0 to at or above `longest_s`: whole minutes or hours where there are any."""
+    for step_s in _TIME_STEPS_S:
+        if 1 < longest_s <= step_s * about:
+            return [step_s * index for index in range(math.ceil(longest_s / step_s - 1e-9) + 1)]
+    return nice_ticks(0.0, longest_s, about=about)
+
+
+_TIME_STEPS_S = (
+    0.5,
+    1.0,
+    2.0,
+    5.0,
+    10.0,
+    15.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+    600.0,
+    1800.0,
+    3600.0,
+    7200.0,
+    21600.0,
+    86400.0,
+)
 
 
 def _svg(height_px: int, label: str, items: Sequence[Markup]) -> Markup:

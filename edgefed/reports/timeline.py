@@ -1,7 +1,7 @@
 """Where a device's time in a round went, as seconds per phase and as spans on the aggregator's clock.
 
-Clocks on boards are often wrong, so only the aggregator's is used: it knows when a round was opened and when an update was
-whole. The device's durations are laid out backwards from there; what is left over is idle time.
+Clocks on boards are often wrong, so only the aggregator's is used: it knows when a round was opened and when an update
+was whole. The device's durations are laid out backwards from there; what is left over is idle time.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ The measures are those of arXiv 2310.03150 (Federated Fine-Tuning of LLMs on the
 
 - **compute seconds** T_comp = data + forward + backward + optimizer: whole steps, so that waiting for data lowers a
   utilization, and loading, evaluating and transferring do not.
-- **MFU** (model FLOPs utilization, arXiv 2204.02311) = model FLOPs / (T_comp × peak FLOP/s). Model FLOPs are analytic and
-  of real tokens: padding and recomputation are no useful work. *Live*: against the matrix-product rate that was measured
-  on the device; *sheet*: against what the board's data sheet says for its power mode.
+- **MFU** (model FLOPs utilization, arXiv 2204.02311) = model FLOPs / (T_comp × peak FLOP/s). Model FLOPs are analytic
+  and of real tokens: padding and recomputation are no useful work. *Live*: against the matrix-product rate that was
+  measured on the device; *sheet*: against what the board's data sheet says for its power mode.
 - **tokens/s** (TPS) = (source + target tokens) / T_comp.
 - **η_e** = TPS / mean watts, in tokens per second per watt, which is tokens per joule.
 - **granularity** G = T_comp / T_comm with T_comm = download + upload seconds: below 1 the network is the bottleneck.
@@ -102,8 +102,8 @@ def measure(record: RoundRecord) -> Utilization:
 def summarize(records: Sequence[RoundRecord]) -> Utilization:
     """Returns the measures of a device over its rounds.
 
-    Rates and shares are ratios of sums, so that long rounds count for more; a round that lacks one of the two numbers is
-    left out of both sums, and the reason says so. Peaks and temperatures are maxima.
+    Rates and shares are ratios of sums, so that long rounds count for more; a round that lacks one of the two numbers
+    is left out of both sums, and the reason says so. Peaks and temperatures are maxima.
     """
     trained = [record for record in records if record.steps and _compute_s(record) > 0]
     compute = _sum(trained, _compute_s, "nothing was trained")
