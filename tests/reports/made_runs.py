@@ -120,14 +120,15 @@ def _full_record(dice: random.Random, name: str, device: int, round_: int, round
     ]  # fmt: skip
     return RoundRecord(
         device=name, round=round_, rank=rank, held_rank=min(rank, 16), quantization=quantization, examples=360,
-        steps=10, loss_first=6.2 / round_, loss_mean=5.8 / round_, loss_last=5.5 / round_, data_s=0.12, forward_s=forward_s,
-        backward_s=backward_s, optimizer_s=0.3, train_s=forward_s + backward_s + 0.5, load_s=6.3 if round_ == 1 else 0.0,
+        steps=10, loss_first=6.2 / round_, loss_mean=5.8 / round_, loss_last=5.5 / round_, data_s=0.12,
+        forward_s=forward_s, backward_s=backward_s, optimizer_s=0.3, train_s=forward_s + backward_s + 0.5,
+        load_s=6.3 if round_ == 1 else 0.0,
         source_tokens=7350, target_tokens=2633, download_bytes=86_000 * rank, download_s=0.05 * rank,
         upload_bytes=43_000 * rank, upload_s=0.03 * rank, peak_resident_bytes=peak_bytes, peak_memory_bytes=peak_bytes,
         predicted_peak_bytes=int(peak_bytes * (0.93 + 0.14 * dice.random())), predicted_step_s=1.2,
         micro_batch_size=(0, 4)[device % 2], gradient_checkpointing=device % 4 == 0,
-        plan_reason=f"rank {rank} is the largest that fits the memory with 1.0 GB in reserve; {quantization} because fp32 "
-        "would need 4.2 GB of 3.4 GB",
+        plan_reason=f"rank {rank} is the largest that fits the memory with 1.0 GB in reserve; {quantization} because "
+        "fp32 would need 4.2 GB of 3.4 GB",
         model_flops=share * peak * (forward_s + backward_s + 0.42), live_peak_flops_per_s=peak,
         sheet_peak_flops_per_s=peak * 1.6 if device % 4 != 2 else None, board=board, emulated=emulated,
         use=_use(dice, device), step_records=steps, evaluation=evaluation,
