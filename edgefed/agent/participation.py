@@ -29,7 +29,7 @@ from edgefed.agent.worker_process import WorkerProcess
 from edgefed.devices.conditions import read_conditions
 from edgefed.errors import EdgefedError
 from edgefed.files import hash_file
-from edgefed.protocol.messages.down import Accepted, DownMessage, Refused
+from edgefed.protocol.messages.down import Accepted, Refused, RoundAnswer
 from edgefed.protocol.messages.manifest import Plan
 from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.protocol.messages.up import Decline, EvaluationReport, Join, UpdateOffer, UpMessage
@@ -89,7 +89,7 @@ class Participation:
 
     # --- what arrives for it --------------------------------------------------------------------------------------
 
-    def hear(self, message: DownMessage) -> None:
+    def hear(self, message: RoundAnswer) -> None:
         """Takes what the aggregator says to this device."""
         if isinstance(message, Accepted | Refused):
             self._answers.put_nowait(message)
@@ -167,7 +167,7 @@ class Participation:
             plan=plan,
             fingerprint=prepared.fingerprint,
             model=announced.model.name,
-            examples=prepared.examples,
+            examples=prepared.training_set.examples,
         )
         while True:
             await self._send(join)
@@ -224,7 +224,7 @@ class Participation:
                 plan=plan,
                 fingerprint=prepared.fingerprint,
                 model=announced.model.name,
-                examples=prepared.examples,
+                examples=prepared.training_set.examples,
                 record=msgspec.structs.replace(record, upload_bytes=size_bytes),
             )
         await asyncio.to_thread(self._state.save_offer, answer)

@@ -11,6 +11,7 @@ import contextlib
 import logging
 
 from edgefed.agent.announcements import Announcements
+from edgefed.agent.network_probe import NetworkProbe
 from edgefed.agent.options import AgentOptions
 from edgefed.agent.participation import Participation
 from edgefed.agent.presence import Presence
@@ -19,7 +20,7 @@ from edgefed.agent.worker_process import WorkerProcess
 from edgefed.devices.profile import read_profile
 from edgefed.errors import MessageError, TransportError
 from edgefed.protocol.chunks import is_chunk
-from edgefed.protocol.messages.down import decode_down
+from edgefed.protocol.messages.down import Pong, decode_down
 from edgefed.protocol.messages.retained import FederationFinished, RoundMessage, decode_round
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
@@ -61,6 +62,7 @@ class Supervisor:
         self._leave_when_finished = leave_when_finished
         self._board = Announcements()
         self._participation = Participation(options, transport, presence, state, worker, self._board)
+        self._network = NetworkProbe(transport, self._topics, options.device)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -118,7 +120,11 @@ class Supervisor:
         elif message.topic == self._presence.topic:
             await self._presence.heard(self._transport, message.payload)
         elif not is_chunk(message.payload):
-            self._participation.hear(decode_down(message.payload))
+            answer = decode_down(message.payload)
+            if isinstance(answer, Pong):
+                self._network.hear(answer)
+            else:
+                self._participation.hear(answer)
 
     # --- one round after the other --------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from edgefed.aggregation.exchange import Exchange
 from edgefed.coordinator import events
 from edgefed.coordinator.answers import Answer, Outcome
 from edgefed.coordinator.broadcast import Broadcast
+from edgefed.coordinator.echo import Echo
 from edgefed.coordinator.intake import Intake
 from edgefed.coordinator.ledger import Ledger
 from edgefed.coordinator.offers import judge_offer
@@ -21,7 +22,7 @@ from edgefed.errors import AdapterError
 from edgefed.protocol.chunks import Ranges, is_chunk
 from edgefed.protocol.messages.down import Acknowledged, DownMessage, Refused
 from edgefed.protocol.messages.retained import decode_device_state
-from edgefed.protocol.messages.up import Decline, EvaluationReport, Join, PartsWanted, UpdateOffer, decode_up
+from edgefed.protocol.messages.up import Decline, EvaluationReport, Join, PartsWanted, Ping, UpdateOffer, decode_up
 from edgefed.protocol.tasks import ModelReference
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Message
@@ -79,6 +80,7 @@ class Reception:
         self._broadcast = broadcast
         self._tell = tell
         self._perform = perform
+        self._echo = Echo(tell)
         self.rejected = store.count_rejected()
 
     def hear(self, message: Message) -> None:
@@ -143,7 +145,9 @@ class Reception:
 
     def _hear_word(self, device: str, payload: bytes) -> None:
         word = decode_up(payload)
-        if word.run != self._run:
+        if isinstance(word, Ping):
+            self._echo.answer(device, word)
+        elif word.run != self._run:
             self._answer_a_stranger(device, word)
         elif isinstance(word, Join):
             self._join(device, word)

@@ -13,12 +13,21 @@ from hypothesis import example, given, reject, settings
 from hypothesis import strategies as st
 from msgspec import inspect
 
+from edgefed.devices.compute import ComputeProfile
+from edgefed.devices.cpu import CpuProfile
+from edgefed.devices.gpu import GpuProfile
+from edgefed.devices.measurement import absent, measured
+from edgefed.devices.memory import HostMemory, MemoryProfile
+from edgefed.devices.network import NetworkProfile
 from edgefed.devices.profile import DeviceProfile
+from edgefed.devices.sensors import AbsentSensor, PowerProfile, PowerSensor, ThermalProfile
+from edgefed.devices.storage import StorageProfile
 from edgefed.errors import MessageError
 from edgefed.protocol.messages.down import (
     Accepted,
     Acknowledged,
     DownMessage,
+    Pong,
     Refused,
     UploadGrant,
     UploadProgress,
@@ -41,6 +50,7 @@ from edgefed.protocol.messages.up import (
     Join,
     PartRanges,
     PartsWanted,
+    Ping,
     UpdateOffer,
     UpMessage,
     decode_up,
@@ -189,6 +199,7 @@ SAMPLES: dict[str, tuple[Decode, msgspec.Struct]] = {
         ),
     ),
     "evaluation-report": (decode_up, EvaluationReport(run="0a1b2c3d", round=11, record=RECORD)),
+    "ping": (decode_up, Ping(nonce="c0ffee", sequence=3, answer_bytes=8, padding="abcd")),
     "accepted": (decode_down, Accepted(run="0a1b2c3d", round=2, remaining_s=599.5)),
     "refused": (decode_down, Refused(run="0a1b2c3d", round=2, reason="not selected for this round", final=True)),
     "upload-grant": (
@@ -200,6 +211,7 @@ SAMPLES: dict[str, tuple[Decode, msgspec.Struct]] = {
         decode_down,
         Acknowledged(run="0a1b2c3d", round=2, sha256=SHA256, outcome="rejected", reason="NaN in it"),
     ),
+    "pong": (decode_down, Pong(nonce="c0ffee", sequence=3, padding="01234567", refused="")),
     "device-profile": (
         lambda payload: msgspec.json.decode(payload, type=DeviceProfile),
         DeviceProfile(
@@ -216,6 +228,65 @@ SAMPLES: dict[str, tuple[Decode, msgspec.Struct]] = {
             disk_free_bytes=107374182400,
             quantization="nf4",
             max_rank=8,
+            board="jetson-orin-nano-8gb",
+            memory=MemoryProfile(
+                kind="unified",
+                total_bytes=7990894592,
+                available_bytes=6442450944,
+                host=HostMemory(total_bytes=7990894592, available_bytes=6442450944),
+                method="MemAvailable",
+            ),
+            cpu=CpuProfile(
+                model=None,
+                architecture="aarch64",
+                usable=6,
+                logical=6,
+                physical=6,
+                clock_max_hz=measured(1510400000.0, "cpufreq"),
+                instructions=("asimd",),
+            ),
+            gpu=GpuProfile(
+                name="Orin",
+                compute_capability=8.7,
+                integrated=True,
+                memory_total_bytes=7990894592,
+                memory_free_bytes=1073741824,
+                sm_count=8,
+                clock_hz=measured(624750000.0, "devfreq"),
+            ),
+            compute=ComputeProfile(
+                hardware="cuda",
+                threads=6,
+                flops_per_s={"bf16": measured(8.0e12, "torch.mm"), "int8": absent("no kernel")},
+                memory_bandwidth_bytes_per_s=measured(5.5e10, "copy"),
+                torch_version="2.11.0",
+                bitsandbytes_version=None,
+            ),
+            storage=StorageProfile(
+                total_bytes=256000000000,
+                free_bytes=107374182400,
+                file_system="ext4",
+                read_bytes_per_s=measured(1.5e9, "128 MiB"),
+                write_bytes_per_s=measured(5.0e8, "128 MiB"),
+                sync_s=measured(0.002, "fsync"),
+            ),
+            power=PowerProfile(
+                mode="15W",
+                sensors=(
+                    PowerSensor(name="VDD_IN", method="ina3221", scope="module", coverage="the module", used=True),
+                ),
+                absent=(AbsentSensor(name="rapl", reason="no such directory", remedy=""),),
+            ),
+            thermal=ThermalProfile(temperature_c={"gpu-thermal": 48.5}, throttled=False),
+            network=NetworkProfile(
+                latency_s=measured(0.004, "median"),
+                uplink_bytes_per_s=measured(1.0e7, "1 MiB"),
+                downlink_bytes_per_s=absent("the aggregator declined"),
+            ),
+            why_null={"real": "nothing is emulated"},
+            warnings=("hot",),
+            measured_unix_s=1700000000.5,
+            quick=True,
         ),
     ),
 }
@@ -401,6 +472,39 @@ def test_steps_of_a_newer_version_may_have_more_columns() -> None:
         (decode_device_state, {"status": "ready", "instance": "x"}, DeviceState(status="ready", instance="x")),
         (decode_aggregator_state, {"status": "lost", "instance": ""}, AggregatorState(status="lost", instance="")),
         (decode_round, {"type": "finished", "run": "r", "round": 3}, FederationFinished(run="r", round=3)),
+        (
+            SAMPLES["device-profile"][0],
+            {
+                "edgefed_version": "0.1.0",
+                "host": "barn",
+                "model": None,
+                "architecture": "aarch64",
+                "system": "Linux",
+                "python": "3.10.12",
+                "cpu_model": None,
+                "cpu_count": 6,
+                "memory_total_bytes": 8,
+                "memory_available_bytes": 6,
+                "disk_free_bytes": 9,
+                "quantization": "nf4",
+                "max_rank": 8,
+            },
+            DeviceProfile(
+                edgefed_version="0.1.0",
+                host="barn",
+                model=None,
+                architecture="aarch64",
+                system="Linux",
+                python="3.10.12",
+                cpu_model=None,
+                cpu_count=6,
+                memory_total_bytes=8,
+                memory_available_bytes=6,
+                disk_free_bytes=9,
+                quantization="nf4",
+                max_rank=8,
+            ),
+        ),
         (
             decode_down,
             {"type": "refused", "run": "r", "round": 3, "reason": "full"},

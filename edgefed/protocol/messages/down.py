@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-from edgefed.protocol.messages.wire import RangeList, RunId, Sha256, Text, Wire, decode
+from edgefed.protocol.messages.wire import Nonce, Padding, RangeList, RunId, Sha256, Text, Wire, decode
 from edgefed.protocol.records import Count, PositiveCount
 
-__all__ = ["Accepted", "Acknowledged", "DownMessage", "Refused", "UploadGrant", "UploadProgress", "decode_down"]
+__all__ = [
+    "Accepted",
+    "Acknowledged",
+    "DownMessage",
+    "Pong",
+    "Refused",
+    "RoundAnswer",
+    "UploadGrant",
+    "UploadProgress",
+    "decode_down",
+]
 
 
 class Accepted(Wire, frozen=True, kw_only=True, tag="accepted"):
@@ -60,7 +70,23 @@ class Acknowledged(Wire, frozen=True, kw_only=True, tag="acknowledged"):
     reason: Text = ""
 
 
-DownMessage = Accepted | Refused | UploadGrant | UploadProgress | Acknowledged
+class Pong(Wire, frozen=True, kw_only=True, tag="pong"):
+    """The answer to `Ping`.
+
+    Attributes:
+        nonce, sequence: of the ping.
+        padding: as many bytes as were wanted.
+        refused: why the aggregator does not measure with this device now; "" where it does.
+    """
+
+    nonce: Nonce
+    sequence: Count
+    padding: Padding = ""
+    refused: Text = ""
+
+
+RoundAnswer = Accepted | Refused | UploadGrant | UploadProgress | Acknowledged
+DownMessage = RoundAnswer | Pong
 
 
 def decode_down(payload: bytes) -> DownMessage:

@@ -7,7 +7,18 @@ from typing import Annotated
 from msgspec import Meta
 
 from edgefed.protocol.messages.manifest import Plan
-from edgefed.protocol.messages.wire import MAX_RANGES, RangeList, RunId, Sha256, Text, Wire, decode
+from edgefed.protocol.messages.wire import (
+    MAX_PADDING_BYTES,
+    MAX_RANGES,
+    Nonce,
+    Padding,
+    RangeList,
+    RunId,
+    Sha256,
+    Text,
+    Wire,
+    decode,
+)
 from edgefed.protocol.records import Count, PositiveCount, RoundRecord
 
 __all__ = [
@@ -16,6 +27,8 @@ __all__ = [
     "Join",
     "PartRanges",
     "PartsWanted",
+    "Ping",
+    "RoundWord",
     "UpMessage",
     "UpdateOffer",
     "decode_up",
@@ -84,7 +97,24 @@ class EvaluationReport(Wire, frozen=True, kw_only=True, tag="evaluation-report")
     record: RoundRecord
 
 
-UpMessage = Join | Decline | PartsWanted | UpdateOffer | EvaluationReport
+class Ping(Wire, frozen=True, kw_only=True, tag="ping"):
+    """Measures the way to the aggregator and back; belongs to no round, and is answered by `Pong`.
+
+    Attributes:
+        nonce: of one measurement; tells its answers from others'.
+        sequence: of this ping in the measurement.
+        answer_bytes: padding wanted in the answer.
+        padding: what travels; its content does not matter.
+    """
+
+    nonce: Nonce
+    sequence: Count
+    answer_bytes: Annotated[int, Meta(ge=0, le=MAX_PADDING_BYTES)] = 0
+    padding: Padding = ""
+
+
+RoundWord = Join | Decline | PartsWanted | UpdateOffer | EvaluationReport
+UpMessage = RoundWord | Ping
 
 
 def decode_up(payload: bytes) -> UpMessage:

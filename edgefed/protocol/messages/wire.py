@@ -10,8 +10,8 @@ Strict on the way in: a message of an unknown type, with a missing field, a wron
     round                retained.py  RoundOpen | FederationFinished
     device/<id>/state    retained.py  DeviceState
     device/<id>/profile               DeviceProfile (edgefed.devices.profile)
-    device/<id>/up       up.py        Join | Decline | PartsWanted | UpdateOffer | EvaluationReport
-    device/<id>/down     down.py      Accepted | Refused | UploadGrant | UploadProgress | Acknowledged
+    device/<id>/up       up.py        Join | Decline | PartsWanted | UpdateOffer | EvaluationReport | Ping
+    device/<id>/down     down.py      Accepted | Refused | UploadGrant | UploadProgress | Acknowledged | Pong
 """
 
 from __future__ import annotations
@@ -25,15 +25,33 @@ from edgefed.errors import MessageError
 from edgefed.protocol.chunks import MAX_WIRE_RANGES
 from edgefed.protocol.records import Count
 
-__all__ = ["MAX_RANGES", "RangeList", "RunId", "Sha256", "Text", "Wire", "decode", "encode"]
+__all__ = [
+    "MAX_PADDING_BYTES",
+    "MAX_RANGES",
+    "Nonce",
+    "Padding",
+    "RangeList",
+    "RunId",
+    "Sha256",
+    "Text",
+    "Wire",
+    "decode",
+    "encode",
+]
 
 MAX_RANGES = MAX_WIRE_RANGES
 """A list of missing ranges is cut there; the receiver asks again for the rest."""
+
+MAX_PADDING_BYTES = 256 * 1024
+"""Of a message that measures the network."""
 
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 RangeList = Annotated[list[tuple[Count, Count]], Meta(max_length=MAX_RANGES)]
 Text = Annotated[str, Meta(max_length=4096)]
 RunId = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}\Z")]  # devices name a directory by it
+
+Nonce = Annotated[str, Meta(pattern=r"^[0-9a-f]{1,32}\Z")]
+Padding = Annotated[str, Meta(max_length=MAX_PADDING_BYTES)]
 
 
 class Wire(msgspec.Struct, frozen=True, kw_only=True):
