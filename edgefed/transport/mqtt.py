@@ -1,10 +1,4 @@
-"""The promises of ``transport.base`` over an MQTT broker: version 5, or 3.1.1 where it speaks only that.
-
-How memory stays bounded: a received message is acknowledged only when the consumer comes back for the next
-event, and the broker stops sending at ``RECEIVE_MAXIMUM`` unacknowledged ones. A 3.1.1 broker has its own such
-limit (Mosquitto: 20). Should one have none, the connection is dropped when ``_MAX_WAITING_BYTES`` wait; the
-broker delivers again what was not acknowledged.
-"""
+"""The promises of ``transport.base`` over an MQTT broker: version 5, or 3.1.1 where it speaks only that."""
 
 from __future__ import annotations
 
@@ -12,9 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 
 from paho.mqtt.enums import MQTTProtocolVersion
 
@@ -27,6 +19,7 @@ from edgefed.transport.base import (
     Will,
 )
 from edgefed.transport.mqtt_connection import ConnectionEnded, MqttConnection, NoAnswer, VersionRefused
+from edgefed.transport.mqtt_inbox import MqttInbox
 from edgefed.transport.mqtt_options import MqttOptions
 
 __all__ = ["MqttOptions", "MqttTransport", "connect_mqtt"]
@@ -34,7 +27,6 @@ __all__ = ["MqttOptions", "MqttTransport", "connect_mqtt"]
 _log = logging.getLogger(__name__)
 
 _HEADER_ROOM_BYTES = 1024  # fixed header, topic, packet id, properties of a PUBLISH
-_MAX_WAITING_BYTES = 64 << 20
 _MAX_SENDS = 5
 _SILENCE_S = 3.0  # after which a broker that does not answer an MQTT 5 CONNECT is asked in 3.1.1
 _TAKEN_OVER_DELAY_S = 15.0
@@ -71,24 +63,6 @@ async def connect_mqtt(
         await transport.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """An event that waits for the consumer, and what to acknowledge once it was handled."""
-
-    event: Event
-    connection: MqttConnection | None = None
-    packet_id: int | None = None
-
-    @property
-    def size_bytes(self) -> int:
-        return len(self.event.payload) if isinstance(self.event, Message) else 0
-
-    def acknowledge(self) -> None:
-        # Only to the connection that it came over: another one uses the same packet ids for other messages.
-        if self.connection is not None and self.packet_id is not None:
-            self.connection.acknowledge(self.packet_id)
-
-
 class MqttTransport:
     """A ``Transport``; made by ``connect_mqtt``."""
 
@@ -107,11 +81,7 @@ class MqttTransport:
         self._connection: MqttConnection | None = None
         self._changed = asyncio.Event()  # set while connected, and for good once closed
         self._subscriptions: dict[str, None] = {}
-        self._waiting: deque[_Waiting] = deque()
-        self._waiting_bytes = 0
-        self._early: list[_Waiting] = []  # came over a connection whose Connected event is yet to come
-        self._handled: _Waiting | None = None
-        self._news = asyncio.Event()
+        self._inbox = MqttInbox()
         self._closed = False
         self._keeper: asyncio.Task[None] | None = None
 
@@ -154,7 +124,7 @@ class MqttTransport:
 
     async def events(self) -> AsyncIterator[Event]:
         """See ``Transport.events``."""
-        while (event := await self._next_event()) is not None:
+        while (event := await self._inbox.next()) is not None:
             yield event
 
     async def close(self, final: Message | None = None) -> None:
@@ -165,7 +135,7 @@ class MqttTransport:
             await self._publish_final(final)
         self._closed = True
         self._changed.set()
-        self._news.set()
+        self._inbox.close()
         if self._keeper is not None:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -216,39 +186,6 @@ class MqttTransport:
             self._changed.clear()
             await self._changed.wait()
 
-    # ------------------------------------------------------------------ receiving
-
-    async def _next_event(self) -> Event | None:
-        if self._handled is not None:  # the consumer is back: it has dealt with the last one
-            self._handled.acknowledge()
-            self._handled = None
-        while not self._waiting and not self._closed:
-            self._news.clear()
-            await self._news.wait()
-        if self._closed:
-            return None  # what still waits was not acknowledged: the next session gets it
-        self._handled = self._waiting.popleft()
-        self._waiting_bytes -= self._handled.size_bytes
-        return self._handled.event
-
-    def _deliver(self, connection: MqttConnection, message: Message, packet_id: int | None) -> None:
-        if self._waiting_bytes + len(message.payload) > _MAX_WAITING_BYTES:
-            connection.abort(
-                f"more than {_MAX_WAITING_BYTES >> 20} MiB wait here to be handled, and the broker sends on; "
-                "it delivers the rest again after a reconnect"
-            )
-            return
-        self._waiting_bytes += len(message.payload)
-        waiting = _Waiting(message, connection, packet_id)
-        if connection is self._connection:
-            self._put(waiting)
-        else:
-            self._early.append(waiting)
-
-    def _put(self, waiting: _Waiting) -> None:
-        self._waiting.append(waiting)
-        self._news.set()
-
     # ------------------------------------------------------------------ keeping the connection
 
     async def start(self, *, retry_first: bool) -> None:
@@ -265,7 +202,7 @@ class MqttTransport:
             lost = await asyncio.shield(connection.ended)
             self._connection = None
             _log.warning("lost the broker at %s: %s", self._options.address, lost.reason)
-            self._put(_Waiting(lost))
+            self._inbox.lose(lost)
             self._backoff.succeeded(loop.time() - since)
             await self._sleep(self._backoff.next_delay_s(_TAKEN_OVER_DELAY_S if lost.taken_over else 0.0))
             connection = await self._connect_patiently(give_up_on_refusal=False)
@@ -276,15 +213,12 @@ class MqttTransport:
             _log.critical("the connection to %s is no longer kept", self._options.address, exc_info=keeper.exception())
             self._closed = True
             self._changed.set()
-            self._news.set()
+            self._inbox.close()
 
     def _adopt(self, connection: MqttConnection) -> None:
         self._connection = connection
         self._changed.set()
-        self._put(_Waiting(Connected(connection.session_resumed, self._limit(connection))))
-        for waiting in self._early:
-            self._put(waiting)
-        self._early.clear()
+        self._inbox.adopt(connection, Connected(connection.session_resumed, self._limit(connection)))
         _log.info("connected to the broker at %s", self._options.address)
 
     async def _connect_patiently(self, *, give_up_on_refusal: bool = True) -> MqttConnection:
@@ -340,9 +274,8 @@ class MqttTransport:
         return connection
 
     async def _open_version(self, version: MQTTProtocolVersion, timeout_s: float) -> MqttConnection:
-        self._waiting_bytes -= sum(waiting.size_bytes for waiting in self._early)
-        self._early.clear()  # of an attempt that failed: not acknowledged, so it comes again
-        connection = MqttConnection(self._options, version, self._will, self._deliver)
+        self._inbox.forget_early()
+        connection = MqttConnection(self._options, version, self._will, self._inbox.deliver)
         await connection.open(timeout_s)
         return connection
 

@@ -1,6 +1,6 @@
 """One MQTT connection on asyncio, from CONNECT to its end. ``transport.mqtt`` makes the next one.
 
-This drives paho-mqtt's network loop from asyncio through paho's public callbacks. aiomqtt does the same, but
+paho-mqtt does the packets, driven by ``transport.paho_loop``. aiomqtt drives it in the same way, but
 keeps to itself what the promises in ``transport.base`` need: the CONNACK's properties (packet limit, receive
 maximum), whether a session was resumed, the reason code of a PUBACK, and the moment at which a received message
 is acknowledged.
@@ -11,39 +11,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
-import ssl
-import threading
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.enums import MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 
 from edgefed.errors import BrokerRefused, BrokerUnreachable
 from edgefed.transport.base import ConnectionLost, Message, Will
 from edgefed.transport.mqtt_options import MqttOptions
+from edgefed.transport.paho_client import connect_blocking, make_client
+from edgefed.transport.paho_loop import PahoLoop
+from edgefed.transport.send_slots import SendSlots
 
 if TYPE_CHECKING:
     from paho.mqtt.reasoncodes import ReasonCode
 
-__all__ = ["RECEIVE_MAXIMUM", "ConnectionEnded", "MqttConnection", "NoAnswer", "VersionRefused"]
+__all__ = ["ConnectionEnded", "MqttConnection", "NoAnswer", "VersionRefused"]
 
 _log = logging.getLogger(__name__)
 
-RECEIVE_MAXIMUM = 32
-"""Messages the broker may have sent us without our acknowledgement: bounds our memory, and is plenty to fill a
-link."""
-
 _SEND_MAXIMUM = 64
 """Publishes that we have under way at most; fewer where the broker's own receive maximum is smaller."""
-
-_LARGEST_INCOMING_BYTES = 1 << 20
-"""A broker that knows MQTT 5 discards larger packets instead of sending them to us."""
 
 # CONNACK reasons that time may cure; the others need an operator.
 _TRANSIENT = {0x88, 0x89, 0x97, 0x9F}  # server unavailable, server busy, quota exceeded, connection rate exceeded
@@ -92,10 +83,10 @@ class MqttConnection:
         self.session_resumed = False
         self.max_packet_bytes: int | None = None
         self._acks: dict[int, asyncio.Future[Any]] = {}  # by packet id: what waits for PUBACK, SUBACK, UNSUBACK
-        self._free_slots = _SEND_MAXIMUM
-        self._slot_queue: deque[asyncio.Future[None]] = deque()
-        self._misc_timer: asyncio.TimerHandle | None = None
-        self._client = self._make_client(will)
+        self._slots = SendSlots(_SEND_MAXIMUM)
+        self._client = make_client(options, version, will)
+        self._listen_to(self._client)
+        self._io = PahoLoop(self._client, self.abort)
 
     # ------------------------------------------------------------------ opening and closing
 
@@ -110,7 +101,7 @@ class MqttConnection:
         """
         started = self._loop.time()
         try:
-            await asyncio.wait_for(self._open_socket(), timeout_s)
+            await asyncio.wait_for(self._io.connect(self._connect), timeout_s)
             left_s = max(0.1, timeout_s - (self._loop.time() - started))
             connack = await asyncio.wait_for(asyncio.shield(self._connack), left_s)
         except asyncio.TimeoutError:
@@ -125,49 +116,8 @@ class MqttConnection:
             raise
         self._accept(connack)
 
-    async def _open_socket(self) -> None:
-        # paho resolves, connects and shakes hands blocking. A daemon thread of its own, because one of the loop's
-        # executor would hold up the end of the process until the connect timeout.
-        opened: asyncio.Future[None] = self._loop.create_future()
-
-        def settle(error: Exception | None) -> None:
-            if opened.done():  # we were given up on meanwhile
-                self.abort("given up")
-            elif error is None:
-                opened.set_result(None)
-            else:
-                opened.set_exception(error)
-
-        def connect() -> None:
-            error: Exception | None = None
-            try:
-                self._connect_blocking()
-            except Exception as raised:  # noqa: BLE001 - handed to the loop, raised there
-                error = raised
-            with contextlib.suppress(RuntimeError):  # the loop is gone: so is everybody who cares
-                self._loop.call_soon_threadsafe(settle, error)
-
-        threading.Thread(target=connect, name="mqtt-connect", daemon=True).start()
-        await opened
-
-    def _connect_blocking(self) -> None:
-        options = self._options
-        if options.uses_tls:
-            self._client.tls_set_context(options.tls_context())
-        if self._version == MQTTProtocolVersion.MQTTv5:
-            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-            properties.SessionExpiryInterval = options.session_expiry_s
-            properties.ReceiveMaximum = RECEIVE_MAXIMUM
-            properties.MaximumPacketSize = max(_LARGEST_INCOMING_BYTES, 2 * options.max_payload_bytes)
-            self._client.connect(
-                options.host,
-                options.port,
-                options.keepalive_s,
-                clean_start=options.session_expiry_s == 0,
-                properties=properties,
-            )
-        else:
-            self._client.connect(options.host, options.port, options.keepalive_s)
+    def _connect(self) -> None:
+        connect_blocking(self._client, self._options, self._version)
 
     def _accept(self, connack: _Connack) -> None:
         code = connack.reason.value
@@ -183,7 +133,7 @@ class MqttConnection:
         properties = connack.properties
         if properties is not None:
             self.max_packet_bytes = getattr(properties, "MaximumPacketSize", None)
-            self._free_slots = min(_SEND_MAXIMUM, getattr(properties, "ReceiveMaximum", _SEND_MAXIMUM))
+            self._slots.free = min(_SEND_MAXIMUM, getattr(properties, "ReceiveMaximum", _SEND_MAXIMUM))
 
     async def disconnect(self, timeout_s: float = 2.0) -> None:
         """Say DISCONNECT, so that the broker does not publish the will, and close."""
@@ -194,27 +144,22 @@ class MqttConnection:
 
     def abort(self, reason: str, *, taken_over: bool = False) -> None:
         """Close the socket without a word, as a crash would; does nothing on a connection that has ended."""
-        sock = self._client.socket()
-        if sock is not None and sock.fileno() >= 0:
-            self._loop.remove_reader(sock.fileno())
-            self._loop.remove_writer(sock.fileno())
-            sock.close()
+        self._io.close_socket()
         self._end(ConnectionLost(reason, taken_over))
 
     def _end(self, lost: ConnectionLost) -> None:
         if self.ended.done():
             return
         self.ended.set_result(lost)
-        if self._misc_timer is not None:
-            self._misc_timer.cancel()
+        self._io.stop()
         if not self._connack.done():
             self._connack.set_exception(NoAnswer(f"the connection was closed: {lost.reason}"))
             self._connack.exception()  # nobody may be waiting any more
-        for waiter in (*self._acks.values(), *self._slot_queue):
+        self._slots.turn_away(lambda: ConnectionEnded(lost.reason))
+        for waiter in self._acks.values():
             if not waiter.done():
                 waiter.set_exception(ConnectionEnded(lost.reason))
         self._acks.clear()
-        self._slot_queue.clear()
 
     # ------------------------------------------------------------------ using it
 
@@ -225,10 +170,11 @@ class MqttConnection:
             ConnectionEnded: The connection ended first; the broker may or may not have the message.
             BrokerRefused: The PUBACK says no.
         """
-        await self._take_slot()
+        self._check_alive()
+        await self._slots.take()
         info = self._client.publish(topic, payload, qos=1, retain=retain)
         if info.rc != paho.MQTT_ERR_SUCCESS:
-            self._free_slot()
+            self._slots.give_back()
             raise ConnectionEnded(paho.error_string(info.rc))
         reason = await self._acknowledged(info.mid)
         if reason.is_failure:
@@ -269,64 +215,23 @@ class MqttConnection:
             raise ConnectionEnded("the broker does not answer") from None
 
     async def _acknowledged(self, packet_id: int) -> Any:
-        if self.ended.done():
-            raise ConnectionEnded(self.ended.result().reason)
+        self._check_alive()
         waiter = self._acks[packet_id] = self._loop.create_future()
         return await waiter
 
-    async def _take_slot(self) -> None:
+    def _check_alive(self) -> None:
         if self.ended.done():
             raise ConnectionEnded(self.ended.result().reason)
-        if self._free_slots > 0 and not self._slot_queue:
-            self._free_slots -= 1
-            return
-        turn: asyncio.Future[None] = self._loop.create_future()
-        self._slot_queue.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self._free_slot()  # it was ours already: pass it on
-            raise
-
-    def _free_slot(self) -> None:
-        while self._slot_queue:
-            turn = self._slot_queue.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        self._free_slots += 1
 
     # ------------------------------------------------------------------ paho's side
 
-    def _make_client(self, will: Will | None) -> paho.Client:
-        options = self._options
-        is_v5 = self._version == MQTTProtocolVersion.MQTTv5
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=options.client_id,
-            clean_session=None if is_v5 else options.session_expiry_s == 0,
-            protocol=self._version,
-            reconnect_on_failure=False,
-            manual_ack=True,
-        )
-        client.connect_timeout = options.connect_timeout_s
-        client.max_inflight_messages_set(0)  # our slots decide, and know the broker's limit
-        if options.username is not None:
-            client.username_pw_set(options.username, options.password)
-        if will is not None:
-            client.will_set(will.topic, will.payload, qos=1, retain=True)
+    def _listen_to(self, client: paho.Client) -> None:
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_publish = self._on_publish
         client.on_subscribe = self._on_acknowledged
         client.on_unsubscribe = self._on_acknowledged
-        client.on_socket_open = self._on_socket_open
-        client.on_socket_close = self._on_socket_close
-        client.on_socket_register_write = self._on_socket_register_write
-        client.on_socket_unregister_write = self._on_socket_unregister_write
-        return client
 
     def _on_connect(
         self, _client: Any, _data: Any, flags: paho.ConnectFlags, reason: ReasonCode, properties: Properties | None
@@ -360,7 +265,7 @@ class MqttConnection:
         self._deliver(self, Message(topic, bytes(message.payload), bool(message.retain)), packet_id)
 
     def _on_publish(self, _client: Any, _data: Any, packet_id: int, reason: ReasonCode, _properties: Any) -> None:
-        self._free_slot()
+        self._slots.give_back()
         self._resolve(packet_id, reason)
 
     def _on_acknowledged(self, _client: Any, _data: Any, packet_id: int, reasons: Any, _properties: Any) -> None:
@@ -370,51 +275,3 @@ class MqttConnection:
         waiter = self._acks.pop(packet_id, None)
         if waiter is not None and not waiter.done():
             waiter.set_result(result)
-
-    # ------------------------------------------------------------------ the socket's side
-    # paho calls the first and the third also from the connecting thread, before the loop knows of the socket.
-
-    def _on_socket_open(self, _client: Any, _data: Any, sock: Any) -> None:
-        # Without it a small message behind another waits for the other end's delayed TCP acknowledgement, up to 40 ms.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-        def watch() -> None:
-            if sock.fileno() >= 0 and not self.ended.done():
-                self._loop.add_reader(sock.fileno(), self._read)
-                self._misc()
-
-        self._loop.call_soon_threadsafe(watch)
-
-    def _on_socket_close(self, _client: Any, _data: Any, sock: Any) -> None:
-        if sock.fileno() >= 0:
-            self._loop.remove_reader(sock.fileno())
-
-    def _on_socket_register_write(self, _client: Any, _data: Any, sock: Any) -> None:
-        def watch() -> None:
-            if sock.fileno() >= 0 and not self.ended.done():
-                self._loop.add_writer(sock.fileno(), self._drive, self._client.loop_write)
-
-        self._loop.call_soon_threadsafe(watch)
-
-    def _on_socket_unregister_write(self, _client: Any, _data: Any, sock: Any) -> None:
-        if sock.fileno() >= 0:
-            self._loop.remove_writer(sock.fileno())
-
-    def _read(self) -> None:
-        self._drive(self._client.loop_read)
-        sock = self._client.socket()
-        while isinstance(sock, ssl.SSLSocket) and not self.ended.done() and sock.pending():
-            self._drive(self._client.loop_read)
-
-    def _misc(self) -> None:
-        self._misc_timer = self._loop.call_later(1.0, self._misc)
-        self._drive(self._client.loop_misc)
-
-    def _drive(self, step: Callable[[], Any]) -> None:
-        if self.ended.done():
-            return
-        try:
-            step()
-        except Exception as error:  # noqa: BLE001 - what a hostile packet makes paho raise ends this connection only
-            _log.warning("connection given up: %r", error)
-            self.abort(str(error) or type(error).__name__)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from edgefed.errors import ConfigError
 from edgefed.protocol.topics import MAX_ID_LENGTH, DeviceTopic, Topics, check_id
-from edgefed.transport.in_memory import topic_matches
+from edgefed.transport.topic_filter import topic_matches
 
 ids = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,62}[a-z0-9])?", fullmatch=True)
 CHANNELS = ("state", "profile", "up", "down")

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from edgefed.protocol.chunks import encode_chunk
 from edgefed.transport.base import ConnectionLost, Message
-from edgefed.transport.in_memory import InMemoryBroker, InMemoryTransport, topic_matches
+from edgefed.transport.in_memory import InMemoryBroker, InMemoryTransport
+from edgefed.transport.topic_filter import topic_matches
 
 CHUNK = encode_chunk("ab" * 32, 0, 100, b"data")
 

@@ -530,7 +530,7 @@ async def test_a_broker_with_a_small_receive_maximum_is_not_overrun(odd: StartOd
 async def test_messages_that_wait_are_bounded(
     odd: StartOdd, read: Read, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("edgefed.transport.mqtt._MAX_WAITING_BYTES", 3_000)
+    monkeypatch.setattr("edgefed.transport.mqtt_inbox._MAX_WAITING_BYTES", 3_000)
 
     async def answer(kind: int, body: bytes, writer: asyncio.StreamWriter) -> None:
         if kind == 1:
