@@ -16,7 +16,7 @@ from edgefed.devices.compute import MachineProbe
 from edgefed.errors import WorkerError
 from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.protocol.records import RoundRecord
-from edgefed.training.round_work import RoundWork
+from edgefed.training.round_work import RoundWork, TrainingSet
 
 __all__ = [
     "MAX_FRAME_BYTES",
@@ -90,11 +90,11 @@ class Suspend(_Frame, frozen=True, kw_only=True, tag="suspend"):
 
 
 class Prepared(_Frame, frozen=True, kw_only=True, tag="prepared"):
-    """The answer to `Prepare`: where the model is, its fingerprint, and how many training examples there are."""
+    """The answer to `Prepare`: where the model is, its fingerprint, and what there is to train on."""
 
     model_path: str
     fingerprint: str
-    examples: Annotated[int, Meta(ge=1)]
+    training_set: TrainingSet
 
 
 class Probed(_Frame, frozen=True, kw_only=True, tag="probed"):

@@ -44,7 +44,7 @@ from edgefed.errors import (
 )
 from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.protocol.records import RoundRecord
-from edgefed.training.round_work import RoundWork, WorkSuspended
+from edgefed.training.round_work import RoundWork, TrainingSet, WorkSuspended
 from edgefed.training.round_work import Suspend as SuspendTraining
 
 __all__ = ["main"]
@@ -78,7 +78,7 @@ class _Report(Protocol):
 class _Rounds(Protocol):
     """What a method's module offers under the name `Rounds`; it keeps models warm between calls."""
 
-    def count_examples(self, announced: RoundOpen, data: DataSource) -> int: ...
+    def look_at(self, announced: RoundOpen, data: DataSource, model_path: Path) -> TrainingSet: ...
 
     def run(self, work: RoundWork, report: _Report) -> RoundRecord: ...
 
@@ -135,8 +135,8 @@ class _Session:
         from edgefed.models.checkpoint import fingerprint, resolve_model
 
         path = resolve_model(request.round.model.name, request.models)
-        examples = self._rounds_of(request.round).count_examples(request.round, request.data)
-        return Prepared(model_path=str(path), fingerprint=fingerprint(path), examples=examples)
+        found = self._rounds_of(request.round).look_at(request.round, request.data, path)
+        return Prepared(model_path=str(path), fingerprint=fingerprint(path), training_set=found)
 
     def _work(self, request: Work) -> Finished:
         def report(

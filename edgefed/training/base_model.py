@@ -64,7 +64,7 @@ def load_base(
     # bitsandbytes warns when peft imports it, and once per layer that int8 rounds to fp16.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with _quiet():
-        tokenizer = _tokenizer(path)
+        tokenizer = load_tokenizer(path)
         model, info = _model(path, quantization, place)
     absent = sorted(info["missing_keys"])
     if absent:
@@ -128,7 +128,12 @@ def _keep_differentiable(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _tokenizer(path: Path) -> Any:
+def load_tokenizer(path: Path) -> Any:
+    """Return the tokenizer of a model directory.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
     try:
         return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
     except _UNREADABLE as error:

@@ -23,14 +23,15 @@ from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.protocol.records import MAX_STEP_RECORDS, EvaluationRecord, RoundRecord, StepRecord
 from edgefed.protocol.tasks import SummarizationTask
 from edgefed.training.adapters import AdaptedModel, install
-from edgefed.training.base_model import load_base
+from edgefed.training.base_model import load_base, load_tokenizer
 from edgefed.training.evaluate import token_loss
 from edgefed.training.loop import train
 from edgefed.training.options import LoraOptions
-from edgefed.training.round_work import RoundWork, WorkSuspended
+from edgefed.training.round_work import RoundWork, TrainingSet, WorkSuspended
 from edgefed.training.standalone import train_options
 from edgefed.training.steps import StepRecord as LoopStep
 from edgefed.training.steps import TrainResult
+from edgefed.training.summarization import longest
 from edgefed.training.suspension import Suspended, read_suspension, write_suspension
 
 __all__ = ["Report", "Rounds", "read_split"]
@@ -62,14 +63,21 @@ class Rounds:
 
     def __init__(self) -> None:
         self._warm: tuple[tuple[object, ...], AdaptedModel] | None = None
+        self._seen: tuple[tuple[object, ...], TrainingSet] | None = None
 
-    def count_examples(self, announced: RoundOpen, data: DataSource) -> int:
-        """Returns how many examples there are to train on.
+    def look_at(self, announced: RoundOpen, data: DataSource, model_path: Path) -> TrainingSet:
+        """Returns how many examples there are to train on, and how long they are in the model's tokens.
 
         Raises:
             DataError: the files are missing or malformed.
+            ModelError: there is no tokenizer in the model's directory.
         """
-        return len(read_split(announced, data)[0])
+        key = (announced.run, announced.task, data, model_path)
+        if self._seen is None or self._seen[0] != key:
+            examples = read_split(announced, data)[0]
+            source, target = longest(load_tokenizer(model_path), announced.task, examples)
+            self._seen = (key, TrainingSet(examples=len(examples), source_tokens=source, target_tokens=target))
+        return self._seen[1]
 
     def run(self, work: RoundWork, report: Report) -> RoundRecord:
         """Returns what was done; the update is in `work.output`, unless the round was for evaluation only.

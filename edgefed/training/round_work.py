@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from edgefed.data.source import DataSource
 from edgefed.protocol.messages.manifest import Plan
 from edgefed.protocol.messages.retained import RoundOpen
 
-__all__ = ["RoundWork", "Suspend", "WorkSuspended"]
+__all__ = ["RoundWork", "Suspend", "TrainingSet", "WorkSuspended"]
 
 
 class Suspend(Exception):
@@ -17,6 +20,20 @@ class Suspend(Exception):
 
 class WorkSuspended(Exception):
     """The work has stopped on request and what was done is kept; the same work, asked for again, goes on from there."""
+
+
+class TrainingSet(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device has to train on.
+
+    Attributes:
+        examples: how many, without those held back.
+        source_tokens: of the longest input, as training cuts it.
+        target_tokens: of the longest target.
+    """
+
+    examples: Annotated[int, Meta(ge=1)]
+    source_tokens: Annotated[int, Meta(ge=1)]
+    target_tokens: Annotated[int, Meta(ge=1)]
 
 
 class RoundWork(msgspec.Struct, frozen=True, kw_only=True):

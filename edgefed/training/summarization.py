@@ -14,8 +14,9 @@ from torch.nn.functional import cross_entropy
 from edgefed.data.examples import Example
 from edgefed.protocol.tasks import SummarizationTask
 
-__all__ = ["Batch", "Rouge", "collate", "generate", "rouge", "summed_loss"]
+__all__ = ["Batch", "Rouge", "collate", "generate", "longest", "rouge", "summed_loss"]
 
+_AT_ONCE = 256  # examples tokenized in one call
 IGNORED = -100  # cross_entropy's label for "do not count"
 
 
@@ -56,6 +57,21 @@ def collate(tokenizer: Any, task: SummarizationTask, examples: Sequence[Example]
         source_tokens=int(sources["attention_mask"].sum()),
         target_tokens=int(targets["attention_mask"].sum()),
     )
+
+
+def longest(tokenizer: Any, task: SummarizationTask, examples: Sequence[Example]) -> tuple[int, int]:
+    """Return the tokens of the longest source and of the longest target, cut as training cuts them."""
+    source, target = 0, 0
+    for start in range(0, len(examples), _AT_ONCE):
+        some = examples[start : start + _AT_ONCE]
+        prompts = [task.prompt.replace("{source}", example.source) for example in some]
+        sources = tokenizer(prompts, max_length=task.max_source_tokens, truncation=True)
+        targets = tokenizer(
+            text_target=[example.target for example in some], max_length=task.max_target_tokens, truncation=True
+        )
+        source = max(source, *map(len, sources["input_ids"]))
+        target = max(target, *map(len, targets["input_ids"]))
+    return source, target
 
 
 def _encode_sources(tokenizer: Any, task: SummarizationTask, sources: Sequence[str]) -> Any:

@@ -19,6 +19,7 @@ from edgefed.agent.frames import (
 )
 from edgefed.errors import WorkerError
 from edgefed.protocol.records import MAX_STEP_RECORDS, RoundRecord, StepRecord
+from edgefed.training.round_work import TrainingSet
 
 STEP = StepRecord(
     loss=5.5, data_s=1e-300, forward_s=0.2, backward_s=0.4, optimizer_s=0.05, source_tokens=512, target_tokens=64
@@ -34,7 +35,11 @@ RECORD = RoundRecord(
 )
 
 ANSWERS = [
-    Prepared(model_path="/models/t5", fingerprint="f" * 64, examples=7),
+    Prepared(
+        model_path="/models/t5",
+        fingerprint="f" * 64,
+        training_set=TrainingSet(examples=7, source_tokens=9, target_tokens=5),
+    ),
     Progress(stage="training", step=3, steps=16, loss=5.25),
     Finished(record=RECORD),
     Failed(kind="data", message="line 3:\nnot JSON\u2028"),

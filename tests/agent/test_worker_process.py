@@ -28,7 +28,8 @@ from edgefed.errors import (
 PRELUDE = """
 import json, os, signal, sys, time
 
-PREPARED = {"type": "prepared", "model_path": "/model", "fingerprint": "f", "examples": 3}
+TRAINING_SET = {"examples": 3, "source_tokens": 9, "target_tokens": 5}
+PREPARED = {"type": "prepared", "model_path": "/model", "fingerprint": "f", "training_set": TRAINING_SET}
 RECORD = {"device": "a", "round": 2, "rank": 4, "held_rank": 0, "quantization": "fp32", "examples": 3}
 FINISHED = {"type": "finished", "record": RECORD}
 
@@ -70,7 +71,7 @@ async def test_a_worker_that_behaves_stays_warm(tmp_path: Path, prepare: Prepare
     handle = worker(tmp_path, GOOD)
     assert handle.pid is None
     prepared = await handle.prepare(prepare)
-    assert (prepared.model_path, prepared.fingerprint, prepared.examples) == ("/model", "f", 3)
+    assert (prepared.model_path, prepared.fingerprint, prepared.training_set.examples) == ("/model", "f", 3)
     pid = handle.pid
     reports: list[Progress] = []
     finished = await handle.work(work, reports.append)
@@ -89,7 +90,7 @@ async def test_ending_twice_or_before_the_beginning_is_nothing(tmp_path: Path, p
     await handle.prepare(prepare)
     await handle.end()
     await handle.end()
-    assert (await handle.prepare(prepare)).examples == 3  # the next request starts another
+    assert (await handle.prepare(prepare)).training_set.examples == 3  # the next request starts another
     await handle.end()
 
 
@@ -146,7 +147,7 @@ async def test_a_worker_that_misbehaves_is_ended_and_replaced(tmp_path: Path, pr
     assert type(caught.value) is error
     assert handle.pid is None
     worker(tmp_path, GOOD)  # the program is now a better one
-    assert (await handle.prepare(prepare)).examples == 3
+    assert (await handle.prepare(prepare)).training_set.examples == 3
     await handle.end()
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from edgefed.data.examples import Example
 from edgefed.protocol.tasks import SummarizationTask
 from edgefed.training.base_model import LoadedModel
-from edgefed.training.summarization import collate, generate, rouge, summed_loss
+from edgefed.training.summarization import collate, generate, longest, rouge, summed_loss
 
 pytestmark = pytest.mark.torch
 
@@ -33,6 +33,13 @@ def test_long_texts_are_cut(base: LoadedModel) -> None:
     batch = collate(base.tokenizer, task, [Example("Monday " * 50, "Tuesday " * 50)], base.device)
     assert batch.input_ids.shape == (1, 12)
     assert batch.labels.shape == (1, 5)
+
+
+def test_the_longest_texts_are_as_long_as_in_a_batch_of_all(
+    base: LoadedModel, task: SummarizationTask, examples: list[Example]
+) -> None:
+    batch = collate(base.tokenizer, task, examples, base.device)
+    assert longest(base.tokenizer, task, examples * 10) == (batch.input_ids.shape[1], batch.labels.shape[1])
 
 
 @torch.no_grad()
