@@ -1,0 +1,79 @@
+"""From what the aggregator keeps and shows to the snapshot that its metrics are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from edgefed.coordinator.answers import Answer, MergedRound
+from edgefed.protocol.messages.retained import AggregatorState
+from edgefed.reports.snapshot import MAX_DEVICES, DeviceSample, FleetSample, Snapshot, with_record
+
+__all__ = ["MetricsFeed"]
+
+
+class MetricsFeed:
+    """Keeps the snapshot up to date and publishes each new one.
+
+    Args:
+        fleet: whose metrics these are.
+        publish: takes a new snapshot.
+    """
+
+    def __init__(self, fleet: FleetSample, publish: Callable[[Snapshot], None]) -> None:
+        self._publish = publish
+        self._snapshot = Snapshot(fleet)
+        self._seen: set[str] = set()
+
+    def remember(self, kept: Iterable[Answer | MergedRound]) -> None:
+        """Takes what an earlier aggregator of this run kept, so that totals go on where they were."""
+        for one in kept:
+            self._take(one)
+        self._publish(self._snapshot)
+
+    def keep(self, kept: Answer | MergedRound) -> None:
+        """Takes what was just made durable."""
+        self._take(kept)
+        self._publish(self._snapshot)
+
+    def show(self, state: AggregatorState) -> None:
+        """Takes what the aggregator tells everybody."""
+        fleet = replace(
+            self._snapshot.fleet,
+            phase=state.phase,
+            round=state.round,
+            rounds=state.rounds,
+            joined=state.joined,
+            accepted=state.accepted,
+            delivered=state.updates,
+            quorum=state.quorum,
+            last_loss=state.last_loss,
+            best_loss=state.best_loss,
+            received_bytes=state.received_bytes,
+            broadcast_bytes=state.broadcast_bytes,
+        )
+        self._snapshot = replace(self._snapshot, fleet=fleet)
+        self._publish(self._snapshot)
+
+    def _take(self, kept: Answer | MergedRound) -> None:
+        if isinstance(kept, MergedRound):
+            lasted_s = max(0.0, kept.merged_unix_s - kept.opened_unix_s)
+            self._snapshot = replace(
+                self._snapshot,
+                merged_rounds=self._snapshot.merged_rounds + 1,
+                rounds_s=self._snapshot.rounds_s + lasted_s,
+                merges_s=self._snapshot.merges_s + kept.merge_s,
+                last_round_s=lasted_s,
+            )
+            return
+        before = self._snapshot
+        outcomes = {**before.outcomes, kept.outcome: before.outcomes.get(kept.outcome, 0) + 1}
+        devices = dict(before.devices)
+        if kept.record is not None:
+            self._seen.add(kept.device)
+            # Put in anew, at the end: who was heard of last is kept when there are too many.
+            devices[kept.device] = with_record(devices.pop(kept.device, DeviceSample()), kept.record)
+            if len(devices) > MAX_DEVICES:
+                del devices[next(iter(devices))]
+        omitted = len(self._seen) - len(devices)
+        self._snapshot = replace(before, outcomes=outcomes, devices=devices, omitted_devices=omitted)
