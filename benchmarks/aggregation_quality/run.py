@@ -20,6 +20,7 @@ from rich.progress import track
 
 from benchmarks.aggregation_quality.trials import Trial, run_trial
 from benchmarks.provenance import provenance
+from edgefed.errors import EdgefedError
 
 HERE = Path(__file__).parent
 FEDERATED = ("flexlora", "delta", "frozen_global", "hetlora", "flora", "fedit")
@@ -91,6 +92,9 @@ def run_all(trials: Sequence[Trial], options: argparse.Namespace, label: str) ->
     jobs = [(trial, options.model, options.data) for trial in missing]
     with context.Pool(len(options.cores), _pin, (cores,)) as pool:
         for row in track(pool.imap_unordered(_run, jobs), total=len(missing), description=label):
+            if "failed" in row:
+                print(f"{row['id']}: {row['failed']}")
+                continue
             with options.results.open("a") as file:
                 file.write(json.dumps(row | {"provenance": provenance()}) + "\n")
 
@@ -111,7 +115,10 @@ def _pin(cores: Any) -> None:
 
 def _run(job: tuple[Trial, Path, Path]) -> dict[str, Any]:
     trial, model, data = job
-    return {"id": trial.id} | run_trial(trial, model, data)
+    try:
+        return {"id": trial.id} | run_trial(trial, model, data)
+    except EdgefedError as error:  # the others still count, and this one is tried again next time
+        return {"id": trial.id, "failed": str(error)}
 
 
 def main() -> None:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import TypeAlias
 from zlib import crc32
 
+import numpy as np
+
 from edgefed.errors import AdapterError
 from edgefed.lora.low_rank import LowRank
 
-__all__ = ["Adapter", "adapter_rank", "check_adapter", "initial_adapter", "module_seed", "truncated"]
+__all__ = ["Adapter", "adapter_rank", "check_adapter", "initial_adapter", "levelled", "module_seed", "truncated"]
 
 Adapter: TypeAlias = Mapping[str, LowRank]
 
@@ -47,6 +49,24 @@ def truncated(adapter: Adapter, rank: int) -> dict[str, LowRank]:
 def adapter_rank(adapter: Adapter) -> int:
     """The largest rank among the modules; 0 for an adapter without modules."""
     return max((matrix.rank for matrix in adapter.values()), default=0)
+
+
+def levelled(adapter: Adapter) -> dict[str, LowRank]:
+    """Every module at the largest rank among them, filled up with zeros: for code that knows one rank only.
+
+    A stack that grows every round is decomposed anew in the modules whose smaller side it passes, and not in others.
+    """
+    rank = adapter_rank(adapter)
+    return {module: _filled_up(matrix, rank) for module, matrix in adapter.items()}
+
+
+def _filled_up(matrix: LowRank, rank: int) -> LowRank:
+    missing = rank - matrix.rank
+    if not missing:
+        return matrix
+    rows, columns = matrix.shape
+    zeros = LowRank(np.zeros((rows, missing), np.float32), np.zeros((missing, columns), np.float32))
+    return LowRank.stack([matrix, zeros])
 
 
 def check_adapter(adapter: Adapter, shapes: Mapping[str, tuple[int, int]], max_rank: int) -> None:

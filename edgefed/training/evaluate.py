@@ -11,6 +11,7 @@ import torch
 
 from edgefed.data.examples import Example
 from edgefed.errors import AdapterError, DataError, ModelError
+from edgefed.lora.adapters import adapter_rank, levelled
 from edgefed.lora.low_rank import LowRank
 from edgefed.lora.peft_files import read_peft
 from edgefed.protocol.tasks import SummarizationTask
@@ -54,11 +55,10 @@ def with_adapter(base: LoadedModel, adapter: Path | Mapping[str, LowRank] | None
     if adapter is None:
         yield base
         return
-    factors = read_peft(adapter)[0] if isinstance(adapter, Path) else adapter
-    ranks = {factor.rank for factor in factors.values()}
-    if len(ranks) != 1:
-        raise AdapterError(f"the modules of the adapter have different ranks: {sorted(ranks)}")
-    rank = ranks.pop()
+    factors = levelled(read_peft(adapter)[0] if isinstance(adapter, Path) else adapter)
+    rank = adapter_rank(factors)
+    if not rank:
+        raise AdapterError("the adapter has no factors")
     try:
         adapted = install(base, list(factors), LoraOptions(rank=rank, alpha=float(rank)), seed=0)
     except ModelError as error:

@@ -15,7 +15,7 @@ import torch
 from edgefed.data.examples import Example, read_examples
 from edgefed.data.source import DataSource, hold_back
 from edgefed.errors import AdapterError, DataError
-from edgefed.lora.adapters import Adapter, adapter_rank, truncated
+from edgefed.lora.adapters import Adapter, adapter_rank, levelled, truncated
 from edgefed.lora.files import join_layers, read_adapter, write_adapter
 from edgefed.lora.low_rank import LowRank
 from edgefed.models.checkpoint import linear_shapes, resolve_model
@@ -190,7 +190,7 @@ def _put_in(model: AdaptedModel, work: RoundWork) -> None:
     if adapter_rank(received) != work.plan.held_rank:
         raise AdapterError(f"the parts hold rank {adapter_rank(received)}, and rank {work.plan.held_rank} is planned")
     if work.announced.method.start == "frozen":
-        model.set_factors("held", received)
+        model.set_factors("held", levelled(received))
     elif work.plan.held_rank == work.plan.rank:
         model.set_factors("train", received)
     else:  # the server keeps fewer components than this device trains: the others stay fresh

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edgefed.errors import AdapterError
-from edgefed.lora.adapters import adapter_rank, check_adapter, initial_adapter, truncated
+from edgefed.lora.adapters import adapter_rank, check_adapter, initial_adapter, levelled, truncated
 from edgefed.lora.low_rank import LowRank
 
 SHAPES = {"encoder.q": (24, 32), "encoder.v": (24, 32), "decoder.wo": (32, 48)}
@@ -23,6 +23,16 @@ def test_an_initial_adapter_changes_nothing_and_can_learn_in_every_component():
     np.testing.assert_array_equal(
         adapter["decoder.wo"].right, initial_adapter(dict(reversed(SHAPES.items())), 8, seed=1)["decoder.wo"].right
     )
+
+
+def test_levelling_changes_no_matrix():
+    adapter = initial_adapter(SHAPES, 30, seed=1)  # more than the smaller side of two modules
+    adapter |= {"encoder.q": LowRank(np.ones((24, 2), np.float32), np.ones((2, 32), np.float32))}
+    level = levelled(adapter)
+    assert {matrix.rank for matrix in level.values()} == {adapter_rank(adapter)}
+    for module, matrix in adapter.items():
+        np.testing.assert_array_equal(level[module].left @ level[module].right, matrix.left @ matrix.right)
+    assert levelled({}) == {}
 
 
 def test_truncation_takes_the_first_components_of_every_module():
