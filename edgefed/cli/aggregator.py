@@ -20,26 +20,37 @@ def aggregator(
     require_broker: Annotated[
         bool, typer.Option("--require-broker", help="Fail when no broker answers, instead of trying again.")
     ] = False,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve metrics for Prometheus on this port, at /metrics.", min=1, max=65535)
+    ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(help="The address they are served on; 0.0.0.0 lets everybody read them.")
+    ] = "127.0.0.1",
     json: Annotated[bool, typer.Option("--json", help="Write each change of state as a line of JSON.")] = False,
 ) -> None:
     """Run a federation: open rounds, combine updates, write the adapter.
 
     Everything it acknowledges is on disk first. Stopped or killed and started again with the same file, it goes on
-    where it was. In the run's directory are, at the end, `adapter` and `adapter-best` (PEFT adapters) and
-    `history.jsonl`.
+    where it was. In the run's directory are, at the end, `adapter` and `adapter-best` (PEFT adapters),
+    `history.jsonl` and `report.html`; `edgefed report` makes a report at any time before.
 
     Examples:
       edgefed aggregator --config federation.toml
       edgefed aggregator -c federation.toml --json | tee states.jsonl
+      edgefed aggregator -c federation.toml --metrics-port 9464
     """
     from edgefed.config import read_federation
+    from edgefed.coordinator.metrics import MetricsAddress
     from edgefed.coordinator.session import run_aggregator
     from edgefed.stopping import run_stoppable
 
     options = read_federation(config)
-    reason = run_stoppable(run_aggregator(options, watch=_watcher(json), wait_for_broker=not require_broker))
+    metrics = None if metrics_port is None else MetricsAddress(metrics_host, metrics_port)
+    running = run_aggregator(options, watch=_watcher(json), wait_for_broker=not require_broker, metrics=metrics)
+    reason = run_stoppable(running)
     if not json:
-        typer.echo(f"{reason}; the adapter is in {Path(options.directory) / 'adapter'}")
+        run = Path(options.directory)
+        typer.echo(f"{reason}; the adapter is in {run / 'adapter'}, the report in {run / 'report.html'}")
 
 
 def _watcher(as_json: bool) -> Callable[[AggregatorState], None]:

@@ -222,6 +222,7 @@ def _show(plan: DemoPlan, comparison: Comparison, took_s: float) -> None:
         for name, text in (("wanted", sample.reference), ("base", sample.base), ("federation", sample.federation)):
             typer.echo(f"   {name:11} {text}")
     typer.echo(f"\nadapter (PEFT): {plan.run / 'adapter'}")
+    typer.echo(f"report:         {plan.run / 'report.html'}")
     typer.echo(f"records:        {plan.run / 'history.jsonl'}")
     typer.echo(f"configuration:  {plan.federation} and {plan.directory / 'devices'}")
     typer.echo(f"took {took_s:.0f} s")
@@ -235,5 +236,6 @@ def _document(plan: DemoPlan, comparison: Comparison, took_s: float) -> dict[str
         "median_local": comparison.median_local.name,
         "adapter": str(plan.run / "adapter"),
         "history": str(plan.run / "history.jsonl"),
+        "report": str(plan.run / "report.html"),
         "took_s": took_s,
     }

@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, str] = {
     "status": "edgefed.cli.status:status",
     "evaluate": "edgefed.cli.evaluate:evaluate",
     "summarize": "edgefed.cli.summarize:summarize",
+    "report": "edgefed.cli.report:report",
     "export": "edgefed.cli.export:export",
     "train": "edgefed.cli.train:train",
 }
@@ -45,6 +46,9 @@ _EXTRAS: Mapping[str, str] = {
     "safetensors": "aggregator",
     "sqlalchemy": "aggregator",
     "huggingface_hub": "aggregator",
+    "jinja2": "aggregator",
+    "markupsafe": "aggregator",
+    "prometheus_client": "aggregator",
     "torch": "train",
     "transformers": "train",
     "peft": "train",

@@ -2,14 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from edgefed.coordinator.answers import Answer, MergedRound
+from edgefed.coordinator.run_records import run_records
+from edgefed.coordinator.store import Store
 from edgefed.protocol.messages.retained import AggregatorState
 from edgefed.reports.snapshot import MAX_DEVICES, DeviceSample, FleetSample, Snapshot, with_record
 
-__all__ = ["MetricsFeed"]
+__all__ = ["MetricsAddress", "MetricsFeed", "serve_metrics"]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsAddress:
+    """Where metrics are served. Nobody is asked who they are: keep it on a trusted network."""
+
+    host: str
+    port: int
+
+
+@contextlib.contextmanager
+def serve_metrics(
+    address: MetricsAddress | None, store: Store, watch: Callable[[AggregatorState], None]
+) -> Iterator[Callable[[AggregatorState], None]]:
+    """Serves a run's metrics while the block runs, and gives what to call with each new state in place of `watch`.
+
+    Raises:
+        ConfigError: the address cannot be listened on.
+    """
+    if address is None:
+        yield watch
+        return
+    from edgefed.reports.exporter import Exporter  # prometheus-client is loaded only where it is wanted
+
+    about = run_records(store)
+    fleet = FleetSample(fleet=about.fleet, run=about.run, model=about.model, method=about.method)
+    exporter = Exporter(Snapshot(fleet))
+    feed = MetricsFeed(fleet, exporter.publish)
+    feed.remember([*store.merged_rounds(), *store.answers()])
+    exporter.serve(address.host, address.port)
+    store.on_kept(feed.keep)
+
+    def show(state: AggregatorState) -> None:
+        feed.show(state)
+        watch(state)
+
+    try:
+        yield show
+    finally:
+        exporter.close()
 
 
 class MetricsFeed:

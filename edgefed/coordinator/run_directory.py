@@ -7,6 +7,7 @@
     <directory>/incoming/<device>/  updates on their way
     <directory>/updates/            whole updates that wait for their merge
     <directory>/global/<n>/         the state after n merged rounds: exact values and broadcast parts
+    <directory>/report.html         how well every device was used, once the federation is over
     <directory>/adapter/            the final global adapter, as PEFT loads it
     <directory>/adapter-best/       the one with the lowest evaluated loss
 """
@@ -31,6 +32,7 @@ class RunDirectory:
         self.updates = path / "updates"
         self.states = path / "global"
         self.history = path / "history.jsonl"
+        self.report = path / "report.html"
         self.adapter = path / "adapter"
         self.best_adapter = path / "adapter-best"
         for directory in (self.incoming, self.updates, self.states):

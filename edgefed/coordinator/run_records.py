@@ -6,13 +6,20 @@ could only repeat it or contradict it.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
+from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.store import Store
 from edgefed.errors import StoreError
+from edgefed.files import replace_file
+from edgefed.reports.page import render_page
+from edgefed.reports.report import build_report
 from edgefed.reports.run_records import Delivery, MergedFacts, RunRecords
 
-__all__ = ["read_run_records", "run_records"]
+__all__ = ["read_run_records", "run_records", "write_report"]
+
+_log = logging.getLogger(__name__)
 
 
 def read_run_records(run: Path) -> RunRecords:
@@ -66,3 +73,16 @@ def run_records(store: Store) -> RunRecords:
             for answer in store.answers()
         ),
     )
+
+
+def write_report(store: Store) -> None:
+    """Writes the report's page into the run's directory.
+
+    It is written when a federation is over: earlier, `edgefed report` makes one from the same store at any time. A page
+    that cannot be written costs a warning, not the federation.
+    """
+    place = RunDirectory(store.directory).report
+    try:
+        replace_file(place, [render_page(build_report(run_records(store))).encode()])
+    except OSError as error:
+        _log.warning("the report %s was not written: %s", place, error)

@@ -9,8 +9,11 @@ from typing import Any
 
 import msgspec
 
+from edgefed.aggregation.exchange import Exchange
 from edgefed.aggregation.exchanges import EXCHANGES
+from edgefed.coordinator.metrics import MetricsAddress, serve_metrics
 from edgefed.coordinator.options import FederationOptions
+from edgefed.coordinator.run_records import write_report
 from edgefed.coordinator.service import Aggregator, aggregator_will
 from edgefed.coordinator.store import Store
 from edgefed.models.checkpoint import fingerprint, resolve_model
@@ -32,6 +35,7 @@ async def run_aggregator(
     *,
     watch: Callable[[AggregatorState], None] | None = None,
     wait_for_broker: bool = True,
+    metrics: MetricsAddress | None = None,
 ) -> str:
     """Runs a federation from wherever its store stands to its end, and returns why it ended.
 
@@ -39,12 +43,13 @@ async def run_aggregator(
         options: what `federation.toml` says.
         watch: called with each new state.
         wait_for_broker: keep trying when no broker answers at first.
+        metrics: where Prometheus finds them; None serves none.
 
     Raises:
         ModelError: the base model is not to be had, or lacks the target modules.
         StoreError: the run's store is in use, damaged, full, or of another federation.
         TransportError: no broker answers and `wait_for_broker` is off, or it refuses this client.
-        ConfigError: options that do not go together.
+        ConfigError: options that do not go together, or metrics that cannot be served there.
     """
     path = resolve_model(options.model.name, options.models)
     found = await asyncio.to_thread(fingerprint, path)
@@ -52,19 +57,35 @@ async def run_aggregator(
     exchange = EXCHANGES[_tag(options)](
         options.method, options.server_optimizer, model_path=path, model_name=options.model.name, seed=options.seed
     )
-    topics = Topics(options.fleet)
     store = Store.open(Path(options.directory), _identity(options, model))
+    show = watch or (lambda _: None)
     try:
-        mqtt = options.broker.mqtt(f"{options.fleet}-aggregator", session_expiry_s=0)
-        async with connect_mqtt(mqtt, aggregator_will(topics), retry_first=wait_for_broker) as transport:
-            aggregator = Aggregator(options, model, store.run, transport, store, exchange, watch=watch)
-            try:
-                return await aggregator.run()
-            finally:
-                goodbye = aggregator.goodbye()
-                await asyncio.shield(transport.close(Message(topics.aggregator_state, encode(goodbye), retained=True)))
+        with serve_metrics(metrics, store, show) as show:
+            reason = await _federate(options, model, store, exchange, show, wait_for_broker=wait_for_broker)
+        await asyncio.to_thread(write_report, store)
+        return reason
     finally:
         store.close()
+
+
+async def _federate(
+    options: FederationOptions,
+    model: ModelReference,
+    store: Store,
+    exchange: Exchange,
+    watch: Callable[[AggregatorState], None],
+    *,
+    wait_for_broker: bool,
+) -> str:
+    topics = Topics(options.fleet)
+    mqtt = options.broker.mqtt(f"{options.fleet}-aggregator", session_expiry_s=0)
+    async with connect_mqtt(mqtt, aggregator_will(topics), retry_first=wait_for_broker) as transport:
+        aggregator = Aggregator(options, model, store.run, transport, store, exchange, watch=watch)
+        try:
+            return await aggregator.run()
+        finally:
+            goodbye = aggregator.goodbye()
+            await asyncio.shield(transport.close(Message(topics.aggregator_state, encode(goodbye), retained=True)))
 
 
 def _tag(options: FederationOptions) -> str:

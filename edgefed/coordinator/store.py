@@ -11,7 +11,7 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Store:
 
     def __init__(self, opened: Database) -> None:
         self._database = opened
+        self._tell: Callable[[Answer | MergedRound], None] = lambda _: None
         self.directory = opened.directory
 
     @classmethod
@@ -98,6 +99,10 @@ class Store:
             self._database.set_meta("run", run)
         return run
 
+    def on_kept(self, tell: Callable[[Answer | MergedRound], None]) -> None:
+        """Has a function called with each answer and merged round from now on, once it is durable."""
+        self._tell = tell
+
     def close(self) -> None:
         """Closes the store and lets another process have it."""
         self._database.close()
@@ -128,11 +133,14 @@ class Store:
             connection.execute(sql.insert(journal_table).values(now_s=now_s, event=text))
             if answer is not None:
                 _insert_answer(connection, answer)
+        if answer is not None:
+            self._tell(answer)
 
     def add_answer(self, answer: Answer) -> None:
         """Keeps an answer that the round machine need not know of: one that was dropped or rejected."""
         with self._database.write() as connection:
             _insert_answer(connection, answer)
+        self._tell(answer)
 
     def find_answer(self, round_: int, device: str, sha256: str) -> Answer | None:
         """Returns what became of an update that was answered before, or None."""
@@ -164,6 +172,7 @@ class Store:
         with self._database.write() as connection:
             connection.execute(sql.insert(journal_table).values(now_s=now_s, event=journalled))
             connection.execute(sql.insert(rounds_table).values(round=merged.round, merged=text))
+        self._tell(merged)
 
     def merged_rounds(self) -> list[MergedRound]:
         """Returns all merged rounds in order."""

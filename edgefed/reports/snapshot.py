@@ -14,7 +14,7 @@ from edgefed.reports.utilization import Utilization, measure
 __all__ = ["MAX_DEVICES", "DeviceSample", "FleetSample", "Snapshot", "with_record"]
 
 MAX_DEVICES = 512
-"""Devices with time series of their own; those heard of last are kept, so that a large fleet does not flood Prometheus."""
+"""Devices with time series of their own: those heard of last, so that a large fleet does not flood Prometheus."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class DeviceSample:
     upload_bytes: int = 0
     joules: float | None = None
     throttled_s: float | None = None
-    phases: PhaseSeconds = PhaseSeconds()
+    phases: PhaseSeconds = field(default_factory=PhaseSeconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
+from edgefed.reports.comparison import compare
 from edgefed.reports.report import DeviceRound, Report
 from edgefed.reports.timeline import PHASES
 from edgefed.reports.utilization import Figure, Utilization
@@ -70,22 +71,29 @@ CSV_COLUMNS: tuple[str, ...] = tuple(_COLUMNS)
 """Units are in the names; shares (mfu_live …) and errors are fractions. `unknown` says why cells are empty."""
 
 
-def render_csv(report: Report) -> str:
+def render_csv(report: Report, before: Report | None = None) -> str:
     """Returns one line per device and round, the header first. What is not known is an empty cell.
 
-    Text that a spreadsheet would take for a formula gets an apostrophe in front: it comes from devices.
+    With another run to compare with, its lines come first, and a first column `run` has the run's id. Text that a
+    spreadsheet would take for a formula gets an apostrophe in front: it comes from devices.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for row in report.device_rounds:
-        writer.writerow(_cell(read(row)) for read in _COLUMNS.values())
+    writer.writerow([*(["run"] if before else []), *CSV_COLUMNS])
+    for one in (report,) if before is None else (before, report):
+        for row in one.device_rounds:
+            first = [one.run] if before else []
+            writer.writerow([*first, *(_cell(read(row)) for read in _COLUMNS.values())])
     return out.getvalue()
 
 
-def render_json(report: Report) -> str:
-    """Returns the report as one indented JSON document; see `edgefed.reports.report` for its layout."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n"
+def render_json(report: Report, before: Report | None = None) -> str:
+    """Returns one indented JSON document: a `Report`, or a `Comparison` with another run.
+
+    `edgefed.reports.report` and `edgefed.reports.comparison` say what is in it.
+    """
+    document = report if before is None else compare(before, report)
+    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
 
 
 def _cell(value: object) -> object:
