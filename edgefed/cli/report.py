@@ -37,8 +37,8 @@ def report(
     """Report how well every device of a run was used: time, MFU, tokens per joule, memory, network.
 
     The page is one file without scripts that loads nothing from elsewhere; print it. CSV has a line per device and
-    round with units in the names of its columns, JSON everything with the reason for each figure that is missing. A run is
-    only read, and may still be at work.
+    round with units in the names of its columns, JSON everything with the reason for each figure that is missing. A
+    run is only read, and may still be at work.
 
     Exit codes: 3 for a device or a reference that is not there, 9 for a directory that is no run.
 

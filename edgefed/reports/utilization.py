@@ -198,8 +198,8 @@ def _peak_work(peak: Read) -> Read:
 def _why_no_mfu(records: Sequence[RoundRecord], peak: Read, without_peak: str) -> str:
     if not records:
         return "nothing was trained"
-    no_flops = all(record.model_flops is None for record in records)
-    no_peak = all(peak(record) is None for record in records)
+    no_flops = any(record.model_flops is None for record in records)
+    no_peak = any(peak(record) is None for record in records)
     return "; ".join(why for why, holds in ((_WHY_NO_FLOPS, no_flops), (without_peak, no_peak)) if holds)
 
 
