@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,7 +42,7 @@ def test_phases_add_up(some: list[RoundRecord]) -> None:
 def test_spans_join_and_stay_inside(record: RoundRecord, lasted_s: float) -> None:
     opened = 1_800_000_000.0
     found = spans(record, opened, opened + lasted_s)
-    for one, following in zip(found, found[1:], strict=False):
+    for one, following in pairwise(found):
         assert one.end_unix_s == following.begin_unix_s
     for one in found:
         assert opened <= one.begin_unix_s < one.end_unix_s <= opened + lasted_s
