@@ -15,9 +15,9 @@ from edgefed.agent.network_probe import NetworkProbe
 from edgefed.agent.options import AgentOptions
 from edgefed.agent.participation import Participation
 from edgefed.agent.presence import Presence
+from edgefed.agent.profiler import Profiler
 from edgefed.agent.state_directory import StateDirectory
 from edgefed.agent.worker_process import WorkerProcess
-from edgefed.devices.profile import read_profile
 from edgefed.errors import MessageError, TransportError
 from edgefed.protocol.chunks import is_chunk
 from edgefed.protocol.messages.down import Pong, decode_down
@@ -63,6 +63,8 @@ class Supervisor:
         self._board = Announcements()
         self._participation = Participation(options, transport, presence, state, worker, self._board)
         self._network = NetworkProbe(transport, self._topics, options.device)
+        self._profiler = Profiler(options, state.path, worker, self._network)
+        self._tried: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -133,6 +135,7 @@ class Supervisor:
         await self._transport.subscribe(self._topics.device(self._options.device, "down"))
         await self._transport.subscribe(self._topics.round)
         await self._publish_profile()
+        await self._know_the_machine()
         await self._presence.show(self._transport, "ready")
         while True:
             announced = await self._next_announcement()
@@ -142,17 +145,48 @@ class Supervisor:
                     return  # an end that the broker kept from an earlier federation is not ours
                 await self._presence.show(self._transport, "ready", note=f"finished: {announced.reason}")
             else:
+                await self._know_the_way(announced.run)
                 await self._participation.take_part(announced)
 
     async def _next_announcement(self) -> RoundMessage:
-        """Returns the next announcement; a worker that has nothing to do meanwhile gives its memory back."""
-        with contextlib.suppress(asyncio.TimeoutError):
-            return await asyncio.wait_for(self._board.next(), self._options.worker.idle_s)
-        await self._worker.end()
-        return await self._board.next()
+        """Returns the next announcement.
+
+        Meanwhile the machine is looked at now and then, and a worker that has nothing to do gives its memory back.
+        """
+        recheck_s, idle_s, waited_s = self._options.profile.recheck_s, self._options.worker.idle_s, 0.0
+        while True:
+            wait_s = min(recheck_s, idle_s - waited_s) if waited_s < idle_s else recheck_s
+            with contextlib.suppress(asyncio.TimeoutError):
+                return await asyncio.wait_for(self._board.next(), wait_s)
+            waited_s += wait_s
+            if waited_s >= idle_s:
+                await self._worker.end()
+            await self._know_the_machine()
+
+    # --- the device itself ----------------------------------------------------------------------------------------
+
+    async def _know_the_machine(self) -> None:
+        """Measures what has changed since it was last measured, and publishes the profile where something has."""
+        quick = self._options.profile.measure == "quick"
+        reasons = self._profiler.reasons_to_measure()
+        if reasons:
+            _log.info("measuring this machine: %s", "; ".join(reasons))
+            await self._presence.show(self._transport, "init", note="measuring this machine")
+            await self._profiler.measure(quick=quick)
+            await self._presence.show(self._transport, "ready")
+        network = await asyncio.to_thread(self._profiler.network_is_due)
+        if network:
+            await self._profiler.measure_network(quick=quick)
+        if reasons or network:
+            await self._publish_profile()
+
+    async def _know_the_way(self, run: str) -> None:
+        """Measures the network when a federation begins, if there was no aggregator to measure it with before."""
+        if run not in self._tried and await asyncio.to_thread(self._profiler.network_is_due):
+            await self._profiler.measure_network(quick=True)
+            await self._publish_profile()
+        self._tried = {run}
 
     async def _publish_profile(self) -> None:
-        limits = self._options.limits
-        profile = read_profile(self._state.path, quantization=limits.quantization, max_rank=limits.max_rank)
         topic = self._topics.device(self._options.device, "profile")
-        await self._transport.publish(topic, encode(profile), retain=True)
+        await self._transport.publish(topic, encode(self._profiler.profile()), retain=True)

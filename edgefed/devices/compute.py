@@ -10,10 +10,13 @@ from msgspec import Meta
 from edgefed.devices.gpu import GpuProfile
 from edgefed.devices.measurement import Measurement
 
-__all__ = ["DATA_TYPES", "ComputeProfile", "DataType", "MachineProbe"]
+__all__ = ["DATA_TYPES", "LEFT_OUT", "ComputeProfile", "DataType", "MachineProbe"]
 
 DataType = Literal["fp32", "bf16", "fp16", "int8", "nf4"]
 DATA_TYPES: tuple[DataType, ...] = ("fp32", "bf16", "fp16", "int8", "nf4")
+
+LEFT_OUT = "left out of a quick measurement: loading bitsandbytes alone takes seconds"
+"""The reason of a rate that a quick measurement does not try."""
 
 
 class ComputeProfile(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 
-__all__ = ["AbsentSensor", "PowerProfile", "PowerSensor", "ThermalProfile"]
+__all__ = ["AbsentSensor", "PowerProfile", "PowerSensor", "ThermalProfile", "read_thermal"]
 
 
 class PowerSensor(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,3 +64,49 @@ class ThermalProfile(msgspec.Struct, frozen=True, kw_only=True):
     temperature_c: Mapping[str, float] = {}
     throttled: bool | None = None
     reason: str = ""
+
+
+def read_thermal(root: Path = Path("/")) -> ThermalProfile:
+    """Returns the temperatures of the kernel's thermal zones; zones that do not answer are left out.
+
+    Whether the hardware is throttled is told by its cooling devices: one of the processor or the GPU that is in force.
+
+    Args:
+        root: of the file system that `sys` is read from.
+    """
+    thermal = root / "sys/class/thermal"
+    temperature_c: dict[str, float] = {}
+    for zone in sorted(thermal.glob("thermal_zone*")):
+        reading = _integer(zone / "temp")
+        if reading is not None:
+            name = _text(zone / "type") or zone.name
+            temperature_c[name if name not in temperature_c else f"{name} ({zone.name})"] = reading / 1000
+    coolers = [_integer(path / "cur_state") for path in thermal.glob("cooling_device*") if _throttles(path)]
+    states = [state for state in coolers if state is not None]
+    reasons = []
+    if not temperature_c:
+        reasons.append("the kernel exposes no thermal zone that answers (so it is in most virtual machines)")
+    if not states:
+        reasons.append("no cooling device tells whether the processor or the GPU is throttled")
+    throttled = any(state > 0 for state in states) if states else None
+    return ThermalProfile(temperature_c=temperature_c, throttled=throttled, reason="; ".join(reasons))
+
+
+def _throttles(cooler: Path) -> bool:
+    """Whether a cooling device slows down the processor or the GPU; fans do not."""
+    kind = (_text(cooler / "type") or "").lower()
+    return "fan" not in kind and any(word in kind for word in ("processor", "cpu", "gpu", "devfreq"))
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _integer(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None

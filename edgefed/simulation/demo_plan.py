@@ -139,6 +139,9 @@ path = "dialogues.jsonl"
 max_rank = {device.max_rank}
 quantization = "{device.quantization}"
 threads = 1
+
+[profile]
+measure = "quick"
 """
 
 _FEDERATION = """\

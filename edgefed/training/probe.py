@@ -16,7 +16,7 @@ from typing import Any, Literal
 import psutil
 import torch
 
-from edgefed.devices.compute import DATA_TYPES, ComputeProfile, DataType, MachineProbe
+from edgefed.devices.compute import DATA_TYPES, LEFT_OUT, ComputeProfile, DataType, MachineProbe
 from edgefed.devices.gpu import GpuProfile, why_no_gpu
 from edgefed.devices.measurement import Measurement, absent, measured
 from edgefed.errors import ModelError
@@ -40,7 +40,6 @@ _TOKENS = 1024  # a micro-batch of 4 texts of 256 tokens; dequantization is spre
 _LAYER = 1024  # between d_model and d_ff of the base size
 _COPY_BYTES = 1 << 28  # beyond any processor's cache
 _QUICK: tuple[DataType, ...] = ("fp32", "bf16")
-_LEFT_OUT = "left out of a quick measurement: loading bitsandbytes alone takes seconds"
 
 
 def probe(
@@ -71,7 +70,7 @@ def probe(
     rates: dict[DataType, Measurement] = {}
     for number, name in enumerate(DATA_TYPES, 1):
         report(name, number, len(DATA_TYPES) + 1)
-        rates[name] = absent(_LEFT_OUT) if quick and name not in _QUICK else _rate_of(name, gpu, place, budget_s)
+        rates[name] = absent(LEFT_OUT) if quick and name not in _QUICK else _rate_of(name, gpu, place, budget_s)
     report("memory bandwidth", len(DATA_TYPES) + 1, len(DATA_TYPES) + 1)
     compute = ComputeProfile(
         hardware="cpu" if gpu is None else "cuda",

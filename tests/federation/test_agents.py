@@ -53,6 +53,8 @@ state = "state-{name}"
 port = {port}
 [data]
 path = "{data}"
+[profile]
+measure = "quick"
 [limits]
 max_rank = {rank}
 quantization = "{quantization}"
