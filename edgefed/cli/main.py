@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, str] = {
     "broker": "edgefed.cli.broker:broker",
     "aggregator": "edgefed.cli.aggregator:aggregator",
     "agent": "edgefed.cli.agent:agent",
+    "profile": "edgefed.cli.profile:profile",
     "status": "edgefed.cli.status:status",
     "evaluate": "edgefed.cli.evaluate:evaluate",
     "summarize": "edgefed.cli.summarize:summarize",

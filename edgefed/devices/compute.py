@@ -15,7 +15,7 @@ __all__ = ["DATA_TYPES", "LEFT_OUT", "ComputeProfile", "DataType", "MachineProbe
 DataType = Literal["fp32", "bf16", "fp16", "int8", "nf4"]
 DATA_TYPES: tuple[DataType, ...] = ("fp32", "bf16", "fp16", "int8", "nf4")
 
-LEFT_OUT = "left out of a quick measurement: loading bitsandbytes alone takes seconds"
+LEFT_OUT = "left out of a quick measurement"
 """The reason of a rate that a quick measurement does not try."""
 
 
