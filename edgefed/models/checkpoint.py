@@ -15,7 +15,16 @@ from typing import Any
 
 from edgefed.errors import ModelError
 
-__all__ = ["BUNDLED", "check_directory", "fingerprint", "linear_shapes", "resolve_model", "weight_files"]
+__all__ = [
+    "BUNDLED",
+    "check_directory",
+    "fingerprint",
+    "linear_shapes",
+    "read_config",
+    "resolve_model",
+    "tensor_shapes",
+    "weight_files",
+]
 
 BUNDLED: Mapping[str, str] = {"edgefed/tiny-t5": "tiny_t5"}
 """Names of the models that ship with the package, and their directories in ``edgefed/assets``."""
@@ -104,6 +113,15 @@ def check_directory(directory: Path) -> Path:
     return directory
 
 
+def read_config(directory: Path) -> dict[str, Any]:
+    """Return what config.json says.
+
+    Raises:
+        ModelError: it is missing or is not a JSON object.
+    """
+    return _json_object(directory / "config.json")
+
+
 def weight_files(directory: Path) -> list[Path]:
     """Return the safetensors files of a model, sorted; several where an index names shards.
 
@@ -155,7 +173,7 @@ def linear_shapes(directory: Path, target_modules: Sequence[str]) -> dict[str, t
     """
     matrices: dict[str, tuple[int, int]] = {}
     for file in weight_files(directory):
-        for tensor, shape in _tensor_shapes(file).items():
+        for tensor, shape in tensor_shapes(file).items():
             module, _, kind = tensor.rpartition(".")
             if kind == "weight" and len(shape) == 2 and _last(module) not in _EMBEDDINGS:
                 matrices[module] = (shape[0], shape[1])
@@ -171,7 +189,12 @@ def _last(module: str) -> str:
     return module.rpartition(".")[2]
 
 
-def _tensor_shapes(file: Path) -> dict[str, list[int]]:
+def tensor_shapes(file: Path) -> dict[str, list[int]]:
+    """Return the shape of every tensor in a safetensors file, without reading the tensors.
+
+    Raises:
+        ModelError: it cannot be read, or is not such a file.
+    """
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")

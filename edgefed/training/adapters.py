@@ -23,6 +23,8 @@ import torch
 
 from edgefed.errors import AdapterError, ModelError
 from edgefed.lora.low_rank import LowRank
+from edgefed.models.flops import Adaptation, ExampleFlops
+from edgefed.models.layout import ModelLayout
 from edgefed.training.base_model import LoadedModel
 from edgefed.training.options import LoraOptions
 
@@ -141,6 +143,11 @@ class AdaptedModel:
         """Rank of the held branch, 0 where there is none."""
         return int(self._layers[self.modules[0]].r.get(_IN_PEFT["held"], 0))
 
+    def flops(self) -> ExampleFlops:
+        """Return what counts the operations of training on examples, with the factors as they are installed now."""
+        targets = {name.rpartition(".")[2] for name in self.modules}
+        return ExampleFlops(_layout(self.base.model.config), Adaptation(targets, self.options.rank, self.held_rank))
+
     def parameters(self) -> list[torch.Tensor]:
         """Return what is trained: A and B of every module, in a fixed order."""
         return [weight for name in self.modules for weight in self._weights("train", name)]
@@ -189,3 +196,19 @@ class AdaptedModel:
         self.model.unload()
         self._layers, self._scales, self.model = {}, {}, None
         return self.base
+
+
+def _layout(config: Any) -> ModelLayout:
+    """The numbers of a model in memory; whether its embedding is tied makes no difference to operations."""
+    return ModelLayout(
+        name=str(config.name_or_path),
+        d_model=config.d_model,
+        d_kv=config.d_kv,
+        d_ff=config.d_ff,
+        encoder_layers=config.num_layers,
+        decoder_layers=config.num_decoder_layers,
+        heads=config.num_heads,
+        vocabulary=config.vocab_size,
+        gated=config.is_gated_act,
+        tied=bool(config.tie_word_embeddings),
+    )

@@ -12,6 +12,7 @@ import torch
 
 from edgefed.data.examples import Example
 from edgefed.errors import DataError, WorkerError, WorkerOutOfMemory
+from edgefed.models.flops import ExampleFlops
 from edgefed.protocol.tasks import SummarizationTask
 from edgefed.training.adapters import AdaptedModel
 from edgefed.training.options import TrainOptions
@@ -53,6 +54,7 @@ def train(
         raise DataError("there are no examples to train on")
     optimizer = _optimizer(model.parameters(), options)
     batches = _batches(len(examples), options.batch_size, options.seed)
+    flops = model.flops()
     records: list[StepRecord] = []
     with _training_mode(model, options), _out_of_memory_in_words(options):
         if resume is not None:
@@ -62,7 +64,7 @@ def train(
                 next(batches)
         for step in range(len(records), options.steps):
             optimizer.param_groups[0]["lr"] = options.learning_rate_at(step)
-            record = _step(model, [examples[i] for i in next(batches)], task, options, optimizer, step)
+            record = _step(model, [examples[i] for i in next(batches)], task, options, optimizer, step, flops)
             records.append(record)
             try:
                 on_step(record)
@@ -79,6 +81,7 @@ def _step(
     options: TrainOptions,
     optimizer: torch.optim.Optimizer,
     step: int,
+    flops: ExampleFlops,
 ) -> StepRecord:
     timer = PhaseTimer(model.device)
     size = options.micro_batch_size or len(examples)
@@ -99,6 +102,7 @@ def _step(
         loss=float(loss),
         source_tokens=sum(batch.source_tokens for batch in micro),
         target_tokens=target_tokens,
+        model_flops=sum(flops(batch.lengths) for batch in micro),
         gradient_norm=float(norm),
         data_s=seconds["data"],
         forward_s=seconds["forward"],

@@ -241,6 +241,7 @@ def _filled(
         train_s=train_s,
         source_tokens=result.source_tokens,
         target_tokens=result.target_tokens,
+        model_flops=result.model_flops,
         peak_resident_bytes=_peak_resident_bytes(),
         step_records=[_step_record(step) for step in steps[::stride]],
     )

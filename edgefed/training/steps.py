@@ -17,6 +17,7 @@ class StepRecord:
         loss: mean over the step's target tokens, nats (smoothed where label smoothing is on).
         source_tokens: real tokens read, prompt included.
         target_tokens: real tokens to be written.
+        model_flops: analytic, forward and backward, for real tokens.
         gradient_norm: Euclidean, before clipping.
         data_s: tokenising, collating, moving to the device.
         forward_s: forward passes of all micro-batches.
@@ -28,6 +29,7 @@ class StepRecord:
     loss: float
     source_tokens: int
     target_tokens: int
+    model_flops: float
     gradient_norm: float
     data_s: float
     forward_s: float
@@ -47,6 +49,7 @@ class TrainResult:
         mean_loss: over the steps.
         source_tokens: real tokens read.
         target_tokens: real tokens to be written.
+        model_flops: analytic, see `StepRecord`.
         data_s: seconds of this phase, as are the next three.
         forward_s: see `StepRecord`.
         backward_s: see `StepRecord`.
@@ -60,6 +63,7 @@ class TrainResult:
     mean_loss: float
     source_tokens: int
     target_tokens: int
+    model_flops: float
     data_s: float
     forward_s: float
     backward_s: float
@@ -76,6 +80,7 @@ def summed(records: Sequence[StepRecord], batch_size: int) -> TrainResult:
         mean_loss=sum(r.loss for r in records) / len(records),
         source_tokens=sum(r.source_tokens for r in records),
         target_tokens=sum(r.target_tokens for r in records),
+        model_flops=sum(r.model_flops for r in records),
         data_s=sum(r.data_s for r in records),
         forward_s=sum(r.forward_s for r in records),
         backward_s=sum(r.backward_s for r in records),

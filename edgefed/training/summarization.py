@@ -30,6 +30,7 @@ class Batch:
         labels: (batch, target) int64, -100 on padding.
         source_tokens: real tokens of the sources.
         target_tokens: real tokens of the targets.
+        lengths: real tokens of every example's source and target.
     """
 
     input_ids: torch.Tensor
@@ -37,6 +38,7 @@ class Batch:
     labels: torch.Tensor
     source_tokens: int
     target_tokens: int
+    lengths: tuple[tuple[int, int], ...]
 
 
 def collate(tokenizer: Any, task: SummarizationTask, examples: Sequence[Example], device: torch.device) -> Batch:
@@ -56,6 +58,9 @@ def collate(tokenizer: Any, task: SummarizationTask, examples: Sequence[Example]
         labels=labels.to(device),
         source_tokens=int(sources["attention_mask"].sum()),
         target_tokens=int(targets["attention_mask"].sum()),
+        lengths=tuple(
+            zip(sources["attention_mask"].sum(1).tolist(), targets["attention_mask"].sum(1).tolist(), strict=True)
+        ),
     )
 
 

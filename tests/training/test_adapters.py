@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from edgefed.data.examples import Example
 from edgefed.errors import AdapterError, ModelError
@@ -16,7 +18,7 @@ from edgefed.training.base_model import LoadedModel
 from edgefed.training.evaluate import validation_loss
 from edgefed.training.loop import train
 from edgefed.training.options import LoraOptions, RankScaling, TrainOptions
-from edgefed.training.summarization import Batch, collate
+from edgefed.training.summarization import Batch, collate, summed_loss
 
 pytestmark = pytest.mark.torch
 Shapes = dict[str, tuple[int, int]]
@@ -61,6 +63,23 @@ def logits_with_dense_change(base: LoadedModel, change: dict[str, LowRank], batc
         for name, weight in weights.items():
             weight.copy_(saved[name])
     return found
+
+
+@pytest.mark.parametrize("held_rank", [0, 3])
+def test_a_model_counts_its_operations_as_torch_does(
+    base: LoadedModel, shapes: Shapes, task: SummarizationTask, held_rank: int
+) -> None:
+    batch = collate(
+        base.tokenizer, task, [Example("On Friday.", "Friday."), Example("On Friday.", "Friday.")], base.device
+    )
+    adapted = install(base, list(shapes), LoraOptions(rank=4), seed=0, held_rank=held_rank)
+    # torch does not count its fused attention for CPUs, only the plain products
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        torch.autograd.backward(summed_loss(adapted.model, batch))
+    found = adapted.flops()(batch.lengths)
+    adapted.remove()
+    assert len(set(batch.lengths)) == 1, "no padding"
+    assert found == counter.get_total_flops()
 
 
 @pytest.mark.parametrize(("rank", "scaling"), [(2, "alpha/r"), (7, "alpha/sqrt(r)")])
