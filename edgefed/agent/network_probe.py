@@ -41,11 +41,15 @@ class _Burst:
     arrivals: list[tuple[float, int]] = field(default_factory=list)
 
     def rate(self, latency_s: float) -> float:
-        """Returns bytes per second, without the first quarter: messages are small and few until the way is known."""
+        """Returns bytes per second.
+
+        The first quarter is left out where the rest took longer than a round trip: messages are small and few until the
+        way is known. On a long way that a burst does not fill, the result is a lower bound.
+        """
         quarter = self.arrived_bytes / 4
-        at_s, before = next(((s, done) for s, done in self.arrivals if done >= quarter), self.arrivals[0])
+        at_s, before = next((s, done) for s, done in self.arrivals if done >= quarter)
         last_s, total = self.arrivals[-1]
-        if total > before and last_s > at_s:
+        if last_s - at_s > latency_s:
             return (total - before) / (last_s - at_s)
         took_s = last_s - self.started_s
         return total / (took_s - latency_s if took_s > 2 * latency_s else took_s)
@@ -92,9 +96,7 @@ class NetworkProbe:
         try:
             latency_s = [await self._round_trip(patience_s) for _ in range(_ROUND_TRIPS)]
         except asyncio.TimeoutError:
-            return unmeasured_network(
-                f"the aggregator did not answer within {patience_s:g} s: it is not running, perhaps"
-            )
+            return unmeasured_network(f"no aggregator answered within {patience_s:g} s: is one running?")
         except _Refused as refused:
             return unmeasured_network(f"the aggregator declined: {refused}")
         except TransportError as error:
