@@ -23,8 +23,6 @@ data.path = "none.jsonl"
 limits.threads = 1
 broker.port = {}
 """
-    'device = "a"\nfleet = "test"\nstate = "state"\ndata.path = "none.jsonl"\nlimits.threads = 1\nbroker.port = {}\n'
-)
 
 
 @pytest.mark.torch
