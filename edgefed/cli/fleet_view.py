@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edgefed.cli.profile_view import describe_board, human
 from edgefed.devices.profile import DeviceProfile
 from edgefed.errors import MessageError
 from edgefed.protocol.messages.retained import (
@@ -19,7 +20,12 @@ from edgefed.protocol.topics import Topics
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["FleetView", "describe_aggregator", "human_bytes"]
+__all__ = ["COLUMNS", "FleetView", "describe_aggregator", "human_bytes"]
+
+COLUMNS = (
+    "device", "hardware", "memory", "best rate", "max rank", "base", "status", "round", "step", "loss", "note",
+)  # fmt: skip
+"""What is told of a device, in order."""
 
 _STYLES = {
     "training": "green",
@@ -111,7 +117,7 @@ class FleetView:
         }
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Returns a row of text per device: id, rank, base, status, progress, loss, note."""
+        """Returns a row of text per device, in the order of `COLUMNS`."""
         rows: list[tuple[str, ...]] = []
         for device, state in sorted(self.devices.items()):
             profile = self.profiles.get(device)
@@ -119,6 +125,7 @@ class FleetView:
             rows.append(
                 (
                     device,
+                    *(("", "", "") if profile is None else _hardware(profile)),
                     "" if profile is None else str(profile.max_rank),
                     "" if profile is None else profile.quantization,
                     state.status,
@@ -139,11 +146,12 @@ class FleetView:
         from rich.text import Text
 
         table = Table(box=box.SIMPLE_HEAD, expand=False, padding=(0, 1))
-        for name in ("device", "max rank", "base", "status", "round", "step", "loss", "note"):
+        for name in COLUMNS:
             table.add_column(name, justify="right" if name in ("max rank", "round", "step", "loss") else "left")
         for row in self.rows():
             cells = [Text(cell, no_wrap=True, overflow="ellipsis") for cell in row]
-            cells[3].stylize(_STYLES.get(row[3], ""))
+            status = COLUMNS.index("status")
+            cells[status].stylize(_STYLES.get(row[status], ""))
             table.add_row(*cells)
         state = self.aggregator
         if state is None:
@@ -151,3 +159,10 @@ class FleetView:
         done = min(state.rounds, max(0, state.round - (state.status != "finished")))
         bar = ProgressBar(total=max(1, state.rounds), completed=done, width=40)
         return Group(Text(describe_aggregator(state), style="bold"), bar, table)
+
+
+def _hardware(profile: DeviceProfile) -> tuple[str, str, str]:
+    """Returns the board, the memory that training may use, and the best rate; "" for what was not measured."""
+    memory = "" if profile.memory is None else human(profile.memory.total_bytes, "B")
+    best = None if profile.compute is None else profile.compute.best()
+    return describe_board(profile), memory, "" if best is None else f"{human(best[1], 'FLOP/s')} {best[0]}"
