@@ -61,6 +61,17 @@ class Bars:
         """Whether no row has a bar."""
         return not any(row.bars for row in self.rows)
 
+    @property
+    def reasons(self) -> list[tuple[str, str]]:
+        """Why rows have no bars: each reason once, and whose it is."""
+        whose: dict[str, list[str]] = {}
+        for row in self.rows:
+            if row.missing:
+                whose.setdefault(row.missing, []).append(row.name)
+        return [
+            (reason, "all" if len(names) == len(self.rows) > 1 else ", ".join(names)) for reason, names in whose.items()
+        ]
+
 
 def phase_bars(report: Report) -> Bars:
     """Returns where each device's time went, in seconds over the whole run, all on one scale."""
@@ -135,7 +146,7 @@ def _measure_bars(
         for measure, read in measures:
             figure = read(use)
             if figure.value is None:
-                missing[figure.reason] = None
+                missing |= dict.fromkeys(figure.reason.split("; "))
                 continue
             drawn = Part(f"{measure} {kind}", 0.0, figure.value, f"{measure}: {text(figure.value)}")
             bars.append(bar([drawn], full, label=f"{whose}: {name} {measure} {text(figure.value)}"))

@@ -103,15 +103,16 @@ def summarize(records: Sequence[RoundRecord]) -> Utilization:
     """Returns the measures of a device over its rounds.
 
     Rates and shares are ratios of sums, so that long rounds count for more; a round that lacks one of the two numbers
-    is left out of both sums, and the reason says so. Peaks and temperatures are maxima.
+    is left out of both sums, and the reason says so. Peaks and temperatures are maxima. Power, energy and load are
+    those of all rounds, also of ones that only evaluate; η_e is that of training.
     """
     trained = [record for record in records if record.steps and _compute_s(record) > 0]
     compute = _sum(trained, _compute_s, "nothing was trained")
     peak_memory = _largest(trained, lambda r: r.peak_memory_bytes or r.peak_resident_bytes, "memory was not measured")
     predicted_peak = _largest(trained, lambda r: r.predicted_peak_bytes, "no plan predicted it")
-    used = [record for record in trained or records if record.use is not None]
-    energy_reason = _energy_reason(trained or records)
-    mean_w = _ratio(used, _watt_seconds, _measured_s, energy_reason)
+    used = [record for record in records if record.use is not None]
+    used_in_training = [record for record in trained if record.use is not None]
+    energy_reason = _energy_reason(records)
     step = _ratio(trained, _compute_s, lambda r: r.steps, "nothing was trained")
     predicted_step = _ratio(trained, _predicted_compute_s, lambda r: r.steps, "no plan predicted it")
     return Utilization(
@@ -123,9 +124,12 @@ def summarize(records: Sequence[RoundRecord]) -> Utilization:
         mfu_sheet=_ratio(trained, lambda r: r.model_flops, _peak_work(lambda r: r.sheet_peak_flops_per_s), _why_no_mfu(
             trained, lambda r: r.sheet_peak_flops_per_s, "no data sheet is known for this machine and precision")),
         tokens_per_s=_ratio(trained, _tokens, _compute_s, "nothing was trained"),
-        mean_w=mean_w,
+        mean_w=_ratio(used, _watt_seconds, _measured_s, energy_reason),
         joules=_sum(used, _joules, energy_reason),
-        tokens_per_s_per_w=_divide(_ratio([r for r in used if r.steps], _tokens, _compute_s, energy_reason), mean_w),
+        tokens_per_s_per_w=_divide(
+            _ratio(used_in_training, _tokens, _compute_s, energy_reason),
+            _ratio(used_in_training, _watt_seconds, _measured_s, energy_reason),
+        ),
         granularity=_ratio(trained, _compute_s, _communication_s, "the time of the transfers is not known"),
         peak_memory_bytes=peak_memory,
         predicted_peak_bytes=predicted_peak,
