@@ -51,7 +51,7 @@ def report(
     from edgefed.cli.output import told_where
     from edgefed.coordinator.run_records import read_run_records
     from edgefed.files import replace_file
-    from edgefed.reports.report import build_report
+    from edgefed.reports.build import build_report
 
     if reference is not None and format_ is not _Format.HTML:
         raise typer.BadParameter("--reference is for the page; CSV and JSON hold the run alone")

@@ -13,8 +13,8 @@ from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.store import Store
 from edgefed.errors import StoreError
 from edgefed.files import replace_file
+from edgefed.reports.build import build_report
 from edgefed.reports.page import render_page
-from edgefed.reports.report import build_report
 from edgefed.reports.run_records import Delivery, MergedFacts, RunRecords
 
 __all__ = ["read_run_records", "run_records", "write_report"]

@@ -19,6 +19,7 @@ _BAR_PX = 14
 _AXIS_PX = 18
 _PLOT_PX = 200
 _MARGIN_PX = 10
+_NO_SPAN = 1e-9  # a device may send any number: what is so small is drawn as nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ def line_plot(
 def nice_ticks(low: float, high: float, *, about: int = 4) -> list[float]:
     """Returns round numbers (1, 2 or 5 times a power of ten apart) from at or below `low` to at or above `high`."""
     span = high - low
-    if span <= 0 or not math.isfinite(span):
+    if span <= _NO_SPAN or not math.isfinite(span):
         return [low, low + 1.0]
     power = 10.0 ** math.floor(math.log10(span / about))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * about >= span * 0.999)

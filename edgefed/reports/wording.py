@@ -57,6 +57,8 @@ def signed_percent(change: float) -> str:
 
 def seconds(value: float) -> str:
     """Returns a duration: 12.3 ms, 4.56 s, 3 min 20 s, 2 h 05 min."""
+    if not math.isfinite(value):
+        return f"{value} s"
     if value < 1:
         return f"{number(value * 1000)} ms" if value else "0 s"
     if value < 119.5:

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from edgefed.coordinator.run_records import read_run_records
 from edgefed.protocol.messages.up import UpdateOffer
-from edgefed.reports.report import build_report
+from edgefed.reports.build import build_report
 from tests.federation.stand_in import StandIn, federation_toml, make_paper_model
 from tests.reports.made_runs import make_run
 from tools.mosquitto import RunningMosquitto, free_port

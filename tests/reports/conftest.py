@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from edgefed.reports.report import Report, build_report
+from edgefed.reports.build import build_report
+from edgefed.reports.report import Report
 from tests.reports.made_runs import make_run
 
 

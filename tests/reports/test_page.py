@@ -7,11 +7,12 @@ import msgspec
 import pytest
 
 from edgefed.errors import ConfigError
+from edgefed.reports.build import build_report
 from edgefed.reports.page import render_page
 from edgefed.reports.reference import BenchFile, BenchResult, read_references
-from edgefed.reports.report import Report, build_report
-from edgefed.reports.run_records import RunRecords
-from edgefed.reports.tables import render_json
+from edgefed.reports.report import Report
+from edgefed.reports.run_records import Delivery, RunRecords
+from edgefed.reports.tables import render_csv, render_json
 from tests.reports.made_runs import HOSTILE, make_run
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -111,6 +112,23 @@ def test_hostile_texts_stay_texts() -> None:
     assert HOSTILE in page.text, "shown as it is"
     assert "{{7*7}}" in page.text
     assert ">49<" not in text
+
+
+@pytest.mark.parametrize("value", [1e308, 1e-300])
+def test_absurd_numbers_of_a_device_break_no_page(value: float) -> None:
+    def absurd(delivery: Delivery) -> Delivery:
+        record = delivery.record
+        if record is None:
+            return delivery
+        floats = {name: value for name in record.__struct_fields__ if isinstance(getattr(record, name), float)}
+        use = msgspec.structs.replace(record.use, window_s=value, throttled_s=value) if record.use else None
+        return msgspec.structs.replace(delivery, record=msgspec.structs.replace(record, **floats, use=use))
+
+    run = make_run(2, 2)
+    report = build_report(msgspec.structs.replace(run, deliveries=tuple(map(absurd, run.deliveries))))
+    check_self_contained(Page(render_page(report, before=report)))
+    assert len(render_csv(report).splitlines()) == 1 + len(report.device_rounds)
+    assert msgspec.json.decode(render_json(report))["schema"] == "edgefed-report/1"
 
 
 def test_what_is_missing_has_its_reason_beside_it() -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from edgefed.reports.build import build_report
 from edgefed.reports.page import render_page
-from edgefed.reports.report import Report, build_report
+from edgefed.reports.report import Report
 from tests.reports.made_runs import make_run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "headless_shell")

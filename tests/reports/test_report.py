@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from edgefed.errors import ConfigError
+from edgefed.reports.build import build_report
 from edgefed.reports.comparison import compare
-from edgefed.reports.report import Report, build_report
+from edgefed.reports.report import Report
 from edgefed.reports.run_records import RunRecords
 from edgefed.reports.tables import CSV_COLUMNS, render_csv, render_json
 from tests.reports.made_runs import HOSTILE, make_run
