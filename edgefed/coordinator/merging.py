@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from edgefed.aggregation.exchange import Delivered, Exchange, MergedState
 from edgefed.coordinator.answers import MergedRound
 from edgefed.coordinator.events import Update
+from edgefed.coordinator.round_state import State
 from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.selection import Selection
 
-__all__ = ["RoundTraffic", "merge_round"]
+__all__ = ["RoundTraffic", "merge_round", "tidy"]
 
 
 class RoundTraffic:
@@ -68,6 +69,17 @@ def merge_round(
         merged_unix_s=time.time(),
     )
     return record, merged
+
+
+def tidy(directory: RunDirectory, selection: Selection, state: State, merged: int) -> None:
+    """Removes what no later merge, export or late update can need, once `merged` rounds are merged."""
+    oldest = merged - (selection.max_staleness if selection.late == "discount" else 0)
+    keep = {0, merged, *range(max(0, oldest), merged + 1)}
+    if state.best is not None:
+        keep.add(state.best[0])
+    directory.drop_states(keep)
+    waiting = (*state.updates, *state.carried, *state.waiting)
+    directory.drop_updates(directory.update(u.device, u.round, u.sha256) for u in waiting)
 
 
 def _delivered(directory: RunDirectory, selection: Selection, round_: int, update: Update) -> Delivered:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,8 @@ from edgefed.coordinator.broadcast import Broadcast
 from edgefed.coordinator.history import write_history
 from edgefed.coordinator.intake import Intake
 from edgefed.coordinator.ledger import Ledger
-from edgefed.coordinator.merging import RoundTraffic, merge_round
+from edgefed.coordinator.merging import RoundTraffic, merge_round, tidy
+from edgefed.coordinator.notices import Notices
 from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.outbox import Outbox
 from edgefed.coordinator.reception import Reception
@@ -32,20 +32,17 @@ from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.store import Store
 from edgefed.errors import MessageError, StoreError
 from edgefed.protocol.messages.down import Accepted, Refused
-from edgefed.protocol.messages.manifest import Manifest
-from edgefed.protocol.messages.retained import AggregatorState, FederationFinished, RoundOpen
+from edgefed.protocol.messages.retained import AggregatorState
 from edgefed.protocol.messages.up import UpdateOffer
-from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.tasks import ModelReference
 from edgefed.protocol.topics import Topics
-from edgefed.transport.base import Connected, ConnectionLost, Event, Message, Transport, Will
+from edgefed.transport.base import Connected, ConnectionLost, Event, Message, Transport
 
-__all__ = ["Aggregator", "aggregator_will"]
+__all__ = ["Aggregator"]
 
 _log = logging.getLogger(__name__)
 
 _LONGEST_WAIT_S = 1.0
-_SHORTEST_STATE_S = 0.5
 _LINGER_S = 2.0
 
 
@@ -65,11 +62,6 @@ class _MergeDone:
 @dataclass(frozen=True, slots=True)
 class _Broken:
     error: BaseException
-
-
-def aggregator_will(topics: Topics) -> Will:
-    """Returns what the broker publishes when the aggregator vanishes."""
-    return Will(topics.aggregator_state, encode(AggregatorState(status="lost", instance="")))
 
 
 class Aggregator:
@@ -97,17 +89,16 @@ class Aggregator:
         watch: Callable[[AggregatorState], None] | None = None,
     ) -> None:
         self._options = options
-        self._model = model
         self._run = run
         self._topics = Topics(options.fleet)
         self._transport = transport
         self._store = store
         self._exchange = exchange
-        self._watch = watch
         self._directory = RunDirectory(store.directory)
         self._ledger = Ledger(store, options.rules)
         self._inbox: asyncio.Queue[Event | _Arrived | _MergeDone | _Broken] = asyncio.Queue(maxsize=256)
         self._outbox = Outbox(transport, self._topics)
+        self._notices = Notices(options, model, run, self._outbox, watch=watch)
         self._broadcast = Broadcast(
             transport,
             self._topics,
@@ -136,9 +127,6 @@ class Aggregator:
             perform=self._perform,
         )
         self._traffic = RoundTraffic(lambda: self._intake.received_bytes, lambda: self._broadcast.sent_bytes)
-        self._instance = uuid.uuid4().hex
-        self._published_state: AggregatorState | None = None
-        self._published_at_s = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._finished = False
 
@@ -185,7 +173,7 @@ class Aggregator:
                 await asyncio.sleep(0.05)  # a deadline that is over, and a machine that waits for a device
         else:
             await self._take(item)
-        self._publish_state()
+        self._notices.post_state(self._describe())
 
     async def _take(self, item: Event | _Arrived | _MergeDone | _Broken) -> None:
         if isinstance(item, Message):
@@ -223,7 +211,7 @@ class Aggregator:
 
     async def _linger(self) -> None:
         """Answers those who come a moment after the end."""
-        self._publish_state(at_once=True)
+        self._notices.post_state(self._describe(), at_once=True)
         until_s = time.monotonic() + _LINGER_S
         while (left_s := until_s - time.monotonic()) > 0:
             try:
@@ -255,37 +243,16 @@ class Aggregator:
         merged = self._exchange.load(self._directory.state(self._ledger.state.round - 1))
         self._broadcast.offer(merged.files)
         self._traffic = RoundTraffic(lambda: self._intake.received_bytes, lambda: self._broadcast.sent_bytes)
-        self._post_round(merged.manifest)
         state = self._ledger.state
+        self._notices.post_round(state, merged.manifest)
         _log.info("round %d of %d is open (%s)", state.round, self._options.rounds, state.kind)
 
     def _show_again(self) -> None:
         """After a reconnect: a broker that was restarted may have forgotten what it had retained."""
-        self._published_state = None
+        self._notices.forget_posted()
         state = self._ledger.state
         if state.round and state.phase in ("gathering", "training"):
-            self._post_round(self._exchange.load(self._directory.state(state.round - 1)).manifest)
-
-    def _post_round(self, manifest: Manifest) -> None:
-        state, options = self._ledger.state, self._options
-        every = options.evaluation.every
-        announcement = RoundOpen(
-            run=self._run,
-            round=state.round,
-            rounds=options.rounds,
-            kind=state.kind,
-            model=self._model,
-            task=options.task,
-            method=options.method,
-            training=options.training,
-            evaluation=options.evaluation,
-            evaluates=state.kind == "evaluate" or bool(every and (state.round - 1) % every == 0),
-            deadline_s=options.selection.deadline_s,
-            late_is_used=options.selection.late == "discount" and state.round < options.rounds,
-            seed=options.seed,
-            manifest=manifest,
-        )
-        self._outbox.post(self._topics.round, announcement)
+            self._notices.post_round(state, self._exchange.load(self._directory.state(state.round - 1)).manifest)
 
     async def _merge(self, action: events.Merge) -> None:
         _log.info("round %d: merging %d updates", action.round, len(action.updates))
@@ -303,19 +270,7 @@ class Aggregator:
     def _after_merge(self, done: _MergeDone) -> None:
         self._perform(self._ledger.apply_merged(done.record))
         write_history(self._directory.history, self._store, self._ledger.state)
-        self._tidy()
-
-    def _tidy(self) -> None:
-        """Removes what no later merge, export or late update can need."""
-        state, selection = self._ledger.state, self._options.selection
-        merged = state.round - 1 if state.phase != "finished" else len(self._store.merged_rounds())
-        oldest = merged - (selection.max_staleness if selection.late == "discount" else 0)
-        keep = {0, merged, *range(max(0, oldest), merged + 1)}
-        if state.best is not None:
-            keep.add(state.best[0])
-        self._directory.drop_states(keep)
-        waiting = (*state.updates, *state.carried, *state.waiting)
-        self._directory.drop_updates(self._directory.update(u.device, u.round, u.sha256) for u in waiting)
+        tidy(self._directory, self._options.selection, self._ledger.state, len(self._store.merged_rounds()))
 
     def _finish(self, reason: str) -> None:
         write_history(self._directory.history, self._store, self._ledger.state)
@@ -325,42 +280,16 @@ class Aggregator:
             self._exchange.export(self._directory.state(last), self._directory.adapter)
         if state.best is not None and state.best[0]:
             self._exchange.export(self._directory.state(state.best[0]), self._directory.best_adapter)
-        finished = FederationFinished(run=self._run, round=state.round, reason=reason)
-        self._outbox.post(self._topics.round, finished)
+        self._notices.post_end(state.round, reason)
         _log.info("the federation is over: %s", reason)
         self._finished = True
 
     # --- what others see ------------------------------------------------------------------------------------------
 
-    def _publish_state(self, *, at_once: bool = False) -> None:
-        state = self._describe()
-        due = time.monotonic() - self._published_at_s >= _SHORTEST_STATE_S
-        if state != self._published_state and (due or at_once):
-            self._published_state = state
-            self._published_at_s = time.monotonic()
-            self._outbox.post(self._topics.aggregator_state, state)
-            if self._watch is not None:
-                self._watch(state)
-
     def _describe(self) -> AggregatorState:
-        state = self._ledger.state
-        best = state.best
-        return AggregatorState(
-            status="finished" if state.phase == "finished" else "online",
-            instance=self._instance,
-            run=self._run,
-            phase=state.phase,
-            round=state.round,
-            rounds=self._options.rounds,
-            joined=len(state.candidates),
-            accepted=len(state.participants),
-            updates=len(state.delivered),
-            quorum=self._options.selection.quorum,
+        return self._notices.describe(
+            self._ledger.state,
             rejected=self._reception.rejected,
-            best_round=best[0] if best else None,
-            best_loss=best[1] if best else None,
-            last_loss=state.losses[-1][1] if state.losses else None,
             received_bytes=self._intake.received_bytes,
             broadcast_bytes=self._broadcast.sent_bytes,
-            note=state.finished_reason,
         )

@@ -12,9 +12,10 @@ import msgspec
 from edgefed.aggregation.exchange import Exchange
 from edgefed.aggregation.exchanges import EXCHANGES
 from edgefed.coordinator.metrics import MetricsAddress, serve_metrics
+from edgefed.coordinator.notices import aggregator_will
 from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.run_records import write_report
-from edgefed.coordinator.service import Aggregator, aggregator_will
+from edgefed.coordinator.service import Aggregator
 from edgefed.coordinator.store import Store
 from edgefed.models.checkpoint import fingerprint, resolve_model
 from edgefed.protocol.messages.retained import AggregatorState
