@@ -53,7 +53,8 @@ class State:
         training_since_s: when its participants were selected.
         candidates: devices that joined and wait for the selection, sorted.
         participants: devices that were accepted, sorted.
-        outstanding: participants that have neither delivered nor gone, sorted.
+        outstanding: participants that have neither delivered nor gone, sorted: whom the round waits for.
+        overdue: those of them that have not been heard of since the round was reopened, sorted; they take up no place.
         updates: this round's updates in order of arrival.
         carried: late updates of earlier rounds that this round's sum includes.
         waiting: late updates that arrived while this round's sum was being made; the next round carries them.
@@ -71,6 +72,7 @@ class State:
     candidates: tuple[str, ...] = ()
     participants: tuple[str, ...] = ()
     outstanding: tuple[str, ...] = ()
+    overdue: tuple[str, ...] = ()
     updates: tuple[Update, ...] = ()
     carried: tuple[Update, ...] = ()
     waiting: tuple[Update, ...] = ()

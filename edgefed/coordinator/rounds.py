@@ -5,7 +5,8 @@
     gathering ──enough joined──▶ training ──closed──▶ merging ──merged──▶ gathering (next round) … ▶ finished
 
 A round gathers volunteers, selects from them, and closes when every selected device has delivered or gone, when the
-wanted number of updates is in, or at the deadline; never below the quorum. Publishing a merged adapter and opening the
+wanted number of updates is in, or at the deadline; never below the quorum. Below it, the deadline is set anew and
+everybody is called again; the round then closes by the same rule. Publishing a merged adapter and opening the
 next round are one event, so there is no moment in which a crash could lose or repeat a merge.
 """
 
@@ -106,7 +107,7 @@ def _open(
 
 
 def _finish(state: State, reason: str) -> tuple[State, tuple[Action, ...]]:
-    return replace(state, phase="finished", outstanding=(), finished_reason=reason), (Finish(reason),)
+    return replace(state, phase="finished", outstanding=(), overdue=(), finished_reason=reason), (Finish(reason),)
 
 
 def _join(state: State, device: str, now_s: float, rules: Rules) -> tuple[State, tuple[Action, ...]]:
@@ -120,11 +121,12 @@ def _join(state: State, device: str, now_s: float, rules: Rules) -> tuple[State,
     places = rules.places
     if device not in state.participants and places is not None and _taken(state) >= places:
         return state, (Refuse(device, f"the round has its {places} participants"),)
-    if device not in state.outstanding:  # else it asks again because the answer got lost
+    if device not in state.outstanding or device in state.overdue:  # else it asks again because the answer got lost
         state = replace(
             state,
             participants=_with(state.participants, device),
             outstanding=_with(state.outstanding, device),
+            overdue=_without(state.overdue, device),
         )
     return state, (Accept(device, _remaining_s(state, now_s, rules)),)
 
@@ -132,18 +134,14 @@ def _join(state: State, device: str, now_s: float, rules: Rules) -> tuple[State,
 def _leave(state: State, device: str) -> State:
     if device not in state.candidates and device not in state.outstanding:
         return state
-    return replace(
-        state,
-        candidates=_without(state.candidates, device),
-        outstanding=_without(state.outstanding, device),
-    )
+    return _not_awaited(replace(state, candidates=_without(state.candidates, device)), device)
 
 
 def _return(state: State, device: str) -> State:
-    gone = state.phase == "training" and device in state.participants and device not in state.outstanding
-    if not gone or device in state.delivered:
+    takes_part = state.phase == "training" and device in state.participants and device not in state.delivered
+    if not takes_part or (device in state.outstanding and device not in state.overdue):
         return state
-    return replace(state, outstanding=_with(state.outstanding, device))
+    return replace(state, outstanding=_with(state.outstanding, device), overdue=_without(state.overdue, device))
 
 
 def _receive(state: State, event: UpdateReceived, rules: Rules) -> State:
@@ -156,11 +154,7 @@ def _receive(state: State, event: UpdateReceived, rules: Rules) -> State:
         return replace(state, carried=(*state.carried, update))
     if verdict != "wanted":
         return state
-    state = replace(
-        state,
-        updates=(*state.updates, update),
-        outstanding=_without(state.outstanding, update.device),
-    )
+    state = _not_awaited(replace(state, updates=(*state.updates, update)), update.device)
     if event.loss is None or not event.target_tokens:
         return state
     return replace(state, evaluations=(*state.evaluations, (update.device, event.loss, event.target_tokens)))
@@ -170,11 +164,8 @@ def _evaluate(state: State, event: EvaluationReceived) -> State:
     expected = state.kind == "evaluate" and state.phase == "training" and event.round == state.round
     if not expected or event.device not in state.participants or event.device in state.delivered:
         return state
-    return replace(
-        state,
-        evaluations=(*state.evaluations, (event.device, event.loss, event.target_tokens)),
-        outstanding=_without(state.outstanding, event.device),
-    )
+    evaluations = (*state.evaluations, (event.device, event.loss, event.target_tokens))
+    return _not_awaited(replace(state, evaluations=evaluations), event.device)
 
 
 def _advance(state: State, now_s: float, rules: Rules) -> tuple[State, tuple[Action, ...]]:
@@ -223,8 +214,8 @@ def _close_or_wait(state: State, now_s: float, rules: Rules) -> tuple[State, tup
     elif overdue:
         if state.kind == "evaluate":
             return _close(state, rules)
-        # Below quorum: reopen, and call everybody again. Who is overdue still counts, but no longer takes up a place.
-        return replace(state, training_since_s=now_s, outstanding=()), (Announce(),)
+        # Below quorum: reopen, and call everybody again. Who is overdue is waited for, but may be replaced.
+        return replace(state, training_since_s=now_s, overdue=state.outstanding), (Announce(),)
     return state, ()
 
 
@@ -235,7 +226,7 @@ def _close(state: State, rules: Rules) -> tuple[State, tuple[Action, ...]]:
         state = replace(state, losses=(*state.losses, (state.round - 1, loss)))
     if state.kind == "evaluate":
         return _finish(state, f"all {rules.rounds} rounds are done")
-    state = replace(state, phase="merging", outstanding=(), owed=_owed(state, rules))
+    state = replace(state, phase="merging", outstanding=(), overdue=(), owed=_owed(state, rules))
     return state, (Merge(state.round, (*state.carried, *state.updates)),)
 
 
@@ -271,11 +262,15 @@ def _needed(state: State, rules: Rules) -> int:
 
 
 def _taken(state: State) -> int:
-    return len(state.outstanding) + len(state.delivered)
+    return len(state.outstanding) - len(state.overdue) + len(state.delivered)
 
 
 def _remaining_s(state: State, now_s: float, rules: Rules) -> float:
     return max(0.0, state.training_since_s + rules.selection.deadline_s - now_s)
+
+
+def _not_awaited(state: State, device: str) -> State:
+    return replace(state, outstanding=_without(state.outstanding, device), overdue=_without(state.overdue, device))
 
 
 def _with(devices: Iterable[str], device: str) -> tuple[str, ...]:

@@ -250,13 +250,42 @@ def test_the_deadline_closes_a_round_at_or_above_its_quorum_only(answers: int, c
     assert federation.state.phase == ("merging" if closes else "training")
 
 
-def test_a_reopened_round_has_place_for_others_and_closes_as_soon_as_the_quorum_is_in() -> None:
+def test_a_reopened_round_has_place_for_others_and_closes_when_the_wanted_number_is_in() -> None:
     federation = Federation(rules(participants=2, quorum=2))
     federation.begins("a", "b")
     federation.happens(20.0, received("a"))
     assert federation.happens(110.0, Tick()) == [Announce()]  # `b` hangs, and would block its place for ever
     assert federation.happens(111.0, DeviceJoined("c")) == [Accept("c", 99.0)]
     assert federation.happens(120.0, received("c")) == [Merge(1, (update("a"), update("c")))]
+
+
+def test_a_reopened_round_waits_for_everybody_like_a_first_one() -> None:
+    federation = Federation(rules(quorum=2))
+    federation.begins("a", "b", "c", "d")
+    assert federation.happens(110.0, Tick()) == [Announce()]
+    assert federation.happens(111.0, DeviceJoined("e")) == [Accept("e", 99.0)]
+    assert federation.happens(120.0, received("a"), received("b")) == []  # the quorum is in, and three are at it yet
+    assert federation.happens(130.0, received("c"), DeviceLeft("d")) == []
+    assert federation.happens(140.0, received("e")) == [Merge(1, tuple(update(device) for device in "abce"))]
+
+
+def test_a_reopened_round_closes_with_its_quorum_at_its_new_deadline() -> None:
+    federation = Federation(rules(quorum=2))
+    federation.begins("a", "b", "c")
+    federation.happens(110.0, Tick())
+    assert federation.happens(209.9, received("a"), received("b"), Tick()) == []
+    assert federation.happens(210.0, Tick()) == [Merge(1, (update("a"), update("b")))]
+
+
+@pytest.mark.parametrize("sign", [DeviceJoined("b"), DeviceReturned("b")])
+def test_one_that_is_heard_of_after_reopening_has_its_place_back(sign: Event) -> None:
+    federation = Federation(rules(participants=2, quorum=2))
+    federation.begins("a", "b")
+    federation.happens(20.0, received("a"))
+    federation.happens(110.0, Tick())
+    assert federation.state.overdue == ("b",)
+    federation.happens(111.0, sign)
+    assert federation.happens(112.0, DeviceJoined("c")) == [Refuse("c", "the round has its 2 participants")]
 
 
 def test_one_that_was_overdue_still_counts_after_reopening() -> None:

@@ -69,6 +69,7 @@ class RoundMachine(RuleBasedStateMachine):
         self.accepted: set[tuple[str, int]] = set()
         self.merged: Counter[tuple[str, int]] = Counter()
         self.last_merge: Merge | None = None
+        self.expected: set[str] = set()  # taken in, and neither done nor gone
         self.happens(Begin())
 
     def happens(self, event: Event) -> None:
@@ -77,14 +78,20 @@ class RoundMachine(RuleBasedStateMachine):
         if self.state is not before:
             self.journal.append((event, self.now_s))
         self.check_transition(before, self.state)
+        self.expect(before, event)
         for action in actions:
             if isinstance(action, Merge):
                 own = [update for update in action.updates if update.round == action.round]
                 assert len(own) >= self.rules.selection.quorum
+                overdue = self.now_s >= before.training_since_s + self.rules.selection.deadline_s
+                enough = 0 < self.rules.selection.participants <= len(own)
+                assert enough or overdue or not self.expected
+                self.expected.clear()
                 self.merged.update((update.device, update.round) for update in action.updates)
                 self.last_merge = action
             elif isinstance(action, Accept):
                 assert action.device in self.state.outstanding
+                self.expected.add(action.device)
             elif isinstance(action, Refuse):
                 assert action.device not in self.state.outstanding
             elif isinstance(action, Finish):
@@ -95,6 +102,16 @@ class RoundMachine(RuleBasedStateMachine):
         assert after.round >= before.round
         assert before.phase != "finished" or after is before
         assert after.losses[: len(before.losses)] == before.losses
+
+    def expect(self, before: State, event: Event) -> None:
+        """Keeps account of whom the open round waits for, from what the events say."""
+        if isinstance(event, DeviceLeft):
+            self.expected.discard(event.device)
+        elif isinstance(event, DeviceReturned):
+            if event.device in set(self.state.participants) - self.state.delivered and before.phase == "training":
+                self.expected.add(event.device)
+        elif isinstance(event, UpdateReceived) and event.update.round == before.round:
+            self.expected.discard(event.update.device)
 
     # --- events ---------------------------------------------------------------------------------------------------
 
@@ -170,8 +187,10 @@ class RoundMachine(RuleBasedStateMachine):
     def the_state_hangs_together(self) -> None:
         state = self.state
         assert set(state.outstanding) <= set(state.participants)
+        assert set(state.overdue) <= set(state.outstanding)
         assert state.delivered <= set(state.participants)
         assert not set(state.outstanding) & state.delivered
+        assert state.phase != "training" or state.kind != "train" or set(state.outstanding) == self.expected
         assert not (state.outstanding and state.phase != "training")
         assert list(state.participants) == sorted(set(state.participants))
         assert state.round <= self.rules.rounds + self.rules.final_evaluation
