@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 
 from edgefed.data.examples import Example
-from edgefed.errors import AdapterError, DataError, ModelError
+from edgefed.errors import AdapterError, DataError, ModelError, WorkerError
 from edgefed.lora.adapters import adapter_rank, levelled
 from edgefed.lora.low_rank import LowRank
 from edgefed.lora.peft_files import read_peft
@@ -86,6 +87,7 @@ def evaluate(
 
     Raises:
         DataError: there are no examples.
+        WorkerError: the loss is not finite.
     """
     of = len(examples) * (2 if with_rouge else 1)
 
@@ -120,6 +122,7 @@ def token_loss(
 
     Raises:
         DataError: there are no examples.
+        WorkerError: the loss is not finite, so that it could neither be sent nor averaged.
     """
     if not examples:
         raise DataError("there are no examples to evaluate on")
@@ -131,6 +134,11 @@ def token_loss(
         tokens += batch.target_tokens
         if on_progress is not None:
             on_progress(min(start + batch_size, len(examples)), len(examples))
+    if not math.isfinite(total):
+        raise WorkerError(
+            f"the evaluation loss is {total}: the adapter under evaluation (in a round: the received global adapter) "
+            "has diverged"
+        )
     return total / tokens, tokens
 
 

@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForSeq2SeqLM
 
 from edgefed.data.examples import Example
-from edgefed.errors import AdapterError, DataError
+from edgefed.errors import AdapterError, DataError, WorkerError
 from edgefed.lora.low_rank import LowRank
 from edgefed.lora.peft_files import write_peft
 from edgefed.protocol.tasks import SummarizationTask
@@ -148,3 +148,20 @@ def test_bad_adapters_are_refused_and_the_base_stays_clean(
 def test_no_examples(base: LoadedModel, task: SummarizationTask) -> None:
     with pytest.raises(DataError, match="no examples"):
         evaluate(base, [], task)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_loss_that_is_not_finite_says_that_the_adapter_has_diverged(
+    base: LoadedModel,
+    trained: tuple[dict[str, LowRank], Path],
+    examples: list[Example],
+    task: SummarizationTask,
+    bad: float,
+) -> None:
+    name = min(trained[0])
+    diverged = {**trained[0], name: LowRank(np.full_like(trained[0][name].left, bad), trained[0][name].right)}
+    with (
+        pytest.raises(WorkerError, match=r"the received global adapter\) has diverged"),
+        with_adapter(base, diverged) as model,
+    ):
+        evaluate(model, examples[:4], task, with_rouge=False)
