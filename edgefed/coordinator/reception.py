@@ -202,10 +202,16 @@ class Reception:
             self._drop(device, offer, _WHY_DROPPED[verdict])
 
     def _take_report(self, device: str, report: EvaluationReport) -> None:
-        evaluation = report.record.evaluation
-        state = self._ledger.state
-        welcome = state.kind == "evaluate" and report.round == state.round and state.phase == "training"
-        if welcome and evaluation is not None and device not in state.delivered:
+        state, evaluation = self._ledger.state, report.record.evaluation
+        if state.kind != "evaluate" or report.round != state.round or evaluation is None:
+            self._acknowledge(device, report.round, "", "dropped", "nobody waits for this evaluation")
+        elif device in state.delivered:
+            self._acknowledge(device, report.round, "", "evaluated")
+        elif device not in state.participants:
+            self._acknowledge(device, report.round, "", "dropped", _WHY_DROPPED["unknown"])
+        elif state.phase != "training":
+            self._acknowledge(device, report.round, "", "dropped", _WHY_DROPPED["dropped"])
+        else:
             event = events.EvaluationReceived(device, report.round, evaluation.loss, evaluation.target_tokens)
             answer = Answer(
                 round=report.round, device=device, sha256="", size_bytes=0, outcome="evaluated", record=report.record
@@ -213,10 +219,6 @@ class Reception:
             actions = self._ledger.apply(event, answer=answer)
             self._acknowledge(device, report.round, "", "evaluated")
             self._perform(actions)
-        elif device in state.delivered:
-            self._acknowledge(device, report.round, "", "evaluated")
-        else:
-            self._acknowledge(device, report.round, "", "dropped", "nobody waits for this evaluation")
 
     # --- answers --------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,134 @@
+"""What the aggregator answers to devices that it did not ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgefed.aggregation.lora_exchange import LoraExchange
+from edgefed.aggregation.options import ServerOptimizer
+from edgefed.coordinator import events
+from edgefed.coordinator.broadcast import Broadcast
+from edgefed.coordinator.intake import Intake
+from edgefed.coordinator.ledger import Ledger
+from edgefed.coordinator.options import FederationOptions
+from edgefed.coordinator.reception import Reception
+from edgefed.coordinator.run_directory import RunDirectory
+from edgefed.coordinator.selection import Selection
+from edgefed.coordinator.store import Store
+from edgefed.models.checkpoint import fingerprint
+from edgefed.protocol.messages.down import Acknowledged, DownMessage
+from edgefed.protocol.messages.up import EvaluationReport
+from edgefed.protocol.messages.wire import encode
+from edgefed.protocol.records import EvaluationRecord, RoundRecord
+from edgefed.protocol.tasks import LoraMethod, ModelReference
+from edgefed.protocol.topics import Topics
+from edgefed.transport.base import Message
+from edgefed.transport.in_memory import InMemoryBroker
+from tests.federation.stand_in import make_paper_model
+
+FLEET = "test"
+RUN = "run"
+
+
+class Desk:
+    """A reception with everything behind it, and what it said."""
+
+    def __init__(self, store: Store, options: FederationOptions, model: ModelReference) -> None:
+        self.store = store
+        self.ledger = Ledger(store, options.rules)
+        self.told: list[tuple[str, DownMessage]] = []
+        directory = RunDirectory(store.directory)
+        intake = Intake(
+            directory.incoming,
+            options.transfers,
+            tell=self._tell,
+            arrived=lambda *_: None,
+            broke=lambda _: None,
+            max_payload_bytes=lambda: 1_000_000,
+        )
+        topics = Topics(FLEET)
+        transport = InMemoryBroker().connect("aggregator")
+        self.reception = Reception(
+            options,
+            model,
+            RUN,
+            store,
+            self.ledger,
+            LoraExchange(
+                LoraMethod(ranks=[2]), ServerOptimizer(), model_path=Path(model.name), model_name=model.name, seed=0
+            ),
+            directory,
+            intake,
+            Broadcast(transport, topics, chunk_bytes=1024, settle_s=0.0),
+            tell=self._tell,
+            perform=lambda _: None,
+        )
+
+    def _tell(self, device: str, message: DownMessage) -> None:
+        self.told.append((device, message))
+
+    def hears(self, device: str, report: EvaluationReport) -> Acknowledged:
+        """Returns the answer to a report."""
+        self.reception.hear(Message(Topics(FLEET).device(device, "up"), encode(report)))
+        to, answer = self.told[-1]
+        assert to == device
+        assert isinstance(answer, Acknowledged)
+        return answer
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    """In its last round, which two devices evaluate; a third one was never asked."""
+    path = make_paper_model(tmp_path / "model")
+    model = ModelReference(name=str(path), fingerprint=fingerprint(path))
+    selection = Selection(expected_devices=2)
+    options = FederationOptions(
+        fleet=FLEET, rounds=1, directory=str(tmp_path / "run"), model=model, selection=selection
+    )
+    store = Store.open(tmp_path / "run", {})
+    desk = Desk(store, options, model)
+    update = events.Update(device="one", round=1, sha256="0" * 64, examples=1, rank=2, held_rank=2)
+    other = events.Update(device="two", round=1, sha256="1" * 64, examples=1, rank=2, held_rank=2)
+    join = [events.DeviceJoined("one"), events.DeviceJoined("two")]
+    received = [events.UpdateReceived(update), events.UpdateReceived(other)]
+    for event in (events.Begin(), *join, *received, events.Merged(1), *join):
+        desk.ledger.apply(event)
+    assert (desk.ledger.state.kind, desk.ledger.state.phase) == ("evaluate", "training")
+    yield desk
+    store.close()
+
+
+def report(device: str, round_: int = 2, run: str = RUN) -> EvaluationReport:
+    evaluation = EvaluationRecord(loss=1.0, target_tokens=10, examples=1, evaluate_s=0.1)
+    record = RoundRecord(
+        device=device, round=round_, rank=0, held_rank=2, quantization="fp32", examples=1, evaluation=evaluation
+    )
+    return EvaluationReport(run=run, round=round_, record=record)
+
+
+def test_an_evaluation_counts_once_and_is_acknowledged_as_often_as_it_comes(desk: Desk) -> None:
+    assert [desk.hears("one", report("one")).outcome for _ in range(2)] == ["counted", "counted"]
+    assert desk.ledger.state.delivered == {"one"}
+    assert [(answer.device, answer.outcome) for answer in desk.store.answers()] == [("one", "evaluated")]
+
+
+def test_an_evaluation_of_one_that_was_not_accepted_is_refused(desk: Desk) -> None:
+    answer = desk.hears("three", report("three"))
+    assert (answer.outcome, answer.reason) == ("dropped", "the device was not accepted into this round")
+    assert desk.store.answers() == []
+    assert desk.ledger.state.delivered == set()
+
+
+def test_an_evaluation_of_another_round_is_dropped_though_the_device_has_answered_this_one(desk: Desk) -> None:
+    desk.hears("one", report("one"))
+    answer = desk.hears("one", report("one", round_=1))
+    assert (answer.outcome, answer.reason) == ("dropped", "nobody waits for this evaluation")
+
+
+def test_an_evaluation_after_the_end_is_dropped(desk: Desk) -> None:
+    desk.ledger.apply(events.Stop("enough"))
+    answer = desk.hears("two", report("two"))
+    assert (answer.outcome, answer.reason) == ("dropped", "its round is over")
