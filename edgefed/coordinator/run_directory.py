@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from edgefed.files import sync_directory
+from edgefed.files import remove_leftovers, sync_directory
 
 __all__ = ["RunDirectory"]
 
@@ -52,6 +52,11 @@ class RunDirectory:
         arrived.rename(path)
         sync_directory(self.updates)
         return path
+
+    def remove_leftovers(self) -> None:
+        """Removes half-written files and adapters that a kill left; only the aggregator itself may do so."""
+        for directory in (self.path, self.states):
+            remove_leftovers(directory)
 
     def drop_states(self, keep: Iterable[int]) -> None:
         """Removes all states but these, and what an interrupted merge left."""

@@ -141,6 +141,7 @@ class Aggregator:
         for background in (self._pump(), self._broadcast.run(), self._outbox.run()):
             self._spawn(background)
         try:
+            self._directory.remove_leftovers()
             await asyncio.to_thread(self._exchange.begin, self._directory.state(0))
             await self._transport.subscribe(self._topics.every_device("up"))
             await self._transport.subscribe(self._topics.every_device("state"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from math import sqrt
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from edgefed.errors import AdapterError
-from edgefed.files import replace_file, sync_directory
+from edgefed.files import replace_file, sync_directory, temporary_beside
 from edgefed.lora.adapters import Adapter, adapter_rank
 from edgefed.lora.low_rank import LowRank
 from edgefed.lora.tensor_file import TensorFile, open_tensors, write_tensors
@@ -85,7 +84,7 @@ def write_peft(
     for module, matrix in written.items():
         tensors[f"{_PREFIX}{module}.lora_A.weight"] = matrix.right
         tensors[f"{_PREFIX}{module}.lora_B.weight"] = matrix.left
-    fresh = directory.with_name(f".{directory.name}.{secrets.token_hex(8)}")
+    fresh = temporary_beside(directory)
     fresh.mkdir()
     try:
         write_tensors(fresh / _WEIGHTS, tensors, {"format": "pt"})
@@ -150,7 +149,7 @@ def _config(adapter: Adapter, base_model: str, target_modules: Sequence[str]) ->
 
 def _swap(fresh: Path, directory: Path) -> None:
     """Puts the fresh directory in the place of the old one."""
-    old = directory.with_name(f".{directory.name}.{secrets.token_hex(8)}.old")
+    old = temporary_beside(directory)
     if directory.exists():
         directory.rename(old)
     fresh.rename(directory)

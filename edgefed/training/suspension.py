@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from edgefed.errors import WorkerError
+from edgefed.files import temporary_beside
 from edgefed.training.steps import StepRecord
 
 __all__ = ["Suspended", "Suspension", "read_suspension", "write_suspension"]
@@ -92,7 +92,7 @@ def write_suspension(path: Path, key: str, suspension: Suspension) -> None:
         tensors |= {f"moment/{i}/{name}": value for name, value in moments.items()}
     tensors |= {f"random/{i}": state for i, state in enumerate(suspension.random)}
     steps = json.dumps([asdict(step) for step in suspension.steps])
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = temporary_beside(path)
     save_file(tensors, temporary, {"format": _FORMAT, "key": key, "steps": steps})
     with temporary.open("rb") as file:
         os.fsync(file.fileno())

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from edgefed.files import temporary_beside
 from edgefed.lora.low_rank import LowRank
 from edgefed.lora.peft_files import read_peft
 from tests.federation.stand_in import StandIn, federation_toml, make_paper_model
@@ -88,9 +89,13 @@ def test_a_federation_ends_with_an_adapter_and_a_history(
     tmp_path: Path, model: Path, mosquitto: RunningMosquitto
 ) -> None:
     toml = federation_toml(model, tmp_path / "run", mosquitto.port, selection="expected_devices = 3\n")
+    left_over = temporary_beside(tmp_path / "run" / "history.jsonl")
+    left_over.parent.mkdir()
+    left_over.write_text("half a line")
     with running(tmp_path, toml) as run:
         fleet = devices(model, tmp_path, mosquitto.port)
         finish(run, fleet)
+    assert not left_over.exists()
     for device in fleet:
         assert [word.outcome for word in device.acknowledged] == ["counted"] * 4  # three rounds and the evaluation
         assert device.finished is not None
