@@ -33,7 +33,7 @@ from edgefed.protocol.tasks import Aggregation, Evaluation, LoraMethod, ModelRef
 from edgefed.training.base_model import LoadedModel, load_base
 from edgefed.training.evaluate import Model, summarise, token_loss, with_adapter
 from edgefed.training.lora_round import Rounds
-from edgefed.training.round_work import RoundWork
+from edgefed.training.round_work import RoundWork, residual_beside
 from edgefed.training.standalone import train_alone
 from edgefed.training.summarization import rouge
 
@@ -183,7 +183,7 @@ class Federation:
             manifest=state.manifest,
         )
         plan = plan_round(announced, Limits(max_rank=RANKS[device]))
-        update = self._root / f"update-{device}.safetensors"
+        update, residual = (self._root / f"{kind}-{device}.safetensors" for kind in ("update", "residual"))
         work = RoundWork(
             announced=announced,
             device=f"device-{device}",
@@ -192,12 +192,13 @@ class Federation:
             plan=plan,
             parts=[str(state.files[part.sha256]) for part in parts_to_fetch(state.manifest, plan)],
             output=str(update),
-            residual=str(self._root / f"residual-{device}.safetensors"),
+            residual=str(residual),
             threads=1,
             hardware="cpu",
         )
         record = self._rounds.run(work, lambda *_: None)
         self._exchange.check(update, plan)
+        residual_beside(update).replace(residual)  # every update counts here
         return Delivered(
             device=work.device,
             round=round_,

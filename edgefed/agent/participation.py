@@ -234,7 +234,8 @@ class Participation:
         await self._presence.show(self._transport, "uploading", round=answer.round)
         path = self._state.update(answer.run, answer.round) if isinstance(answer, UpdateOffer) else None
         word = await self._board.while_run(announced, self._uploads.deliver(answer, path))
-        self._state.forget(answer.run, answer.round)
+        used = word.outcome in ("counted", "late")
+        self._state.settle(answer.run, answer.round, used=used)
         self._done.add((answer.run, answer.round))
-        level = logging.INFO if word.outcome in ("counted", "late") else logging.WARNING
+        level = logging.INFO if used else logging.WARNING
         _log.log(level, "round %d: %s %s", answer.round, word.outcome, word.reason)

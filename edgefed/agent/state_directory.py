@@ -4,11 +4,14 @@
 
     <state>/agent.lock                        one agent per directory
     <state>/parts/<sha256>                    rank layers of the global adapter, and .part files on their way
-    <state>/runs/<run>/residual.safetensors   what rounding lost from the last update
+    <state>/runs/<run>/residual.safetensors   what rounding lost from the updates that counted so far
     <state>/runs/<run>/update-<round>.safetensors, offer-<round>.json
                                               a finished update that the aggregator has not acknowledged yet
+    <state>/runs/<run>/update-<round>.safetensors.residual
+                                              what rounding will have lost, if that update counts
 
-The offer is written last, whole and synced: where there is an offer there is an update.
+The offer is written last, whole and synced: where there is an offer there is an update. It is removed last but for the
+update itself, so that a device that was killed while it tidied up asks once more what became of it.
 """
 
 from __future__ import annotations
@@ -21,9 +24,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edgefed.errors import ConfigError, MessageError
-from edgefed.files import replace_file
+from edgefed.files import remove_leftovers, replace_file, sync_directory
 from edgefed.protocol.messages.up import EvaluationReport, UpdateOffer, decode_up
 from edgefed.protocol.messages.wire import encode
+from edgefed.training.round_work import residual_beside
 
 __all__ = ["StateDirectory"]
 
@@ -53,6 +57,11 @@ class StateDirectory:
                 f"state: another agent uses the directory {path}; each agent on a machine needs its own"
             ) from None
 
+        for directory in (self.path, self.parts, *self._runs.iterdir()):
+            remove_leftovers(directory)
+        for run in self._runs.iterdir():
+            _drop_unoffered(run)
+
     def close(self) -> None:
         """Lets another agent have it."""
         os.close(self._lock)
@@ -62,7 +71,7 @@ class StateDirectory:
         return (self._runs / run).is_dir()
 
     def residual(self, run: str) -> Path:
-        """Where the rounding residual of a run is kept."""
+        """Where the rounding residual of the updates that counted is kept."""
         return self._run(run) / "residual.safetensors"
 
     def update(self, run: str, round_: int) -> Path:
@@ -87,9 +96,23 @@ class StateDirectory:
                 found.append(message)
         return sorted(found, key=lambda message: message.round)
 
-    def forget(self, run: str, round_: int) -> None:
-        """Drops an answer that was acknowledged, and its update."""
-        for path in (self._offer(run, round_), self.update(run, round_)):
+    def settle(self, run: str, round_: int, *, used: bool) -> None:
+        """Drops an answer that was acknowledged, and its update.
+
+        Args:
+            run: of the answer.
+            round_: of the answer.
+            used: whether the update is in a sum or will be. Only then the next one must make up for what rounding
+                took from it; an update that nobody used leaves no debt.
+        """
+        update = self.update(run, round_)
+        residual = residual_beside(update)
+        if not used:
+            residual.unlink(missing_ok=True)
+        elif residual.is_file():  # else an earlier call, cut short by a kill, has moved it
+            residual.replace(self.residual(run))
+            sync_directory(residual.parent)
+        for path in (self._offer(run, round_), update):
             path.unlink(missing_ok=True)
 
     def keep_only(self, run: str, parts: Iterable[str]) -> None:
@@ -110,3 +133,11 @@ class StateDirectory:
         path = self._runs / run
         path.mkdir(exist_ok=True)
         return path
+
+
+def _drop_unoffered(run: Path) -> None:
+    """Removes updates, and their residuals, that a kill left without an offer; suspended training stays."""
+    for path in (*run.glob("update-*.safetensors"), *run.glob("update-*.safetensors.residual")):
+        round_ = path.name.removeprefix("update-").partition(".")[0]
+        if not (run / f"offer-{round_}.json").is_file():
+            path.unlink()

@@ -27,7 +27,7 @@ from edgefed.training.base_model import load_base, load_tokenizer
 from edgefed.training.evaluate import token_loss
 from edgefed.training.loop import train
 from edgefed.training.options import LoraOptions
-from edgefed.training.round_work import RoundWork, TrainingSet, WorkSuspended
+from edgefed.training.round_work import RoundWork, TrainingSet, WorkSuspended, residual_beside
 from edgefed.training.standalone import train_options
 from edgefed.training.steps import StepRecord as LoopStep
 from edgefed.training.steps import TrainResult
@@ -215,12 +215,12 @@ def _evaluate(model: AdaptedModel, examples: Sequence[Example], task: Summarizat
 
 
 def _write_update(model: AdaptedModel, work: RoundWork) -> None:
-    """Writes the trained factors, and what rounding them lost beside, for the next update to make up for."""
+    """Writes the trained factors, and beside them what rounding lost, for the next update to make up for."""
     precision = work.announced.method.upload_precision
-    residual_path = Path(work.residual)
-    owed = read_adapter(residual_path) if residual_path.is_file() else None
-    lost = write_adapter(Path(work.output), model.get_factors(), precision=precision, residual=owed)
-    write_adapter(residual_path, lost, precision="fp32")
+    residual, output = Path(work.residual), Path(work.output)
+    owed = read_adapter(residual) if residual.is_file() else None
+    lost = write_adapter(output, model.get_factors(), precision=precision, residual=owed)
+    write_adapter(residual_beside(output), lost, precision="fp32")
 
 
 def _filled(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -11,7 +12,12 @@ from edgefed.data.source import DataSource
 from edgefed.protocol.messages.manifest import Plan
 from edgefed.protocol.messages.retained import RoundOpen
 
-__all__ = ["RoundWork", "Suspend", "TrainingSet", "WorkSuspended"]
+__all__ = ["RoundWork", "Suspend", "TrainingSet", "WorkSuspended", "residual_beside"]
+
+
+def residual_beside(update: Path) -> Path:
+    """Returns the file with what rounding will have lost once an update counts; until then nothing makes up for it."""
+    return update.with_name(f"{update.name}.residual")
 
 
 class Suspend(Exception):
@@ -47,7 +53,8 @@ class RoundWork(msgspec.Struct, frozen=True, kw_only=True):
         plan: rank, held rank and precision of the base.
         parts: files of the global adapter's rank layers, in order.
         output: file that the update is written to.
-        residual: file with what rounding lost from the previous update; read if it is there, and written anew.
+        residual: file with what rounding lost from the updates that counted so far; read if it is there. What is lost
+            once this update counts as well is written to `residual_beside(output)`.
         threads: CPU threads, 0 leaves the choice to torch.
         hardware: `auto`, `cpu` or `cuda`.
     """

@@ -12,10 +12,12 @@ import pytest
 import edgefed
 from edgefed.agent.state_directory import StateDirectory
 from edgefed.errors import ConfigError
+from edgefed.files import temporary_beside
 from edgefed.protocol.messages.manifest import Plan
 from edgefed.protocol.messages.up import EvaluationReport, UpdateOffer
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.records import RoundRecord
+from edgefed.training.round_work import residual_beside
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(edgefed.__file__).parents[1])}
 
@@ -51,16 +53,82 @@ def keep(state: StateDirectory, round_: int, run: str = "one") -> UpdateOffer:
     return kept
 
 
-def test_offers_come_back_oldest_first_until_forgotten(state: StateDirectory) -> None:
+def test_offers_come_back_oldest_first_until_settled(state: StateDirectory) -> None:
     kept = [keep(state, round_) for round_ in (10, 9, 11)]
     report = EvaluationReport(run="one", round=12, record=record(12))
     state.save_offer(report)
     assert state.offers("one") == [kept[1], kept[0], kept[2], report]
     assert state.offers("another") == []
-    state.forget("one", 10)
+    state.settle("one", 10, used=True)
     assert state.offers("one") == [kept[1], kept[2], report]
     assert not state.update("one", 10).exists()
-    state.forget("one", 10)  # an acknowledgement may come twice
+    state.settle("one", 10, used=True)  # an acknowledgement may come twice
+
+
+def test_a_residual_takes_effect_once_its_update_is_used(state: StateDirectory) -> None:
+    for round_ in (1, 2, 3):
+        keep(state, round_)
+        residual_beside(state.update("one", round_)).write_text(f"lost in {round_}")
+    state.settle("one", 1, used=True)
+    assert state.residual("one").read_text() == "lost in 1"
+    state.settle("one", 2, used=False)
+    state.settle("one", 1, used=True)
+    assert state.residual("one").read_text() == "lost in 1"
+    assert not residual_beside(state.update("one", 2)).exists()
+    state.settle("one", 3, used=True)
+    assert state.residual("one").read_text() == "lost in 3"
+    assert [path.name for path in state.residual("one").parent.iterdir()] == ["residual.safetensors"]
+
+
+@pytest.mark.parametrize("removed", [0, 1, 2])
+def test_settling_may_be_cut_short_anywhere(tmp_path: Path, removed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = StateDirectory(tmp_path)
+    keep(state, 1)
+    residual_beside(state.update("one", 1)).write_text("lost in 1")
+    unlink, done = Path.unlink, []
+
+    def unlink_a_few(path: Path, missing_ok: bool = False) -> None:
+        if len(done) == removed:
+            raise KeyboardInterrupt
+        done.append(path)
+        unlink(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", unlink_a_few)
+        if removed < 2:
+            with pytest.raises(KeyboardInterrupt):
+                state.settle("one", 1, used=True)
+        else:
+            state.settle("one", 1, used=True)
+    state.close()
+    again = StateDirectory(tmp_path)
+    for answer in again.offers("one"):  # delivered again, and acknowledged as before
+        again.settle("one", answer.round, used=True)
+    assert [path.name for path in again.residual("one").parent.iterdir()] == ["residual.safetensors"]
+    assert again.residual("one").read_text() == "lost in 1"
+    again.close()
+
+
+def test_a_start_removes_what_a_kill_left_half_done(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path)
+    kept = keep(state, 1)
+    residual_beside(state.update("one", 1)).write_text("lost in 1")
+    unoffered = state.update("one", 2)
+    suspended = unoffered.with_name(f"{unoffered.name}.suspended")
+    for path in (unoffered, residual_beside(unoffered), suspended, temporary_beside(unoffered)):
+        path.write_bytes(b"half")
+    offer_file = unoffered.with_name("offer-2.json")
+    for path in (offer_file, tmp_path / "profile.json", state.parts / "part"):
+        temporary_beside(path).write_bytes(b"half")
+    state.close()
+    again = StateDirectory(tmp_path)
+    assert again.offers("one") == [kept]
+    assert sorted(path.name for path in unoffered.parent.iterdir()) == sorted(
+        ["offer-1.json", "update-1.safetensors", "update-1.safetensors.residual", suspended.name]
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["agent.lock", "parts", "runs"]
+    assert list(again.parts.iterdir()) == []
+    again.close()
 
 
 def test_an_offer_is_worth_nothing_without_its_update(state: StateDirectory) -> None:
@@ -153,4 +221,5 @@ def test_an_offer_survives_a_kill_at_any_moment(tmp_path: Path) -> None:
             writer.send_signal(signal.SIGKILL)
         state = StateDirectory(tmp_path)  # the killed one holds nothing
         assert state.offers("one") == [offer(round_) for round_ in range(1, kept + 1)]
+        assert not [path for path in state.residual("one").parent.iterdir() if path.name.startswith(".")]
         state.close()
