@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -114,7 +115,23 @@ def _model(path: Path, quantization: Quantization, device: torch.device) -> tupl
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{path} cannot be loaded as an encoder–decoder model in {quantization}: {reason}") from error
     _keep_differentiable(model)
-    return (model if quantization in ("int8", "nf4") else model.to(device)), info
+    if quantization in ("int8", "nf4"):
+        _let_go_of_file(model)
+        return model, info
+    return model.to(device), info
+
+
+def _let_go_of_file(model: Any) -> None:
+    """Gives back what loading took: the file's pages, and what the allocator kept of the unquantized weights.
+
+    Weights that stay unquantized are views of the mapped file, and hold with it the pages of all those that were not:
+    the whole checkpoint would stay resident beside its quantized copy.
+    """
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and parameter.is_floating_point():
+            parameter.data = parameter.data.clone()
+    with suppress(OSError, AttributeError):  # glibc has it; elsewhere the memory stays with the allocator
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _keep_differentiable(model: Any) -> None:
