@@ -8,38 +8,15 @@ equal ranks, no late updates, η = 1 and G_r = G the two are the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from edgefed.aggregation.method import Aggregation, Contribution, GlobalState
-from edgefed.aggregation.product_space import Weighted, stepped, trainable_state, update_terms
-from edgefed.aggregation.server_optimizers import ServerOptimizer
+from edgefed.aggregation.method import Aggregation
+from edgefed.aggregation.product_space import Weighted, stepping, trainable_state, update_terms
 from edgefed.errors import AdapterError
 from edgefed.lora.low_rank import LowRank
 from edgefed.lora.merge import Term
 
 __all__ = ["DELTA"]
-
-
-def _apply(
-    state: GlobalState,
-    contributions: Sequence[Contribution],
-    *,
-    rank: int,
-    optimizer: ServerOptimizer,
-    seed: int,
-    memory_limit_bytes: int | None = None,
-) -> GlobalState:
-    return stepped(
-        state,
-        contributions,
-        _change_terms,
-        optimizer,
-        rank=rank,
-        seed=seed,
-        memory_limit_bytes=memory_limit_bytes,
-    )
 
 
 def _change_terms(module: str, weighted: Weighted, shape: tuple[int, int]) -> list[Term]:
@@ -68,4 +45,4 @@ def _same(one: LowRank, other: LowRank) -> bool:
     return one is other or (np.array_equal(one.left, other.left) and np.array_equal(one.right, other.right))
 
 
-DELTA = Aggregation("delta", "truncated", False, trainable_state, _apply)
+DELTA = Aggregation("delta", "truncated", False, trainable_state, stepping(_change_terms))

@@ -11,57 +11,60 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from edgefed.aggregation.method import Contribution, GlobalState, normalized
+from edgefed.aggregation.method import ApplyFunction, Contribution, GlobalState, normalized
 from edgefed.aggregation.product_space import Weighted, loaded_update
 from edgefed.aggregation.server_optimizers import ServerOptimizer, step_elementwise
 from edgefed.errors import AdapterError
 from edgefed.lora.low_rank import LowRank
 from edgefed.lora.svd import Float32
 
-__all__ = ["stepped_factors"]
+__all__ = ["stepping_factors"]
 
 
-def stepped_factors(
-    state: GlobalState,
-    contributions: Sequence[Contribution],
-    reweighted: Callable[[float, LowRank], float],
-    optimizer: ServerOptimizer,
-    *,
-    rank: int,
-) -> GlobalState:
-    """The state after each factor of each module has stepped along (zero-padded weighted mean − factor).
+def stepping_factors(reweighted: Callable[[float, LowRank], float], *, equal_ranks: bool = False) -> ApplyFunction:
+    """Returns the merge in which each factor of each module steps along (zero-padded weighted mean − factor).
+
+    It raises AdapterError also for a rank over the server's, or not the server's where all must have it, and for a
+    server whose rank has changed.
 
     Args:
-        state: before the round; its adapter has the server's rank.
-        contributions: at least one, none of a rank over the server's.
         reweighted: (normalized weight, update) -> weight before normalization, per module.
-        optimizer: which step, taken elementwise.
-        rank: of the server.
-
-    Raises:
-        AdapterError: see `ApplyFunction`; also a rank over the server's, or a server whose rank has changed.
+        equal_ranks: whether all devices must train the server's rank.
     """
-    weighted = normalized(contributions)
-    for _, one in weighted:
-        if one.rank > rank:
-            raise AdapterError(f"device {one.device!r} trained rank {one.rank}, over the server's {rank}")
-    adapter: dict[str, LowRank] = {}
-    memory: dict[str, Float32] = {}
-    for module in sorted(state.adapter):
-        value = state.adapter[module]
-        if value.rank != rank:
-            raise AdapterError(
-                f"module {module!r}: the factors have rank {value.rank} and cannot be averaged at rank {rank}"
-            )
-        slots = state.slots(module)
-        factors = []
-        for side, gradient in zip(("left", "right"), _gradients(module, value, weighted, reweighted), strict=True):
-            own = {slot.removeprefix(f"{side}."): array for slot, array in slots.items() if slot.startswith(side)}
-            factor, kept = step_elementwise(optimizer, getattr(value, side), gradient, own)
-            factors.append(factor)
-            memory.update({f"{module}:{side}.{slot}": array for slot, array in kept.items()})
-        adapter[module] = LowRank(*factors)
-    return GlobalState(adapter, memory, state.round + 1)
+
+    def apply(
+        state: GlobalState,
+        contributions: Sequence[Contribution],
+        *,
+        rank: int,
+        optimizer: ServerOptimizer,
+        seed: int,  # noqa: ARG001 - nothing is random here
+        memory_limit_bytes: int | None = None,  # noqa: ARG001 - one module's factors are all it ever holds
+    ) -> GlobalState:
+        weighted = normalized(contributions)
+        for _, one in weighted:
+            if one.rank > rank or (equal_ranks and one.rank < rank):
+                needed = "and all must train" if equal_ranks else "over"
+                raise AdapterError(f"device {one.device!r} trained rank {one.rank}, {needed} the server's {rank}")
+        adapter: dict[str, LowRank] = {}
+        memory: dict[str, Float32] = {}
+        for module in sorted(state.adapter):
+            value = state.adapter[module]
+            if value.rank != rank:
+                raise AdapterError(
+                    f"module {module!r}: the factors have rank {value.rank} and cannot be averaged at rank {rank}"
+                )
+            slots = state.slots(module)
+            factors = []
+            for side, gradient in zip(("left", "right"), _gradients(module, value, weighted, reweighted), strict=True):
+                own = {slot.removeprefix(f"{side}."): array for slot, array in slots.items() if slot.startswith(side)}
+                factor, kept = step_elementwise(optimizer, getattr(value, side), gradient, own)
+                factors.append(factor)
+                memory.update({f"{module}:{side}.{slot}": array for slot, array in kept.items()})
+            adapter[module] = LowRank(*factors)
+        return GlobalState(adapter, memory, state.round + 1)
+
+    return apply
 
 
 def _gradients(

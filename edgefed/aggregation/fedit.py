@@ -9,32 +9,12 @@ take another step than averaging.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from edgefed.aggregation.factor_space import stepped_factors
-from edgefed.aggregation.method import Aggregation, Contribution, GlobalState
+from edgefed.aggregation.factor_space import stepping_factors
+from edgefed.aggregation.method import Aggregation
 from edgefed.aggregation.product_space import trainable_state
-from edgefed.aggregation.server_optimizers import ServerOptimizer
-from edgefed.errors import AdapterError
 
 __all__ = ["FEDIT"]
 
-
-def _apply(
-    state: GlobalState,
-    contributions: Sequence[Contribution],
-    *,
-    rank: int,
-    optimizer: ServerOptimizer,
-    seed: int,  # noqa: ARG001 - nothing is random here
-    memory_limit_bytes: int | None = None,  # noqa: ARG001 - one module's factors are all it ever holds
-) -> GlobalState:
-    for one in contributions:
-        if one.rank != rank:
-            raise AdapterError(
-                f"fedit needs every device at the server's rank {rank}; {one.device!r} trained {one.rank}"
-            )
-    return stepped_factors(state, contributions, lambda weight, _: weight, optimizer, rank=rank)
-
-
-FEDIT = Aggregation("fedit", "truncated", True, trainable_state, _apply)
+FEDIT = Aggregation(
+    "fedit", "truncated", True, trainable_state, stepping_factors(lambda weight, _: weight, equal_ranks=True)
+)

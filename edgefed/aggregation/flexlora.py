@@ -11,34 +11,9 @@ folded in (the released code fixes α = 16); with η ≠ 1 or another server opt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from edgefed.aggregation.method import Aggregation, Contribution, GlobalState
-from edgefed.aggregation.product_space import stepped, trainable_state, update_terms
-from edgefed.aggregation.server_optimizers import ServerOptimizer
+from edgefed.aggregation.method import Aggregation
+from edgefed.aggregation.product_space import stepping, trainable_state, update_terms
 
 __all__ = ["FLEXLORA"]
 
-
-def _apply(
-    state: GlobalState,
-    contributions: Sequence[Contribution],
-    *,
-    rank: int,
-    optimizer: ServerOptimizer,
-    seed: int,
-    memory_limit_bytes: int | None = None,
-) -> GlobalState:
-    return stepped(
-        state,
-        contributions,
-        update_terms,
-        optimizer,
-        value_weight=-1.0,
-        rank=rank,
-        seed=seed,
-        memory_limit_bytes=memory_limit_bytes,
-    )
-
-
-FLEXLORA = Aggregation("flexlora", "truncated", False, trainable_state, _apply)
+FLEXLORA = Aggregation("flexlora", "truncated", False, trainable_state, stepping(update_terms, value_weight=-1.0))

@@ -8,33 +8,9 @@ that whatever the server's rank cannot hold is dropped at each merge.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from edgefed.aggregation.method import Aggregation, Contribution, GlobalState
-from edgefed.aggregation.product_space import empty_state, stepped, update_terms
-from edgefed.aggregation.server_optimizers import ServerOptimizer
+from edgefed.aggregation.method import Aggregation
+from edgefed.aggregation.product_space import empty_state, stepping, update_terms
 
 __all__ = ["FROZEN_GLOBAL"]
 
-
-def _apply(
-    state: GlobalState,
-    contributions: Sequence[Contribution],
-    *,
-    rank: int,
-    optimizer: ServerOptimizer,
-    seed: int,  # noqa: ARG001 - nothing is trained inside the global adapter, so nothing needs completing
-    memory_limit_bytes: int | None = None,
-) -> GlobalState:
-    return stepped(
-        state,
-        contributions,
-        update_terms,
-        optimizer,
-        rank=rank,
-        seed=None,
-        memory_limit_bytes=memory_limit_bytes,
-    )
-
-
-FROZEN_GLOBAL = Aggregation("frozen_global", "frozen", False, empty_state, _apply)
+FROZEN_GLOBAL = Aggregation("frozen_global", "frozen", False, empty_state, stepping(update_terms, completed=False))

@@ -11,26 +11,16 @@ LoRA's scale. A component that no device trained in a round keeps its value.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from edgefed.aggregation.factor_space import stepped_factors
-from edgefed.aggregation.method import Aggregation, Contribution, GlobalState
+from edgefed.aggregation.factor_space import stepping_factors
+from edgefed.aggregation.method import Aggregation
 from edgefed.aggregation.product_space import trainable_state
-from edgefed.aggregation.server_optimizers import ServerOptimizer
+from edgefed.lora.low_rank import LowRank
 
 __all__ = ["HETLORA"]
 
 
-def _apply(
-    state: GlobalState,
-    contributions: Sequence[Contribution],
-    *,
-    rank: int,
-    optimizer: ServerOptimizer,
-    seed: int,  # noqa: ARG001 - nothing is random here
-    memory_limit_bytes: int | None = None,  # noqa: ARG001 - one module's factors are all it ever holds
-) -> GlobalState:
-    return stepped_factors(state, contributions, lambda weight, matrix: weight * matrix.norm(), optimizer, rank=rank)
+def _by_size(weight: float, update: LowRank) -> float:
+    return weight * update.norm()
 
 
-HETLORA = Aggregation("hetlora", "truncated", False, trainable_state, _apply)
+HETLORA = Aggregation("hetlora", "truncated", False, trainable_state, stepping_factors(_by_size))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from edgefed.aggregation.method import Contribution, GlobalState, normalized
+from edgefed.aggregation.method import ApplyFunction, Contribution, GlobalState, normalized
 from edgefed.aggregation.server_optimizers import ServerOptimizer, step_matrix
 from edgefed.errors import AdapterError
 from edgefed.lora.adapters import initial_adapter, module_seed
@@ -13,7 +13,7 @@ from edgefed.lora.low_rank import LowRank
 from edgefed.lora.merge import Term
 from edgefed.lora.svd import Float32
 
-__all__ = ["empty_state", "loaded_update", "stepped", "trainable_state", "update_terms"]
+__all__ = ["empty_state", "loaded_update", "stepping", "trainable_state", "update_terms"]
 
 Weighted = Sequence[tuple[float, Contribution]]
 
@@ -48,43 +48,45 @@ def loaded_update(contribution: Contribution, module: str, shape: tuple[int, int
     return matrix
 
 
-def stepped(
-    state: GlobalState,
-    contributions: Sequence[Contribution],
+def stepping(
     gradient: Callable[[str, Weighted, tuple[int, int]], Sequence[Term]],
-    optimizer: ServerOptimizer,
     *,
     value_weight: float = 0.0,
-    rank: int,
-    seed: int | None,
-    memory_limit_bytes: int | None,
-) -> GlobalState:
-    """The state after every module has taken its optimizer step.
+    completed: bool = True,
+) -> ApplyFunction:
+    """Returns the merge in which every module takes an optimizer step along its own pseudo-gradient.
 
     Args:
-        state: before the round.
-        contributions: at least one.
         gradient: (module, weighted contributions, shape) -> terms of the pseudo-gradient.
-        optimizer: which step.
         value_weight: how much of the global matrix itself is in the pseudo-gradient.
-        rank: of the result.
-        seed: of completing rows; None leaves a result of lower rank as it is.
-        memory_limit_bytes: see `ApplyFunction`.
+        completed: whether the result is filled up to the server's rank, because devices go on training it.
     """
-    weighted = normalized(contributions)
-    adapter: dict[str, LowRank] = {}
-    memory: dict[str, Float32] = {}
-    for module in sorted(state.adapter):
-        value = state.adapter[module]
-        adapter[module], slots = step_matrix(
-            optimizer,
-            value,
-            gradient(module, weighted, value.shape),
-            state.slots(module),
-            value_weight=value_weight,
-            rank=rank,
-            seed=None if seed is None else module_seed(module, seed),
-            memory_limit_bytes=memory_limit_bytes,
-        )
-        memory.update({f"{module}:{slot}": array for slot, array in slots.items()})
-    return GlobalState(adapter, memory, state.round + 1)
+
+    def apply(
+        state: GlobalState,
+        contributions: Sequence[Contribution],
+        *,
+        rank: int,
+        optimizer: ServerOptimizer,
+        seed: int,
+        memory_limit_bytes: int | None = None,
+    ) -> GlobalState:
+        weighted = normalized(contributions)
+        adapter: dict[str, LowRank] = {}
+        memory: dict[str, Float32] = {}
+        for module in sorted(state.adapter):
+            value = state.adapter[module]
+            adapter[module], slots = step_matrix(
+                optimizer,
+                value,
+                gradient(module, weighted, value.shape),
+                state.slots(module),
+                value_weight=value_weight,
+                rank=rank,
+                seed=module_seed(module, seed) if completed else None,
+                memory_limit_bytes=memory_limit_bytes,
+            )
+            memory.update({f"{module}:{slot}": array for slot, array in slots.items()})
+        return GlobalState(adapter, memory, state.round + 1)
+
+    return apply
