@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from edgefed.protocol.messages.manifest import Plan
 from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.protocol.messages.up import Decline, EvaluationReport, Join, UpdateOffer, UpMessage
 from edgefed.protocol.messages.wire import encode
+from edgefed.protocol.tasks import Quantization
 from edgefed.protocol.topics import Topics
 from edgefed.training.round_work import RoundWork
 from edgefed.transport.base import Transport
@@ -60,6 +62,8 @@ class Participation:
         state: where answers, rank layers and the residual are kept.
         worker: who trains.
         board: which round is in force; work for another one is abandoned.
+        peak_flops_per_s: returns the rate that was measured for what a base of some precision is computed in; None
+            where none was.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class Participation:
         state: StateDirectory,
         worker: WorkerProcess,
         board: Announcements,
+        peak_flops_per_s: Callable[[Quantization], float | None],
     ) -> None:
         topics = Topics(options.fleet)
         self._options = options
@@ -78,8 +83,10 @@ class Participation:
         self._state = state
         self._worker = worker
         self._board = board
-        guard = Guard(options.eligibility, partial(read_conditions, Path(options.root)))
-        self._supervised = SupervisedWork(transport, presence, worker, board, guard)
+        self._peak_flops_per_s = peak_flops_per_s
+        root = Path(options.root)
+        guard = Guard(options.eligibility, partial(read_conditions, root))
+        self._supervised = SupervisedWork(transport, presence, worker, board, guard, root=root)
         self._up = topics.device(options.device, "up")
         self._downloads = Downloads(transport, topics, self._send, state.parts)
         self._uploads = Uploads(transport, self._up, self._send)
@@ -208,7 +215,10 @@ class Participation:
         self, announced: RoundOpen, plan: Plan, prepared: Prepared, fetched: Fetched, finished: Finished
     ) -> UpdateOffer | EvaluationReport:
         record = msgspec.structs.replace(
-            finished.record, download_bytes=fetched.received_bytes, download_s=fetched.fetch_s
+            finished.record,
+            download_bytes=fetched.received_bytes,
+            download_s=fetched.fetch_s,
+            live_peak_flops_per_s=self._peak_flops_per_s(plan.quantization),
         )
         answer: UpdateOffer | EvaluationReport
         if announced.kind == "evaluate":

@@ -18,7 +18,7 @@ from edgefed.agent.frames import Probe, Progress
 from edgefed.agent.network_probe import NetworkProbe
 from edgefed.agent.options import AgentOptions
 from edgefed.agent.worker_process import WorkerProcess
-from edgefed.devices.compute import LEFT_OUT, MachineProbe
+from edgefed.devices.compute import LEFT_OUT, DataType, MachineProbe
 from edgefed.devices.cpu import read_cpu
 from edgefed.devices.gpu import gpu_names
 from edgefed.devices.memory import HostMemory, read_host_memory, training_memory
@@ -29,6 +29,7 @@ from edgefed.devices.sensors import PowerProfile, read_thermal
 from edgefed.devices.storage import StorageProfile, measure_storage
 from edgefed.errors import EdgefedError
 from edgefed.files import replace_file
+from edgefed.protocol.tasks import Quantization
 
 __all__ = ["Identity", "Profiler", "Remembered", "identify"]
 
@@ -129,6 +130,23 @@ class Profiler:
         if known.machine is None:
             reasons.append(f"measuring failed: {known.failed}")
         return reasons
+
+    def peak_flops_per_s(self, quantization: Quantization) -> float | None:
+        """Returns the matrix-product rate that was measured for what a base of this precision is computed in.
+
+        bitsandbytes' int8 and NF4 weights are dequantized to fp32 on a CPU and to bf16 on a GPU that has it, and
+        multiplied there.
+        """
+        machine = self._remembered.machine if self._remembered else None
+        if machine is None:
+            return None
+        rates = machine.compute.flops_per_s
+        kinds: tuple[DataType, ...] = ("fp32",)
+        if quantization == "bf16":
+            kinds = ("bf16",)
+        elif quantization != "fp32" and machine.compute.hardware == "cuda":
+            kinds = ("bf16", "fp32")
+        return next((rates[kind].value for kind in kinds if kind in rates and rates[kind].value is not None), None)
 
     def network_is_due(self) -> bool:
         """Whether the network was never measured, gave nothing, or is another one now. Looks the broker's name up."""

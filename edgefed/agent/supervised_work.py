@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
+
+import msgspec
 
 from edgefed.agent.announcements import Announcements, RoundIsOver
 from edgefed.agent.eligibility import Guard
 from edgefed.agent.frames import Finished, Progress, Work
 from edgefed.agent.presence import Presence
 from edgefed.agent.worker_process import WorkCancelled, WorkerProcess
+from edgefed.devices.sampling import Sampler
 from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.training.round_work import RoundWork, WorkSuspended
 from edgefed.transport.base import Transport
@@ -23,6 +27,7 @@ __all__ = ["SupervisedWork"]
 _log = logging.getLogger(__name__)
 
 _CANCEL_PATIENCE_S = 60.0
+_SAMPLE_S = 0.5
 
 
 class _Forbidden(Exception):
@@ -38,16 +43,25 @@ class SupervisedWork:
         worker: who trains.
         board: which round is in force; work for another one is abandoned.
         guard: the owner's rules.
+        root: of the file system that the sensors are read from.
     """
 
     def __init__(
-        self, transport: Transport, presence: Presence, worker: WorkerProcess, board: Announcements, guard: Guard
+        self,
+        transport: Transport,
+        presence: Presence,
+        worker: WorkerProcess,
+        board: Announcements,
+        guard: Guard,
+        *,
+        root: Path,
     ) -> None:
         self._transport = transport
         self._presence = presence
         self._worker = worker
         self._board = board
         self._guard = guard
+        self._root = root
 
     async def until_allowed(self, announced: RoundOpen, *, stopped: bool = False) -> None:
         """Returns once the owner's rules allow training; shows why they do not.
@@ -62,7 +76,7 @@ class SupervisedWork:
         await self._board.while_open(announced, self._guard.until_allowed(stopped=stopped))
 
     async def do(self, announced: RoundOpen, work: RoundWork) -> Finished:
-        """Returns the worker's answer, however often the owner's rules interrupt it.
+        """Returns the worker's answer with the hardware's use, however often the owner's rules interrupt it.
 
         Raises:
             RoundIsOver: the federation went on without it.
@@ -70,10 +84,17 @@ class SupervisedWork:
         """
         while True:
             await self._presence.show(self._transport, "training", round=announced.round)
+            sampler = Sampler(lambda: self._worker.pid, root=self._root)
+            looking = asyncio.create_task(_look(sampler), name="look-at-hardware")
             try:
-                return await self._uninterrupted(announced, work)
+                finished = await self._uninterrupted(announced, work)
             except _Forbidden as reason:
                 _log.warning("round %d: %s", announced.round, reason)
+            else:
+                sampler.look()
+                return Finished(record=msgspec.structs.replace(finished.record, use=sampler.use()))
+            finally:
+                looking.cancel()
             await self._worker.end()
             await self.until_allowed(announced, stopped=True)
 
@@ -111,3 +132,9 @@ class SupervisedWork:
             await self._presence.progress(
                 self._transport, step=report.step, steps=report.steps, loss=report.loss, note=report.stage
             )
+
+
+async def _look(sampler: Sampler) -> None:
+    while True:
+        await asyncio.sleep(_SAMPLE_S)
+        sampler.look()

@@ -61,9 +61,10 @@ class Supervisor:
         self._worker = worker
         self._leave_when_finished = leave_when_finished
         self._board = Announcements()
-        self._participation = Participation(options, transport, presence, state, worker, self._board)
         self._network = NetworkProbe(transport, self._topics, options.device)
         self._profiler = Profiler(options, state.path, worker, self._network)
+        peak = self._profiler.peak_flops_per_s
+        self._participation = Participation(options, transport, presence, state, worker, self._board, peak)
         self._tried: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 

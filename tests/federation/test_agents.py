@@ -132,6 +132,13 @@ def test_a_federation_from_end_to_end(place: Place, aggregation: str) -> None:
     assert record["steps"] == len(record["step_records"]) == 2
     assert all(record[phase] > 0 for phase in ("data_s", "forward_s", "backward_s", "optimizer_s"))
     assert record["upload_bytes"] > 0
+    assert record["upload_s"] > 0
+    assert record["model_flops"] > 0
+    assert record["live_peak_flops_per_s"] > 0
+    assert record["use"]["samples"] > 0
+    assert record["use"]["worker_peak_resident_bytes"] > 50_000_000
+    assert record["use"]["energy"]["joules"] is None
+    assert (place.path / "run" / "report.html").is_file()
     _loads_without_edgefed(place.path / "run" / "adapter")
 
 
