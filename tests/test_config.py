@@ -126,7 +126,7 @@ class TestRefusals:
                 f"{FEDERATION}quorum = 2\n{MODEL}",
                 "quorum is not a known key; it belongs in [selection]. allowed at the top of the file: fleet, rounds, "
                 "seed, target_loss, directory, model, task, method, server_optimizer, training, evaluation, selection, "
-                "transfers, broker, models",
+                "transfers, aggregator, broker, models",
             ),
             (
                 f"{FEDERATION}{MODEL}[method]\nrank = 8",
@@ -324,7 +324,9 @@ class TestExamples:
         for key, _ in keys(options):
             assert seen[key].startswith("# "), f"{key} is there without a comment"
 
-    @pytest.mark.parametrize("suggested", ["target_loss", "learning_rate", '"google/flan-t5-small"'])
+    @pytest.mark.parametrize(
+        "suggested", ["target_loss", "learning_rate", "merge_memory_bytes", '"google/flan-t5-small"']
+    )
     def test_what_is_commented_out_is_valid_too(self, tmp_path: Path, suggested: str) -> None:
         text = example_federation()
         assert text.count(f"\n# {suggested} = ") == 1

@@ -45,4 +45,4 @@ def _same(one: LowRank, other: LowRank) -> bool:
     return one is other or (np.array_equal(one.left, other.left) and np.array_equal(one.right, other.right))
 
 
-DELTA = Aggregation("delta", "truncated", False, trainable_state, stepping(_change_terms))
+DELTA = Aggregation("delta", "truncated", False, trainable_state, stepping(_change_terms), decomposes=True)

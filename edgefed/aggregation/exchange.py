@@ -91,9 +91,24 @@ class ExchangeMaker(Protocol):
     """Makes the exchange of a method for one base model."""
 
     def __call__(
-        self, method: Method, optimizer: ServerOptimizer, *, model_path: Path, model_name: str, seed: int
+        self,
+        method: Method,
+        optimizer: ServerOptimizer,
+        *,
+        model_path: Path,
+        model_name: str,
+        seed: int,
+        memory_limit_bytes: int | None = None,
     ) -> Exchange:
         """Returns the exchange.
+
+        Args:
+            method: what is exchanged, and how it is combined.
+            optimizer: how the combined update moves the global state.
+            model_path: the base model's directory.
+            model_name: as the result shall name it.
+            seed: of everything that is drawn.
+            memory_limit_bytes: bound on a merge's working memory; None for no bound.
 
         Raises:
             ModelError: the model has none of the method's target modules.

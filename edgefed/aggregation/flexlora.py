@@ -16,4 +16,6 @@ from edgefed.aggregation.product_space import stepping, trainable_state, update_
 
 __all__ = ["FLEXLORA"]
 
-FLEXLORA = Aggregation("flexlora", "truncated", False, trainable_state, stepping(update_terms, value_weight=-1.0))
+FLEXLORA = Aggregation(
+    "flexlora", "truncated", False, trainable_state, stepping(update_terms, value_weight=-1.0), decomposes=True
+)

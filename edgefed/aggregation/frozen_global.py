@@ -13,4 +13,6 @@ from edgefed.aggregation.product_space import empty_state, stepping, update_term
 
 __all__ = ["FROZEN_GLOBAL"]
 
-FROZEN_GLOBAL = Aggregation("frozen_global", "frozen", False, empty_state, stepping(update_terms, completed=False))
+FROZEN_GLOBAL = Aggregation(
+    "frozen_global", "frozen", False, empty_state, stepping(update_terms, completed=False), decomposes=True
+)

@@ -20,6 +20,7 @@ from edgefed.files import hash_file, replace_file, sync_directory
 from edgefed.lora.adapters import adapter_rank
 from edgefed.lora.files import AdapterFile, open_adapter, split_layers
 from edgefed.lora.low_rank import LowRank
+from edgefed.lora.merge import sufficient_bytes
 from edgefed.lora.peft_files import write_peft
 from edgefed.models.checkpoint import linear_shapes
 from edgefed.protocol.messages.manifest import Manifest, Part, Plan
@@ -44,7 +45,14 @@ class LoraExchange:
     """The exchange of a LoRA federation. See `edgefed.aggregation.exchange.Exchange` for what each method promises."""
 
     def __init__(
-        self, method: LoraMethod, optimizer: ServerOptimizer, *, model_path: Path, model_name: str, seed: int
+        self,
+        method: LoraMethod,
+        optimizer: ServerOptimizer,
+        *,
+        model_path: Path,
+        model_name: str,
+        seed: int,
+        memory_limit_bytes: int | None = None,
     ) -> None:
         self._method = method
         self._optimizer = optimizer
@@ -52,11 +60,14 @@ class LoraExchange:
         self._shapes = linear_shapes(model_path, method.target_modules)
         self._model_name = model_name
         self._seed = seed
+        self._memory_limit_bytes = memory_limit_bytes
         smallest = min(min(shape) for shape in self._shapes.values())
         if max(method.ranks) > smallest:
             raise ConfigError(
                 f"method.ranks: rank {max(method.ranks)} is over {smallest}, the smaller side of the smallest matrix"
             )
+        if memory_limit_bytes is not None:
+            self._check_memory_limit(memory_limit_bytes)
 
     def begin(self, directory: Path) -> MergedState:
         """Makes the state before round 1, or returns it if it is there."""
@@ -100,6 +111,7 @@ class LoraExchange:
             rank=self._method.global_rank,
             optimizer=self._optimizer,
             seed=self._seed + round_,
+            memory_limit_bytes=self._memory_limit_bytes,
         )
         return self._write(after, state, previous=self.load(before).manifest.parts)
 
@@ -112,6 +124,23 @@ class LoraExchange:
             rank=rank,
             target_modules=self._method.target_modules,
         )
+
+    def _check_memory_limit(self, limit_bytes: int) -> None:
+        """Refuses a limit that nothing keeps to, or that a merge could not keep: better now than after a round."""
+        for what, bounded in (
+            (f"aggregation {self._method.aggregation}", self._aggregation.decomposes),
+            (f"server optimizer {self._optimizer.name}", self._optimizer.name in ("averaging", "momentum")),
+        ):
+            if not bounded:
+                raise ConfigError(f"aggregator.merge_memory_bytes has no effect on {what}: leave it out")
+        largest = max(self._method.global_rank, *self._method.ranks)
+        rank = 2 * largest if self._optimizer.name == "momentum" else largest
+        needed_bytes = max(sufficient_bytes(shape, rank) for shape in self._shapes.values())
+        if limit_bytes < needed_bytes:
+            raise ConfigError(
+                f"aggregator.merge_memory_bytes is {limit_bytes}, and merging this model's matrices at rank {largest} "
+                f"needs {needed_bytes}: raise it, or lower method.ranks and method.server_rank"
+            )
 
     def _starting_layers(self, directory: Path) -> list[AdapterFile]:
         return [open_adapter(path) for path in self.load(directory).files.values()]

@@ -137,6 +137,7 @@ class Aggregation:
         equal_ranks: whether all devices must train the server's rank.
         init: makes the state before round 1.
         apply: merges a round.
+        decomposes: whether merging decomposes sums, which takes memory that can be bounded.
     """
 
     name: str
@@ -144,6 +145,7 @@ class Aggregation:
     equal_ranks: bool
     init: InitFunction
     apply: ApplyFunction
+    decomposes: bool = False
 
 
 def normalized(contributions: Sequence[Contribution]) -> list[tuple[float, Contribution]]:

@@ -15,7 +15,7 @@ from edgefed.protocol.tasks import Evaluation, LoraMethod, Method, ModelReferenc
 from edgefed.protocol.topics import check_id
 from edgefed.transport.options import Broker
 
-__all__ = ["FederationOptions", "Transfers"]
+__all__ = ["AggregatorMachine", "FederationOptions", "Transfers"]
 
 
 class Transfers(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +45,18 @@ class Transfers(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
+class AggregatorMachine(msgspec.Struct, frozen=True, kw_only=True):
+    """What the aggregator may take of the machine that it runs on.
+
+    Attributes:
+        merge_memory_bytes: bound on the working memory of a merge, beside the matrix at hand; merging gets slower where
+            the fastest way does not fit. Without it the fastest way is taken. It is for flexlora, delta and
+            frozen_global with averaging or momentum; the other methods decompose nothing, or always in full.
+    """
+
+    merge_memory_bytes: Annotated[int, Meta(ge=1)] | None = None
+
+
 class FederationOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The whole of `federation.toml`.
 
@@ -62,6 +74,7 @@ class FederationOptions(msgspec.Struct, frozen=True, kw_only=True):
         evaluation: evaluation on the devices.
         selection: who takes part, and when a round closes.
         transfers: chunks and windows.
+        aggregator: what the aggregator may take of its machine.
         broker: how to reach the broker.
         models: local directories by model names, where the model is not to be looked up.
     """
@@ -79,6 +92,7 @@ class FederationOptions(msgspec.Struct, frozen=True, kw_only=True):
     evaluation: Evaluation = Evaluation()
     selection: Selection = Selection()
     transfers: Transfers = Transfers()
+    aggregator: AggregatorMachine = AggregatorMachine()
     broker: Broker = Broker()
     models: dict[str, str] = {}
 

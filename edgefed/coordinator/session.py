@@ -27,7 +27,7 @@ from edgefed.transport.mqtt import connect_mqtt
 
 __all__ = ["run_aggregator"]
 
-_MAY_CHANGE = frozenset({"directory", "broker", "transfers", "models", "rounds", "target_loss"})
+_MAY_CHANGE = frozenset({"aggregator", "directory", "broker", "transfers", "models", "rounds", "target_loss"})
 """Settings that a federation may be continued with though they differ; the rest is its identity."""
 
 
@@ -56,7 +56,12 @@ async def run_aggregator(
     found = await asyncio.to_thread(fingerprint, path)
     model = ModelReference(name=options.model.name, fingerprint=found)
     exchange = EXCHANGES[_tag(options)](
-        options.method, options.server_optimizer, model_path=path, model_name=options.model.name, seed=options.seed
+        options.method,
+        options.server_optimizer,
+        model_path=path,
+        model_name=options.model.name,
+        seed=options.seed,
+        memory_limit_bytes=options.aggregator.merge_memory_bytes,
     )
     store = Store.open(Path(options.directory), _identity(options, model))
     show = watch or (lambda _: None)

@@ -27,7 +27,7 @@ from edgefed.errors import AdapterError, ConfigError
 from edgefed.lora.low_rank import LowRank
 from edgefed.lora.svd import Float32, dense_svd
 
-__all__ = ["MergePath", "Term", "choose_path", "dense_sum", "memory_bytes", "weighted_sum"]
+__all__ = ["MergePath", "Term", "choose_path", "dense_sum", "memory_bytes", "sufficient_bytes", "weighted_sum"]
 
 MergePath = Literal["stacked", "dense", "streamed"]
 
@@ -147,6 +147,12 @@ def memory_bytes(path: MergePath, shape: tuple[int, int], total_rank: int, kept:
         return 4 * rows * columns + 4 * (rows + columns) * (2 * _BLOCK_RANK + 5 * kept) + 8 * 5 * least**2
     # the stack, its balanced copy, the small square matrices, and the kept rows and columns in float64
     return 4 * (rows + columns) * (3 * total_rank + 5 * kept) + 8 * 6 * total_rank**2
+
+
+def sufficient_bytes(shape: tuple[int, int], rank: int) -> int:
+    """Working memory that is enough for any number of terms and a result that are all of at most this rank."""
+    kept = min(rank, *shape)
+    return min(memory_bytes("dense", shape, 0, kept), memory_bytes("streamed", shape, 2 * rank, rank))
 
 
 def dense_sum(terms: Sequence[Term], shape: tuple[int, int]) -> Float32:

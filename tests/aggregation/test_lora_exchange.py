@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgefed.aggregation.exchange import Delivered
+from edgefed.aggregation.lora_exchange import LoraExchange
+from edgefed.aggregation.options import ServerOptimizer
+from edgefed.errors import ConfigError
+from edgefed.lora.files import write_adapter
+from edgefed.lora.low_rank import LowRank
+from edgefed.lora.merge import sufficient_bytes
+from edgefed.models.checkpoint import linear_shapes
+from edgefed.protocol.tasks import LoraMethod
+from tests.federation.stand_in import make_paper_model
+
+SIZE, RANK, DEVICES = 512, 8, 70  # more ranks together than a matrix has rows: the fastest way is the dense one
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_paper_model(tmp_path_factory.mktemp("model"), size=SIZE)
+
+
+def exchange(
+    model: Path, limit_bytes: int | None, optimizer: str = "averaging", aggregation: str = "flexlora"
+) -> LoraExchange:
+    method = LoraMethod(aggregation=aggregation, ranks=[RANK])  # type: ignore[arg-type]
+    server = ServerOptimizer(optimizer)  # type: ignore[arg-type]
+    return LoraExchange(method, server, model_path=model, model_name="m", seed=0, memory_limit_bytes=limit_bytes)
+
+
+@pytest.fixture(scope="module")
+def updates(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    directory = tmp_path_factory.mktemp("updates")
+    paths = []
+    for device in range(DEVICES):
+        random = np.random.default_rng(device)
+        adapter = {
+            module: LowRank(random.normal(size=(m, RANK)).astype("f4"), random.normal(size=(RANK, n)).astype("f4"))
+            for module, (m, n) in linear_shapes(model, ["q", "v"]).items()
+        }
+        paths.append(directory / f"{device}.safetensors")
+        write_adapter(paths[-1], adapter, precision="fp32")
+    return paths
+
+
+def merge(using: LoraExchange, updates: list[Path], directory: Path) -> int:
+    """Merges a round, and returns the most memory that took."""
+    using.begin(directory / "0")
+    delivered = [
+        Delivered(str(at), round=1, weight=1.0, rank=RANK, held_rank=RANK, update=path, start=directory / "0")
+        for at, path in enumerate(updates)
+    ]
+    tracemalloc.start()
+    try:
+        using.merge(directory / "0", delivered, 1, directory / "1")
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_merge_keeps_to_its_memory_limit(model: Path, updates: list[Path], tmp_path: Path) -> None:
+    limit_bytes = sufficient_bytes((SIZE, SIZE), RANK)
+    free_bytes = merge(exchange(model, None), updates, tmp_path / "free")
+    bounded_bytes = merge(exchange(model, limit_bytes), updates, tmp_path / "bounded")
+    assert 3 * bounded_bytes < free_bytes  # the limit is a tenth; what 140 open files take comes on top of both
+
+
+@pytest.mark.parametrize(("optimizer", "rank"), [("averaging", RANK), ("momentum", 2 * RANK)])
+def test_the_least_limit_that_is_taken_is_enough(
+    model: Path, updates: list[Path], tmp_path: Path, optimizer: str, rank: int
+) -> None:
+    least_bytes = sufficient_bytes((SIZE, SIZE), rank)
+    merge(exchange(model, least_bytes, optimizer), updates, tmp_path)
+    with pytest.raises(
+        ConfigError, match=rf"merge_memory_bytes is {least_bytes - 1}, .* needs {least_bytes}: raise it"
+    ):
+        exchange(model, least_bytes - 1, optimizer)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "optimizer", "what"),
+    [("hetlora", "averaging", "aggregation hetlora"), ("delta", "adam", "server optimizer adam")],
+)
+def test_a_limit_that_nothing_keeps_to_is_refused(model: Path, aggregation: str, optimizer: str, what: str) -> None:
+    with pytest.raises(ConfigError, match=f"merge_memory_bytes has no effect on {what}: leave it out"):
+        exchange(model, 1 << 30, optimizer, aggregation)
