@@ -1,1 +1,0 @@
-"""What a device can afford: bytes and seconds of a plan, predicted, and the choice among plans. Pure."""
