@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -171,10 +173,12 @@ async def _compare(plan: DemoPlan) -> Comparison:
         )
         try:
             await _follow(process, steps=len(participants) + 3)
-        finally:
-            if process.returncode is None:
-                process.kill()
+            await process.wait()  # its output ends a moment before it does
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
+            raise
     if process.returncode:
         raise FederationFailed(f"the comparison failed; see {plan.directory / 'logs' / 'comparison.log'}")
     return msgspec.json.decode(result_path.read_bytes(), type=Comparison)
