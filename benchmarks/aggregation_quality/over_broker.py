@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
 import os
 import tempfile
 import time
@@ -141,7 +142,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="edgefed-quality-") as directory:
         model = without_dropout(options.model, Path(directory))
         trials = [Trial("dirichlet", who, 0, rates[who], options.rounds, 6) for who in options.who]
-        results = [compare(trial, model, options.data.resolve()) for trial in trials]
+        # torch must start with one thread, as the workers do: setting it later changes the last bits
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            results = pool.starmap(compare, [(trial, model, options.data.resolve()) for trial in trials])
     options.output.write_text(json.dumps({"provenance": provenance(), "results": results}, indent=2) + "\n")
     print(json.dumps(results, indent=2))
 
