@@ -51,6 +51,7 @@ class ModelLayout:
         gated: two input projections in the feed-forward part (T5 1.1 and FLAN-T5).
         tied: the output layer is the embedding; FLAN-T5 has its own.
         buckets: of the relative position bias.
+        dropout: whether the base's own dropout is on while training.
         stored_bytes: of the checkpoint's weights, None where only the layout is known.
     """
 
@@ -65,6 +66,7 @@ class ModelLayout:
     gated: bool
     tied: bool
     buckets: int = 32
+    dropout: bool = True
     stored_bytes: int | None = None
 
     @property
@@ -191,6 +193,7 @@ def read_layout(directory: Path, name: str = "") -> ModelLayout:
             gated=str(config.get("feed_forward_proj", "relu")).startswith("gated"),
             tied="lm_head.weight" not in tensors,
             buckets=int(config.get("relative_attention_num_buckets", 32)),
+            dropout=float(config.get("dropout_rate", 0.1)) > 0,
             stored_bytes=sum(file.stat().st_size for file in files),
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -1,0 +1,202 @@
+"""How much memory a plan takes, part by part, before anything is loaded.
+
+What autograd keeps for the backward pass was counted with torch's saved-tensor hooks on models of many shapes (torch
+2.13, transformers 5.23, peft 0.21) and comes out as whole numbers of copies: `_KEPT` has them. The network is T5 with
+dropout on, as FLAN-T5's configuration has it; on a CPU that also rules out torch's fused attention, so that three copies
+of every score stay (softmax, dropout's noise, their product). Where dropout is off the scores are not kept at all.
+
+The few constants that no count can give (libraries, the allocator's slack) are fitted in `benchmarks/memory_prediction`,
+which also says how well the whole predicts. On CUDA the counts are the same and the constants are not measured yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+from edgefed.models.layout import Linear, ModelLayout
+from edgefed.planner.values import Choice, MemoryEstimate, Workload
+from edgefed.protocol.tasks import Quantization
+
+__all__ = ["peak_memory", "weight_bytes"]
+
+_FP32 = 4
+_NF4_BLOCK, _NF4_NESTED_BLOCK = 64, 256
+_UNQUANTIZED = "wo"
+"""transformers keeps the last feed-forward layer of a T5 out of quantization, for it overflows easily."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """Constants of one kind of hardware, from `benchmarks/memory_prediction/fit.py`.
+
+    Attributes:
+        framework_bytes: Python, torch, transformers, peft and the tokenizer, before any weight.
+        quantized_framework_bytes: what bitsandbytes and the conversion of weights add.
+        slack: share of the working memory that the allocator keeps beside what is in use.
+    """
+
+    framework_bytes: int
+    quantized_framework_bytes: int
+    slack: float
+
+
+_FITTED: dict[Literal["cpu", "cuda"], _Fitted] = {
+    "cpu": _Fitted(framework_bytes=400_000_000, quantized_framework_bytes=0, slack=0.0),
+    "cuda": _Fitted(framework_bytes=500_000_000, quantized_framework_bytes=0, slack=0.1),
+}
+
+
+def peak_memory(workload: Workload, choice: Choice, hardware: Literal["cpu", "cuda"] = "cpu") -> MemoryEstimate:
+    """Returns the worker's predicted peak while it trains.
+
+    Args:
+        workload: what the round asks.
+        choice: the plan.
+        hardware: where the worker computes; on CUDA its context takes the place of the libraries' resident set.
+    """
+    fitted = _FITTED[hardware]
+    layout = workload.layout
+    lora = layout.lora_parameters(list(workload.target_modules), choice.rank)
+    held = layout.lora_parameters(list(workload.target_modules), choice.held_rank) if choice.held_rank else 0
+    shape = _Shape(workload, choice)
+    kept = shape.kept_bytes()
+    working = shape.logits_bytes() + shape.backward_bytes() + shape.dequantized_bytes()
+    quantized = choice.quantization in ("int8", "nf4")
+    parts = {
+        "framework": fitted.framework_bytes + (fitted.quantized_framework_bytes if quantized else 0),
+        "base weights": weight_bytes(layout, choice.quantization, hardware),
+        "held adapter": held * _FP32 if workload.start == "frozen" else 0,
+        "trained factors": lora * _FP32,
+        "gradients": lora * _FP32,
+        "optimizer state": 2 * lora * _FP32,
+        "activations": kept,
+        "logits": shape.logits_bytes(),
+        "working space": shape.backward_bytes() + shape.dequantized_bytes(),
+        "allocator slack": round(fitted.slack * (kept + working)),
+    }
+    return MemoryEstimate({name: value for name, value in parts.items() if value})
+
+
+def weight_bytes(layout: ModelLayout, quantization: Quantization, hardware: Literal["cpu", "cuda"] = "cpu") -> int:
+    """Returns the bytes of the frozen base.
+
+    Quantized are the linear layers of the blocks but `wo`; the rest stays in the precision that is computed in: fp32 on
+    a CPU, bf16 on a GPU. int8 has a scale per row; its outlier columns are picked out of the activations and cost no
+    memory while training. NF4 has a constant per 64 weights, itself kept in 8 bits with a constant per 256 of them
+    (double quantization, arXiv 2305.14314).
+    """
+    plain = 2 if quantization == "bf16" or (hardware == "cuda" and quantization != "fp32") else _FP32
+    if quantization in ("fp32", "bf16"):
+        return layout.parameters * plain
+    total = (layout.embedding_parameters + layout.other_parameters) * plain
+    for one in layout.linears():
+        weights = one.rows * one.columns
+        if one.name == _UNQUANTIZED:
+            total += one.count * weights * _FP32
+        elif quantization == "int8":
+            total += one.count * (weights + _FP32 * one.rows)
+        else:
+            blocks = -(-weights // _NF4_BLOCK)
+            total += one.count * (weights // 2 + blocks + _FP32 * -(-blocks // _NF4_NESTED_BLOCK))
+    return total
+
+
+class _Shape:
+    """The tensors of one forward and backward pass, by their sizes."""
+
+    def __init__(self, workload: Workload, choice: Choice) -> None:
+        self._layout = workload.layout
+        self._targets: Collection[str] = workload.target_modules
+        self._choice = choice
+        self._batch = choice.micro_batch_size or workload.batch_size
+        self._source = workload.source_tokens
+        self._target = workload.target_tokens
+        self._half = choice.quantization == "bf16"
+        self._frozen = workload.start == "frozen" and choice.held_rank > 0
+
+    def kept_bytes(self) -> int:
+        """What autograd keeps from the forward pass for the backward pass."""
+        layout = self._layout
+        encoder, decoder = self._block("encoder"), self._block("decoder")
+        if not self._choice.gradient_checkpointing:
+            whole = layout.encoder_layers * encoder + layout.decoder_layers * decoder
+        else:  # the inputs of all blocks, and everything of the one that is worked on
+            element = 2 if self._half else _FP32
+            inputs = layout.encoder_layers * self._source + layout.decoder_layers * self._target
+            whole = inputs * self._batch * layout.d_model * element + max(encoder, decoder)
+        return whole + self._biases()
+
+    def _block(self, part: Literal["encoder", "decoder"]) -> int:
+        """Bytes kept for one block."""
+        layout, batch = self._layout, self._batch
+        source, target = batch * self._source, batch * self._target
+        dropout = layout.dropout
+        sublayer = layout.d_model * (8 if dropout else 4)  # the norm's input, and dropout's noise
+        wide = layout.d_ff * self._feed_forward_copies()
+        per_score = layout.heads * (12 if dropout else 0)
+        if part == "encoder":
+            total = source * (2 * sublayer + 3 * layout.inner * _FP32 + wide) + source * self._source * per_score
+        else:
+            total = target * (3 * sublayer + 4 * layout.inner * _FP32 + wide)
+            total += source * 2 * layout.inner * _FP32  # keys and values of the cross attention
+            total += target * (self._target + self._source) * per_score
+        return total + self._adapted(part)
+
+    def _feed_forward_copies(self) -> int:
+        """Bytes per element of the wide activations: GELU's steps, the gate's two factors, dropout's noise."""
+        copies = 28 if self._layout.gated else 20
+        if not self._layout.dropout:
+            copies -= 4
+        return copies // 2 if self._half else copies
+
+    def _adapted(self, part: Literal["encoder", "decoder"]) -> int:
+        """The inputs of the trained factors: A needs its layer's input, B what A gives.
+
+        In bf16 every layer gets an fp32 copy of its own; in fp32 layers that read the same tensor share it.
+        """
+        total, shared = 0, set()
+        for one in self._layout.linears():
+            if one.name not in self._targets or (one.part == "encoder") != (part == "encoder"):
+                continue
+            reads_source = part == "encoder" or (one.part == "cross" and one.name in ("k", "v"))
+            tokens = self._batch * (self._source if reads_source else self._target)
+            ranks = self._choice.rank + (self._choice.held_rank if self._frozen else 0)
+            total += tokens * ranks * _FP32
+            source = _input_of(one)
+            if self._half or source not in shared:
+                shared.add(source)
+                total += tokens * one.columns * _FP32
+        return total
+
+    def _biases(self) -> int:
+        """The relative position bias with the mask, one per stack and for the cross attention, kept once."""
+        heads, batch = self._layout.heads, self._batch
+        scores = self._source * self._source + self._target * self._target
+        return batch * heads * scores * _FP32
+
+    def logits_bytes(self) -> int:
+        """Logits, their log-softmax, and the gradient, in fp32."""
+        element = 10 if self._half else 12
+        return self._batch * self._target * self._layout.vocabulary * element
+
+    def backward_bytes(self) -> int:
+        """What is alive beside the kept tensors in the worst moment of the backward pass."""
+        layout, tokens = self._layout, self._batch * max(self._source, self._target)
+        scores = layout.heads * self._source * (8 if layout.dropout else 0)
+        wide = (layout.d_ff * 3 + layout.d_model) * (2 if self._half else _FP32)
+        return tokens * max(scores, wide)
+
+    def dequantized_bytes(self) -> int:
+        """A quantized layer's weights in the precision of the computation, one layer at a time."""
+        if self._choice.quantization not in ("int8", "nf4"):
+            return 0
+        return max(one.rows * one.columns for one in self._layout.linears() if one.name != _UNQUANTIZED) * _FP32
+
+
+def _input_of(one: Linear) -> str:
+    """A name for the tensor that a layer reads."""
+    if one.name in ("q", "k", "v"):
+        return f"{one.part} {'encoded' if one.part == 'cross' and one.name != 'q' else 'normed'}"
+    return f"{one.part} {'normed for wide' if one.name.startswith('wi') else one.name}"
