@@ -19,18 +19,20 @@ _Hours = Annotated[str, Meta(pattern="^([01][0-9]|2[0-3]):[0-5][0-9]-([01][0-9]|
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What the device can afford.
+    """What the device may take on. What is not said here is planned from what was measured.
 
     Attributes:
-        max_rank: largest LoRA rank it trains.
-        max_held_rank: largest rank of the global adapter that it holds frozen beside its own; 0 holds all of it.
-        quantization: precision of the base weights.
+        max_rank: largest LoRA rank it trains; 0 leaves it to the plan.
+        max_held_rank: largest rank of the global adapter that it holds frozen beside its own; 0 holds what fits.
+        quantization: precision of the base weights; `auto` takes the most exact that fits.
+        max_memory_bytes: most that training may take; 0 takes what is available less a reserve.
         threads: CPU threads for training; 0 leaves the choice to torch.
     """
 
-    max_rank: Annotated[int, Meta(ge=1)] = 8
+    max_rank: Annotated[int, Meta(ge=0)] = 0
     max_held_rank: Annotated[int, Meta(ge=0)] = 0
-    quantization: Quantization = "fp32"
+    quantization: Quantization | Literal["auto"] = "auto"
+    max_memory_bytes: Annotated[int, Meta(ge=0)] = 0
     threads: Annotated[int, Meta(ge=0)] = 0
 
 

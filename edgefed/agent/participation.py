@@ -21,14 +21,15 @@ from edgefed.agent.downloads import Downloads, Fetched
 from edgefed.agent.eligibility import Guard
 from edgefed.agent.frames import Finished, Prepare, Prepared
 from edgefed.agent.options import AgentOptions
-from edgefed.agent.plan import CannotTakePart, parts_to_fetch, plan_round
+from edgefed.agent.plan import CannotTakePart, parts_to_fetch
+from edgefed.agent.planning import Planned, Planning
 from edgefed.agent.presence import Presence
 from edgefed.agent.state_directory import StateDirectory
 from edgefed.agent.supervised_work import SupervisedWork
 from edgefed.agent.uploads import Uploads
 from edgefed.agent.worker_process import WorkerProcess
 from edgefed.devices.conditions import read_conditions
-from edgefed.errors import EdgefedError
+from edgefed.errors import EdgefedError, WorkerOutOfMemory
 from edgefed.files import hash_file
 from edgefed.protocol.messages.down import Accepted, Refused, RoundAnswer
 from edgefed.protocol.messages.manifest import Plan
@@ -46,6 +47,8 @@ _log = logging.getLogger(__name__)
 
 _JOIN_PATIENCE_S = 15.0
 _TIME_MARGIN = 1.2
+_MOST_PLANS = 8
+"""Plans that are tried in one round, each a notch below the one that ran out of memory."""
 
 
 class _NotSelected(Exception):
@@ -62,6 +65,7 @@ class Participation:
         state: where answers, rank layers and the residual are kept.
         worker: who trains.
         board: which round is in force; work for another one is abandoned.
+        planning: decides what this device takes on.
         peak_flops_per_s: returns the rate that was measured for what a base of some precision is computed in; None
             where none was.
     """
@@ -74,6 +78,7 @@ class Participation:
         state: StateDirectory,
         worker: WorkerProcess,
         board: Announcements,
+        planning: Planning,
         peak_flops_per_s: Callable[[Quantization], float | None],
     ) -> None:
         topics = Topics(options.fleet)
@@ -83,6 +88,7 @@ class Participation:
         self._state = state
         self._worker = worker
         self._board = board
+        self._planning = planning
         self._peak_flops_per_s = peak_flops_per_s
         root = Path(options.root)
         guard = Guard(options.eligibility, partial(read_conditions, root))
@@ -141,18 +147,37 @@ class Participation:
         await self._presence.show(self._transport, "ready", round=announced.round, note=note[:4096])
 
     async def _do_round(self, announced: RoundOpen) -> UpdateOffer | EvaluationReport:
-        """Returns the device's answer to a round, kept on disk."""
-        plan = plan_round(announced, self._options.limits)
+        """Returns the device's answer to a round, kept on disk; a plan that memory does not hold is lowered."""
         prepared = await self._board.while_open(announced, self._prepare(announced))
-        remaining_s = await self._board.while_open(announced, self._join(announced, plan, prepared))
-        self._check_time(plan, remaining_s)
+        until_s: float | None = None
+        for _ in range(_MOST_PLANS):
+            planned = await asyncio.to_thread(
+                self._planning.plan, announced, Path(prepared.model_path), prepared.training_set
+            )
+            if until_s is None:
+                joining = self._join(announced, planned.plan, prepared)
+                until_s = time.monotonic() + await self._board.while_open(announced, joining)
+            self._check_time(planned.plan, until_s - time.monotonic())
+            try:
+                return await self._do_planned(announced, planned, prepared)
+            except WorkerOutOfMemory as error:
+                if planned.candidate is None:  # it rests on the owner's word alone: there is nothing to lower
+                    raise
+                _log.warning("round %d: %s; planning a notch lower", announced.round, error)
+                await asyncio.to_thread(self._planning.ran_out, planned)
+        raise CannotTakePart(f"memory ran out with {_MOST_PLANS} plans, each lower than the one before")
+
+    async def _do_planned(
+        self, announced: RoundOpen, planned: Planned, prepared: Prepared
+    ) -> UpdateOffer | EvaluationReport:
         await self._presence.show(self._transport, "downloading", round=announced.round)
-        fetching = self._downloads.fetch(announced.run, parts_to_fetch(announced.manifest, plan))
+        fetching = self._downloads.fetch(announced.run, parts_to_fetch(announced.manifest, planned.plan))
         fetched = await self._board.while_open(announced, fetching)
         started_s = time.monotonic()
-        finished = await self._work(announced, plan, fetched)
-        self._last_work_s[plan] = time.monotonic() - started_s
-        return await self._keep_answer(announced, plan, prepared, fetched, finished)
+        finished = await self._work(announced, planned.plan, fetched)
+        self._last_work_s[planned.plan] = time.monotonic() - started_s
+        await asyncio.to_thread(self._planning.succeeded, planned, finished.record)
+        return await self._keep_answer(announced, planned, prepared, fetched, finished)
 
     async def _prepare(self, announced: RoundOpen) -> Prepared:
         request = Prepare(round=announced, data=self._options.data, models=self._options.models)
@@ -212,10 +237,11 @@ class Participation:
         return await self._supervised.do(announced, work)
 
     async def _keep_answer(
-        self, announced: RoundOpen, plan: Plan, prepared: Prepared, fetched: Fetched, finished: Finished
+        self, announced: RoundOpen, planned: Planned, prepared: Prepared, fetched: Fetched, finished: Finished
     ) -> UpdateOffer | EvaluationReport:
+        plan = planned.plan
         record = msgspec.structs.replace(
-            finished.record,
+            planned.described(finished.record),
             download_bytes=fetched.received_bytes,
             download_s=fetched.fetch_s,
             live_peak_flops_per_s=self._peak_flops_per_s(plan.quantization),

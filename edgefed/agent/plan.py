@@ -1,4 +1,4 @@
-"""What a device takes on in a round, from what its owner allows: where the agent looks inside a method."""
+"""Where the agent looks inside a method: what its owner's limits alone make of it, and which parts a plan needs."""
 
 from __future__ import annotations
 
@@ -6,23 +6,33 @@ from edgefed.agent.options import Limits
 from edgefed.protocol.messages.manifest import Manifest, Part, Plan
 from edgefed.protocol.messages.retained import RoundOpen
 
-__all__ = ["CannotTakePart", "parts_to_fetch", "plan_round"]
+__all__ = ["CannotTakePart", "owners_plan", "parts_to_fetch"]
 
 
 class CannotTakePart(Exception):
     """The device stays out of a round; the message says why, in words for the operator."""
 
 
-def plan_round(announced: RoundOpen, limits: Limits) -> Plan:
-    """Returns the rank to train, the rank of the global adapter to hold, and the base precision.
+def owners_plan(announced: RoundOpen, limits: Limits, unmeasured: str) -> Plan:
+    """Returns the plan of a device that could not be measured, from its owner's limits alone.
 
     The trained rank is the largest that the federation offers and the owner allows. Where the method starts from the
     truncated global adapter the held rank is the same; where it is kept frozen beside the fresh factors, as much of it
     as the owner allows.
 
+    Args:
+        announced: the round.
+        limits: what the owner allows.
+        unmeasured: why nothing is known of the device.
+
     Raises:
-        CannotTakePart: the federation offers no rank that small, or needs the whole global adapter held.
+        CannotTakePart: the owner left the choice to a plan, the federation offers no rank that small, or it needs the
+            whole global adapter held.
     """
+    if limits.quantization == "auto" or not limits.max_rank:
+        raise CannotTakePart(
+            f"nothing can be planned: {unmeasured}. Or set limits.max_rank and limits.quantization in agent.toml"
+        )
     method = announced.method
     allowed = [rank for rank in method.ranks if rank <= limits.max_rank]
     if not allowed:

@@ -14,6 +14,7 @@ from edgefed.agent.announcements import Announcements
 from edgefed.agent.network_probe import NetworkProbe
 from edgefed.agent.options import AgentOptions
 from edgefed.agent.participation import Participation
+from edgefed.agent.planning import Planning
 from edgefed.agent.presence import Presence
 from edgefed.agent.profiler import Profiler
 from edgefed.agent.state_directory import StateDirectory
@@ -63,8 +64,9 @@ class Supervisor:
         self._board = Announcements()
         self._network = NetworkProbe(transport, self._topics, options.device)
         self._profiler = Profiler(options, state.path, worker, self._network)
+        planning = Planning(options.limits, self._profiler.profile, state.path / "plans.json")
         peak = self._profiler.peak_flops_per_s
-        self._participation = Participation(options, transport, presence, state, worker, self._board, peak)
+        self._participation = Participation(options, transport, presence, state, worker, self._board, planning, peak)
         self._tried: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from edgefed.errors import ModelError
 from edgefed.models.checkpoint import check_directory
 from edgefed.training.options import Quantization
+from edgefed.training.worker_memory import give_back
 
 __all__ = ["LoadedModel", "load_base"]
 
@@ -130,8 +130,7 @@ def _let_go_of_file(model: Any) -> None:
     for parameter in model.parameters():
         if parameter.device.type == "cpu" and parameter.is_floating_point():
             parameter.data = parameter.data.clone()
-    with suppress(OSError, AttributeError):  # glibc has it; elsewhere the memory stays with the allocator
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back()
 
 
 def _keep_differentiable(model: Any) -> None:

@@ -21,6 +21,7 @@ from edgefed.training.steps import StepRecord, TrainResult, summed
 from edgefed.training.summarization import Batch, collate, summed_loss
 from edgefed.training.suspension import Suspended, Suspension
 from edgefed.training.timers import PhaseTimer
+from edgefed.training.worker_memory import give_back
 
 __all__ = ["train"]
 
@@ -55,6 +56,7 @@ def train(
     optimizer = _optimizer(model.parameters(), options)
     batches = _batches(len(examples), options.batch_size, options.seed)
     flops = model.flops()
+    _make_gradients(model.parameters())
     records: list[StepRecord] = []
     with _training_mode(model, options), _out_of_memory_in_words(options):
         if resume is not None:
@@ -94,7 +96,7 @@ def _step(
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.max_grad_norm or math.inf)
     _check_finite(float(loss), float(norm), step)
     optimizer.step()
-    optimizer.zero_grad()
+    optimizer.zero_grad(set_to_none=False)
     timer.mark("optimizer")
     seconds = timer.seconds()
     return StepRecord(
@@ -121,8 +123,20 @@ def _accumulate(
         timer.mark("forward")
         torch.autograd.backward(loss)
         total += loss.detach()
+        if len(micro) > 1 and model.device.type == "cpu":  # the next pass must not build around the holes of this one
+            give_back()
         timer.mark("backward")
     return total
+
+
+def _make_gradients(parameters: Sequence[torch.Tensor]) -> None:
+    """Makes the gradients before the first pass.
+
+    Made by the backward pass, they would lie scattered among its activations and keep the allocator from using that
+    space as a whole again: of a FLAN-T5-small with every layer adapted the peak grew by 8 %.
+    """
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
 
 
 def _check_finite(loss: float, norm: float, step: int) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import resource
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,13 +26,14 @@ from edgefed.training.adapters import AdaptedModel, install
 from edgefed.training.base_model import load_base, load_tokenizer
 from edgefed.training.evaluate import token_loss
 from edgefed.training.loop import train
-from edgefed.training.options import LoraOptions
+from edgefed.training.options import LoraOptions, TrainOptions
 from edgefed.training.round_work import RoundWork, TrainingSet, WorkSuspended, residual_beside
 from edgefed.training.standalone import train_options
 from edgefed.training.steps import StepRecord as LoopStep
 from edgefed.training.steps import TrainResult
 from edgefed.training.summarization import longest
 from edgefed.training.suspension import Suspended, read_suspension, write_suspension
+from edgefed.training.worker_memory import forget_peak, peak_memory_bytes, peak_resident_bytes
 
 __all__ = ["Report", "Rounds", "read_split"]
 
@@ -88,6 +89,7 @@ class Rounds:
             WorkSuspended: `report` raised `Suspend` between two steps.
         """
         announced, plan = work.announced, work.plan
+        forget_peak()
         training, held_back = read_split(announced, work.data)
         report("loading", 0, 0, None)
         started_s = time.monotonic()
@@ -108,7 +110,8 @@ class Rounds:
             examples=len(training),
             load_s=load_s,
             evaluation=evaluation,
-            peak_resident_bytes=_peak_resident_bytes(),
+            peak_resident_bytes=peak_resident_bytes(),
+            peak_memory_bytes=peak_memory_bytes(model.device),
         )
         if announced.kind == "evaluate":
             return record
@@ -144,7 +147,7 @@ class Rounds:
         record: RoundRecord,
         report: Report,
     ) -> RoundRecord:
-        options = train_options(work.announced.training, steps=work.announced.training.local_steps, seed=_seed(work))
+        options = _planned(work)
         steps: list[LoopStep] = []
 
         def on_step(step: LoopStep) -> None:
@@ -165,7 +168,24 @@ class Rounds:
         train_s = time.monotonic() - started_s
         report("saving", options.steps, options.steps, result.last_loss)
         _write_update(model, work)
-        return _filled(record, work, result, steps, train_s)
+        return msgspec.structs.replace(
+            _filled(record, work, result, steps, train_s),
+            micro_batch_size=options.micro_batch_size,
+            gradient_checkpointing=options.gradient_checkpointing,
+            peak_resident_bytes=peak_resident_bytes(),
+            peak_memory_bytes=peak_memory_bytes(model.device),
+        )
+
+
+def _planned(work: RoundWork) -> TrainOptions:
+    """Returns the federation's training as this device does it, in passes that its memory holds."""
+    training, plan = work.announced.training, work.plan
+    options = train_options(training, steps=training.local_steps, seed=_seed(work))
+    return replace(
+        options,
+        micro_batch_size=plan.micro_batch_size or options.micro_batch_size,
+        gradient_checkpointing=plan.gradient_checkpointing or options.gradient_checkpointing,
+    )
 
 
 def _seed(work: RoundWork) -> int:
@@ -242,7 +262,6 @@ def _filled(
         source_tokens=result.source_tokens,
         target_tokens=result.target_tokens,
         model_flops=result.model_flops,
-        peak_resident_bytes=_peak_resident_bytes(),
         step_records=[_step_record(step) for step in steps[::stride]],
     )
 
@@ -257,7 +276,3 @@ def _step_record(step: LoopStep) -> StepRecord:
         source_tokens=step.source_tokens,
         target_tokens=step.target_tokens,
     )
-
-
-def _peak_resident_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

@@ -37,8 +37,18 @@ class Manifest(Wire, frozen=True, kw_only=True):
 
 
 class Plan(Wire, frozen=True, kw_only=True):
-    """What a device intends: the rank it trains, the prefix of the global adapter it holds, its base precision."""
+    """What a device intends.
+
+    Attributes:
+        rank: that it trains.
+        held_rank: of the prefix of the global adapter that it holds.
+        quantization: precision of its base weights.
+        micro_batch_size: examples per forward pass; 0 leaves it to the federation.
+        gradient_checkpointing: it recomputes activations, whether or not the federation asks for it.
+    """
 
     rank: PositiveCount
     held_rank: Count
     quantization: Quantization
+    micro_batch_size: Count = 0
+    gradient_checkpointing: bool = False

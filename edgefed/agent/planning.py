@@ -1,0 +1,157 @@
+"""A device's plans: decided from what was measured, within what the owner allows, remembered with what came of them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from edgefed.agent.options import Limits as OwnersLimits
+from edgefed.agent.plan import CannotTakePart, owners_plan
+from edgefed.devices.profile import DeviceProfile
+from edgefed.errors import ConfigError, ModelError
+from edgefed.files import replace_file
+from edgefed.models.layout import read_layout
+from edgefed.planner.history import Outcome, decode_history
+from edgefed.planner.machines import machine_of
+from edgefed.planner.memory import peak_memory
+from edgefed.planner.plan import decide
+from edgefed.planner.seconds import step_seconds
+from edgefed.planner.values import QUANTIZATIONS, Candidate, Limits, Machine, Workload
+from edgefed.planner.wording import in_words
+from edgefed.planner.workloads import workload_of
+from edgefed.protocol.messages.manifest import Plan
+from edgefed.protocol.messages.retained import RoundOpen
+from edgefed.protocol.records import RoundRecord
+from edgefed.training.round_work import TrainingSet
+
+__all__ = ["Planned", "Planning", "limits_of"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan and what it rests on; a device that could not be measured has only what its owner said.
+
+    Attributes:
+        plan: as it is announced and worked by.
+        reason: why this one, in words.
+        candidate: what it is expected to cost.
+        machine: that it was made for.
+        workload: that it was made for.
+    """
+
+    plan: Plan
+    reason: str
+    candidate: Candidate | None = None
+    machine: Machine | None = None
+    workload: Workload | None = None
+
+    def described(self, record: RoundRecord) -> RoundRecord:
+        """Returns the record with what was expected beside what was measured."""
+        told = msgspec.structs.replace(record, plan_reason=self.reason)
+        if self.candidate is None or self.machine is None:
+            return told
+        memory, time = self.candidate.memory, self.candidate.time
+        discrete = self.machine.memory_kind == "discrete"
+        return msgspec.structs.replace(
+            told,
+            predicted_peak_bytes=memory.allocated_bytes if discrete else memory.total_bytes,
+            predicted_step_s=time.step_s if time else None,
+            emulated=self.machine.emulated,
+        )
+
+
+class Planning:
+    """Plans rounds.
+
+    Args:
+        limits: what the owner allows.
+        profile: returns what the device is, as it is now.
+        path: where the experience is kept.
+    """
+
+    def __init__(self, limits: OwnersLimits, profile: Callable[[], DeviceProfile], path: Path) -> None:
+        self._limits = limits
+        self._profile = profile
+        self._path = path
+        self._history = decode_history(path.read_bytes() if path.is_file() else b"{}")
+
+    def plan(self, announced: RoundOpen, model_path: Path, training_set: TrainingSet) -> Planned:
+        """Returns what this device takes on.
+
+        Raises:
+            CannotTakePart: nothing that the federation asks for fits; says what the nearest plan needs.
+        """
+        try:
+            machine, layout = machine_of(self._profile()), read_layout(model_path, announced.model.name)
+        except (ConfigError, ModelError) as error:
+            return Planned(owners_plan(announced, self._limits, str(error)), f"as the owner has set it: {error}")
+        workload = workload_of(
+            layout,
+            announced.method,
+            announced.training,
+            source_tokens=training_set.source_tokens,
+            target_tokens=training_set.target_tokens,
+            global_rank=announced.manifest.rank,
+            deadline_s=announced.deadline_s if announced.kind == "train" else None,
+        )
+        decision = decide(machine, workload, limits_of(self._limits), self._history)
+        if decision.chosen is None:
+            raise CannotTakePart(decision.reason)
+        choice = decision.chosen.choice
+        plan = Plan(
+            rank=choice.rank,
+            held_rank=choice.held_rank,
+            quantization=choice.quantization,
+            micro_batch_size=choice.micro_batch_size,
+            gradient_checkpointing=choice.gradient_checkpointing,
+        )
+        _log.info("round %d: %s: %s", announced.round, in_words(choice), decision.reason)
+        return Planned(plan, decision.reason, decision.chosen, machine, workload)
+
+    def succeeded(self, planned: Planned, record: RoundRecord) -> None:
+        """Remembers what a plan really took. What an emulated board would have taken, nobody knows."""
+        if record.steps and record.train_s and record.peak_memory_bytes:
+            self._remember(planned, record.peak_memory_bytes, record.train_s / record.steps)
+
+    def ran_out(self, planned: Planned) -> None:
+        """Remembers that memory did not hold a plan, so that the next one is a notch lower."""
+        self._remember(planned, None, None)
+
+    def _remember(self, planned: Planned, peak_bytes: int | None, step_s: float | None) -> None:
+        machine, workload, candidate = planned.machine, planned.workload, planned.candidate
+        if machine is None or workload is None or candidate is None or (machine.emulated and peak_bytes is not None):
+            return
+        expected = peak_memory(workload, candidate.choice, machine.hardware)
+        outcome = Outcome(
+            model=workload.layout.name,
+            hardware=machine.hardware,
+            quantization=candidate.choice.quantization,
+            predicted_peak_bytes=(
+                expected.allocated_bytes if machine.memory_kind == "discrete" else expected.total_bytes
+            ),
+            predicted_step_s=step_seconds(machine, workload, candidate.choice),
+            peak_bytes=peak_bytes,
+            step_s=step_s,
+            available_bytes=machine.memory_available_bytes,
+            plan=in_words(candidate.choice),
+        )
+        self._history = self._history.after(outcome)
+        with contextlib.suppress(OSError):  # a full disk costs the experience, not the round
+            replace_file(self._path, [msgspec.json.encode(self._history)])
+
+
+def limits_of(owner: OwnersLimits) -> Limits:
+    """Returns the planner's limits as the owner of a device wrote them down."""
+    return Limits(
+        max_rank=owner.max_rank or None,
+        max_held_rank=owner.max_held_rank or None,
+        quantizations=QUANTIZATIONS if owner.quantization == "auto" else (owner.quantization,),
+        max_memory_bytes=owner.max_memory_bytes or None,
+    )
