@@ -14,7 +14,9 @@ import msgspec
 import pytest
 
 from edgefed.devices.power.base import Found, PowerReader
+from edgefed.devices.programs import Run
 from edgefed.devices.sensors import PowerSensor
+from edgefed.devices.sysfs import read_text
 from edgefed.devices.usage import Energy, EnergyMethod, EnergyScope
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "sysfs"
@@ -25,6 +27,11 @@ def copy_of(board: str, to: Path) -> Path:
     """Returns a recorded tree's copy, which a test may change."""
     shutil.copytree(FIXTURES / board, to, dirs_exist_ok=True)
     return to
+
+
+def recorded(root: Path) -> Run:
+    """Returns what answers for vcgencmd with what it once said, from a recorded tree."""
+    return lambda command: read_text(root / "vcgencmd" / f"{command[1]}.txt")
 
 
 @contextmanager
@@ -122,7 +129,7 @@ class PowerReaderSuite:
 
     def test_looking_for_it_among_broken_files_finds_no_reader(self, root: Path) -> None:
         for path in files(root):
-            if path.name.endswith(("_input", "_uj", "_now", ".txt")):
+            if path.name.endswith(("_input", "_average", "_uj", "_now", ".txt")):
                 path.write_text("broken\n")
         assert type(self).find(root).readers == ()
 
