@@ -9,7 +9,6 @@ from edgefed.devices.power.find import find_readers
 from edgefed.devices.sensors import AbsentSensor
 from tests.shared.power_reader_suite import FIXTURES, copy_of, recorded
 
-
 NOTHING = Found()
 BOARDS: list[tuple[str, str, str, set[str]]] = [
     ("jetson-nano", "INA3221", "module", set()),
