@@ -129,7 +129,8 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
         """Returns what a machine goes by that plays this board.
 
         Args:
-            mode: of its power modes; by default the one that it is delivered in.
+            mode: of its power modes; by default the one that it is delivered in, and the whole board where that is not
+                known.
 
         Raises:
             ConfigError: there is no such mode.
@@ -204,8 +205,8 @@ class Board(msgspec.Struct, frozen=True, kw_only=True):
         names = [plain_mode_name(mode.name) for mode in self.power_modes]
         if len(set(names)) < len(names):
             raise ValueError("two power modes have the same name")
-        if self.power_modes and [mode.default for mode in self.power_modes].count(True) != 1:
-            raise ValueError("one of the power modes is the default, and only one")
+        if [mode.default for mode in self.power_modes].count(True) > 1:
+            raise ValueError("two power modes are the default")
         for mode in self.power_modes:
             for key, limit in (
                 ("sm_count", self.figures.sm_count),

@@ -38,7 +38,7 @@ def written(tmp_path: Path, text: str) -> Path:
         ("dense = true", "dense = false", "only dense peaks are allowed"),
         ('accumulate = "fp32"', 'accumulate = "fp16"', r"accumulate: invalid enum value 'fp16'"),
         ("gpu_clock_hz = 408_000_000", "gpu_clock_hz = 4e9", "power mode 7W has a gpu_clock_hz of 4e[+]09, more than"),
-        ("default = true\n", "", "one of the power modes is the default"),
+        ("budget_w = 7\n", "budget_w = 7\ndefault = true\n", "two power modes are the default"),
         ('name = "7W"', 'name = "MODE_15W"', "two power modes have the same name"),
         ('gpu = "Orin"\n', "", "a board with a GPU gives gpu"),
         ("gpu_name = '^Orin'", "gpu_name = '('", r"match: '\(' is no regular expression"),
