@@ -14,7 +14,7 @@ from edgefed.errors import ConfigError
 
 __all__ = ["Line", "describe_board", "human", "print_profile", "profile_lines"]
 
-_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"))
+_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"))
 
 
 class Line(NamedTuple):

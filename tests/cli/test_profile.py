@@ -71,7 +71,15 @@ def test_a_config_that_is_not_there_is_an_error(edgefed: Callable[..., Any], tmp
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(1.28e12, "1.28 TX"), (2.3e11, "230 GX"), (1.0, "1 X"), (0.0039, "3.9 mX"), (2e-8, "0.02 µX")]
+    ("value", "text"),
+    [
+        (1.98e15, "1.98 PX"),
+        (1.28e12, "1.28 TX"),
+        (2.3e11, "230 GX"),
+        (1.0, "1 X"),
+        (0.0039, "3.9 mX"),
+        (2e-8, "0.02 µX"),
+    ],
 )
 def test_figures_have_three_digits_and_a_prefix(value: float, text: str) -> None:
     assert human(value, "X") == text
