@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import edgefed
 from edgefed.devices.board_files import boards, find_board, load_board, match_board, profiles_directory
 from edgefed.errors import ConfigError
 
@@ -55,6 +59,26 @@ def test_a_wrong_sheet_is_refused_with_file_and_key(tmp_path: Path, old: str, ne
     with pytest.raises(ConfigError, match=said) as refused:
         load_board(path)
     assert str(refused.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("place", ["edgefed/device_profiles", "device_profiles", None])
+def test_the_sheets_are_found_where_they_were_installed(tmp_path: Path, place: str | None) -> None:
+    """As the wheel lays them out, as a source checkout does, and not at all."""
+    shutil.copytree(
+        Path(edgefed.__file__).parent, tmp_path / "edgefed", ignore=shutil.ignore_patterns("assets", "*.pyc")
+    )
+    if place is not None:
+        shutil.copytree(profiles_directory(), tmp_path / place)
+    code = (
+        "from edgefed.devices.board_files import boards, profiles_directory; print(len(boards()), profiles_directory())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={}, capture_output=True, text=True, check=False
+    )
+    if place is None:
+        assert "device_profiles) are missing: install edgefed again" in done.stderr
+    else:
+        assert done.stdout.split() == [str(len(boards())), str(tmp_path / place)], done.stderr
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
