@@ -63,8 +63,8 @@ class Supervisor:
         self._board = Announcements()
         self._network = NetworkProbe(transport, self._topics, options.device)
         self._profiler = Profiler(options, state.path, worker, self._network)
-        peak = self._profiler.peak_flops_per_s
-        self._participation = Participation(options, transport, presence, state, worker, self._board, peak)
+        yardstick = self._profiler.yardstick
+        self._participation = Participation(options, transport, presence, state, worker, self._board, yardstick)
         self._tried: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
