@@ -110,6 +110,9 @@ def example_agent() -> str:
             "data.fields": {"dialogue": "conversation"},
             "eligibility.max_temperature_c": 80.0,
             "eligibility.max_load_per_core": 1.5,
+            "emulate.memory_available_bytes": 4_294_967_296,
+            "emulate.uplink_bits_per_s": 10_000_000,
+            "emulate.downlink_bits_per_s": 50_000_000,
             "models": {"google/flan-t5-small": "models/flan-t5-small"},
         },
     )

@@ -13,7 +13,7 @@ from edgefed.config_tables import OptionField, describe, option_fields, toml_val
 __all__ = ["render"]
 
 _WIDTH = 110
-_UNITS = {"_s": "seconds", "_bytes": "bytes", "_tokens": "tokens"}
+_UNITS = {"_bits_per_s": "bits per second", "_s": "seconds", "_bytes": "bytes", "_tokens": "tokens"}
 
 
 def render(options: type, *, title: str, samples: Mapping[str, Any]) -> str:
@@ -72,7 +72,7 @@ def _assignment(field: OptionField, sample: object) -> str:
 
 def _allowed(field: OptionField) -> str:
     notes = [describe(field.kind)]
-    notes += [f"in {unit}" for suffix, unit in _UNITS.items() if field.key.endswith(suffix)]
+    notes += [f"in {unit}" for suffix, unit in _UNITS.items() if field.key.endswith(suffix)][:1]
     if field.required:
         notes.append("required")
     elif field.default is None:

@@ -8,12 +8,13 @@ import msgspec
 from msgspec import Meta
 
 from edgefed.data.source import DataSource
+from edgefed.devices.board_files import find_board
 from edgefed.errors import ConfigError
 from edgefed.protocol.tasks import Quantization
 from edgefed.protocol.topics import check_id
 from edgefed.transport.options import Broker
 
-__all__ = ["AgentOptions", "Eligibility", "Limits", "Profiling", "Worker"]
+__all__ = ["AgentOptions", "Eligibility", "Emulate", "Limits", "Profiling", "Worker"]
 
 _Hours = Annotated[str, Meta(pattern="^([01][0-9]|2[0-3]):[0-5][0-9]-([01][0-9]|2[0-3]):[0-5][0-9]$")]
 
@@ -89,6 +90,39 @@ class Profiling(msgspec.Struct, frozen=True, kw_only=True):
     recheck_s: Annotated[float, Meta(gt=0)] = 600.0
 
 
+class Emulate(msgspec.Struct, frozen=True, kw_only=True):
+    """A board that this machine plays: plans go by the board's sheet, marked as emulated; what is done is still real.
+
+    Attributes:
+        board: id of one that `edgefed boards` lists; empty plays none.
+        power_mode: of that board; empty takes the one that it is delivered in.
+        memory_available_bytes: of the board's memory, before any reserve; all that user space sees where it is left
+            out.
+        uplink_bits_per_s: of the board's network; as measured here where it is left out.
+        downlink_bits_per_s: likewise for what it receives.
+    """
+
+    board: str = ""
+    power_mode: str = ""
+    memory_available_bytes: Annotated[int, Meta(ge=1)] | None = None
+    uplink_bits_per_s: Annotated[float, Meta(gt=0)] | None = None
+    downlink_bits_per_s: Annotated[float, Meta(gt=0)] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses a board, a power mode or an amount of memory that does not exist."""
+        if not self.board:
+            given = [name for name in self.__struct_fields__ if getattr(self, name)]
+            if given:
+                raise ValueError(f"{given[0]} is given, and board is not: it says nothing without one")
+            return
+        sheet = find_board(self.board).sheet(self.power_mode or None)
+        if (self.memory_available_bytes or 0) > sheet.memory_total_bytes:
+            raise ValueError(
+                f"memory_available_bytes is {self.memory_available_bytes}; "
+                f"{self.board} has at most {sheet.memory_total_bytes}"
+            )
+
+
 class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The whole of `agent.toml`.
 
@@ -103,6 +137,7 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
         worker: the training subprocess.
         eligibility: when it may train.
         profile: how it gets to know its machine.
+        emulate: a board that the machine plays, for trying a plan out before there is one.
         models: local directories by the model names that federations use.
     """
 
@@ -116,6 +151,7 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     worker: Worker = Worker()
     eligibility: Eligibility = Eligibility()
     profile: Profiling = Profiling()
+    emulate: Emulate = Emulate()
     models: dict[str, str] = {}
 
     def __post_init__(self) -> None:

@@ -11,12 +11,14 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from edgefed.agent.announcements import Announcements, RoundIsOver
+from edgefed.agent.board_keeper import Yardstick
 from edgefed.agent.downloads import Downloads, Fetched
 from edgefed.agent.eligibility import Guard
 from edgefed.agent.frames import Finished, Prepare, Prepared
@@ -66,8 +68,7 @@ class Participation:
         worker: who trains.
         board: which round is in force; work for another one is abandoned.
         planning: decides what this device takes on.
-        peak_flops_per_s: returns the rate that was measured for what a base of some precision is computed in; None
-            where none was.
+        yardstick: returns what the work with a base of some precision is related to.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Participation:
         worker: WorkerProcess,
         board: Announcements,
         planning: Planning,
-        peak_flops_per_s: Callable[[Quantization], float | None],
+        yardstick: Callable[[Quantization], Yardstick],
     ) -> None:
         topics = Topics(options.fleet)
         self._options = options
@@ -89,7 +90,7 @@ class Participation:
         self._worker = worker
         self._board = board
         self._planning = planning
-        self._peak_flops_per_s = peak_flops_per_s
+        self._yardstick = yardstick
         root = Path(options.root)
         guard = Guard(options.eligibility, partial(read_conditions, root))
         self._supervised = SupervisedWork(transport, presence, worker, board, guard, root=root)
@@ -244,7 +245,7 @@ class Participation:
             planned.described(finished.record),
             download_bytes=fetched.received_bytes,
             download_s=fetched.fetch_s,
-            live_peak_flops_per_s=self._peak_flops_per_s(plan.quantization),
+            **asdict(self._yardstick(plan.quantization)),
         )
         answer: UpdateOffer | EvaluationReport
         if announced.kind == "evaluate":

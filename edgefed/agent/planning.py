@@ -63,7 +63,6 @@ class Planned:
             told,
             predicted_peak_bytes=memory.allocated_bytes if discrete else memory.total_bytes,
             predicted_step_s=time.step_s if time else None,
-            emulated=self.machine.emulated,
         )
 
 

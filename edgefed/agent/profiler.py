@@ -14,6 +14,7 @@ import msgspec
 import psutil
 
 from edgefed import __version__
+from edgefed.agent.board_keeper import BoardKeeper, Yardstick
 from edgefed.agent.frames import Probe, Progress
 from edgefed.agent.network_probe import NetworkProbe
 from edgefed.agent.options import AgentOptions
@@ -115,6 +116,7 @@ class Profiler:
         self._worker = worker
         self._network = network
         self._offline = offline
+        self._boards = BoardKeeper(options.emulate)
         self._remembered = _read(self._path)
         self._way = self._remembered.network if self._remembered else None
         self._address = self._remembered.address if self._remembered else ""
@@ -131,22 +133,21 @@ class Profiler:
             reasons.append(f"measuring failed: {known.failed}")
         return reasons
 
-    def peak_flops_per_s(self, quantization: Quantization) -> float | None:
-        """Returns the matrix-product rate that was measured for what a base of this precision is computed in.
+    def yardstick(self, quantization: Quantization) -> Yardstick:
+        """Returns what the work with a base of this precision is related to.
 
         bitsandbytes' int8 and NF4 weights are dequantized to fp32 on a CPU and to bf16 on a GPU that has it, and
         multiplied there.
         """
-        machine = self._remembered.machine if self._remembered else None
-        if machine is None:
-            return None
-        rates = machine.compute.flops_per_s
+        profile = self._measured()
+        rates = profile.compute.flops_per_s if profile.compute else {}
         kinds: tuple[DataType, ...] = ("fp32",)
         if quantization == "bf16":
             kinds = ("bf16",)
-        elif quantization != "fp32" and machine.compute.hardware == "cuda":
+        elif quantization != "fp32" and profile.compute is not None and profile.compute.hardware == "cuda":
             kinds = ("bf16", "fp32")
-        return next((rates[kind].value for kind in kinds if kind in rates and rates[kind].value is not None), None)
+        ran = [kind for kind in kinds if kind in rates and rates[kind].value is not None]
+        return self._boards.yardstick(profile, next(iter(ran), kinds[0]))
 
     def network_is_due(self) -> bool:
         """Whether the network was never measured, gave nothing, or is another one now. Looks the broker's name up."""
@@ -197,7 +198,13 @@ class Profiler:
         return self.profile()
 
     def profile(self) -> DeviceProfile:
-        """Returns the profile as it is known now: what changes by itself is read anew, the rates are the remembered."""
+        """Returns the profile as it is known now: what changes by itself is read anew, the rates are the remembered.
+
+        Where the owner has the machine play a board, it is the board's, and what was measured stands under `real`.
+        """
+        return self._boards.play(self._boards.recognize(self._measured()))
+
+    def _measured(self) -> DeviceProfile:
         limits, known = self._options.limits, self._remembered
         profile = read_profile(
             self._directory, quantization=limits.quantization, max_rank=limits.max_rank, root=self._root

@@ -65,8 +65,10 @@ class Supervisor:
         self._network = NetworkProbe(transport, self._topics, options.device)
         self._profiler = Profiler(options, state.path, worker, self._network)
         planning = Planning(options.limits, self._profiler.profile, state.path / "plans.json")
-        peak = self._profiler.peak_flops_per_s
-        self._participation = Participation(options, transport, presence, state, worker, self._board, planning, peak)
+        yardstick = self._profiler.yardstick
+        self._participation = Participation(
+            options, transport, presence, state, worker, self._board, planning, yardstick
+        )
         self._tried: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from edgefed.cli.output import write_table
+from edgefed.devices.board_files import find_board
+from edgefed.devices.compute import DataType
 from edgefed.devices.measurement import Measurement
 from edgefed.devices.profile import DeviceProfile
+from edgefed.errors import ConfigError
 
 __all__ = ["Line", "describe_board", "human", "print_profile", "profile_lines"]
 
-_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"))
+_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"))
 
 
 class Line(NamedTuple):
@@ -59,11 +62,11 @@ def print_profile(profile: DeviceProfile) -> None:
 
 def _machine(profile: DeviceProfile) -> Iterator[Line]:
     if profile.emulated is not None:
-        yield Line("emulated board", profile.emulated, "memory, GPU, rates and network below are the board's")
+        yield Line("emulated board", profile.emulated, "memory, GPU, rates and network are the board's unless they say")
     nameless = "" if profile.model else "neither device tree nor firmware names it; "
     yield Line("machine", profile.model or "—", f"{nameless}{profile.system}, edgefed {profile.edgefed_version}")
     if profile.emulated is None:
-        yield Line("board", profile.board or "—", "" if profile.board else "not one of device_profiles")
+        yield Line("board", profile.board or "—", "" if profile.board else profile.why_null.get("board", ""))
     cpu = profile.cpu
     if cpu is not None:
         cores = f"{cpu.usable} of {cpu.logical} processors may be used"
@@ -92,9 +95,37 @@ def _compute(profile: DeviceProfile) -> Iterator[Line]:
     if compute is None:
         yield Line("rates", "—", profile.why_null.get("compute", ""))
         return
+    peaks = {} if profile.emulated else _sheet_peaks(profile)
     for name, rate in compute.flops_per_s.items():
-        yield _line(f"{name} rate", rate, "FLOP/s")
+        yield _beside_the_sheet(_line(f"{name} rate", rate, "FLOP/s"), rate, peaks.get(name))
     yield _line("memory bandwidth", compute.memory_bandwidth_bytes_per_s, "B/s")
+    if profile.emulated and profile.real is not None and profile.real.compute is not None:
+        for name, rate in profile.real.compute.flops_per_s.items():
+            yield _line(f"{name} rate of this machine", rate, "FLOP/s")
+
+
+def _sheet_peaks(profile: DeviceProfile) -> Mapping[DataType, float]:
+    """Returns the peaks of the board in the live power mode; {} where its sheet does not know it.
+
+    That of int8 is left out: what is measured there is a layer that multiplies in another type.
+    """
+    if profile.board is None or profile.compute is None:
+        return {}
+    mode = profile.power.mode if profile.power else None
+    try:
+        board = find_board(profile.board)
+        peaks = board.in_mode(mode).peaks
+    except ConfigError:
+        return {}
+    if (profile.compute.hardware == "cuda") != bool(board.gpu):
+        return {}
+    return {kind: peak for kind, peak in peaks.items() if kind != "int8"}
+
+
+def _beside_the_sheet(line: Line, rate: Measurement, peak: float | None) -> Line:
+    if peak is None or rate.value is None:
+        return line
+    return line._replace(note=f"{line.note}; {rate.value / peak:.0%} of the sheet's {human(peak, 'FLOP/s')}")
 
 
 def _storage(profile: DeviceProfile) -> Iterator[Line]:

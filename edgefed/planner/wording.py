@@ -86,9 +86,10 @@ def say_why_none(
         quickest = min(late, key=lambda one: one.time.total_s if one.time else 0.0)
         return f"no plan meets the deadline; the quickest ({in_words(quickest.choice)}) {quickest.lost}"
     nearest = min(in_time, key=lambda one: one.memory.total_bytes)
+    needed, budget = readable_bytes(nearest.memory.total_bytes), readable_bytes(budget_bytes)
     return (
-        f"{workload.layout.name} fits no allowed plan on {machine.name}: the nearest ({in_words(nearest.choice)}) needs "
-        f"{readable_bytes(nearest.memory.total_bytes)} of memory, and {readable_bytes(budget_bytes)} may be used"
+        f"{workload.layout.name} fits no allowed plan on {machine.name}: the nearest ({in_words(nearest.choice)}) "
+        f"needs {needed} of memory, and {budget} may be used"
     )
 
 
@@ -125,7 +126,8 @@ def _why_precision(choice: Choice, candidates: Sequence[Candidate], limits: Limi
         if (one.choice.rank, one.choice.held_rank) == (choice.rank, choice.held_rank):
             better.append(one)
     if better:
-        return f"{name}, for {better[-1].choice.quantization} {better[-1].lost.removeprefix(better[-1].choice.quantization).strip()}"
+        other = better[-1].choice.quantization
+        return f"{name}, for {other} {better[-1].lost.removeprefix(other).strip()}"
     if name == "bf16" and machine.native_bf16:
         return "bf16, which this hardware multiplies fastest"
     return f"{name}, the most exact that is allowed"

@@ -11,6 +11,10 @@ import msgspec
 import pytest
 
 from edgefed.cli.profile_view import describe_board, human, profile_lines
+from edgefed.devices.board_files import find_board
+from edgefed.devices.compute import ComputeProfile
+from edgefed.devices.emulation import emulate
+from edgefed.devices.measurement import absent, measured
 from edgefed.devices.network import unmeasured_network
 from edgefed.devices.profile import DeviceProfile, read_profile
 from tools.mosquitto import RunningMosquitto
@@ -67,7 +71,15 @@ def test_a_config_that_is_not_there_is_an_error(edgefed: Callable[..., Any], tmp
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(1.28e12, "1.28 TX"), (2.3e11, "230 GX"), (1.0, "1 X"), (0.0039, "3.9 mX"), (2e-8, "0.02 µX")]
+    ("value", "text"),
+    [
+        (1.98e15, "1.98 PX"),
+        (1.28e12, "1.28 TX"),
+        (2.3e11, "230 GX"),
+        (1.0, "1 X"),
+        (0.0039, "3.9 mX"),
+        (2e-8, "0.02 µX"),
+    ],
 )
 def test_figures_have_three_digits_and_a_prefix(value: float, text: str) -> None:
     assert human(value, "X") == text
@@ -88,3 +100,35 @@ def test_emulated_figures_are_marked(tmp_path: Path) -> None:
     )
     assert describe_board(profile) == "jetson-orin-nano-8gb (emulated)"
     assert profile_lines(profile)[0].name == "emulated board"
+
+
+def test_a_measured_rate_stands_beside_that_of_the_sheet(tmp_path: Path) -> None:
+    compute = ComputeProfile(
+        hardware="cpu",
+        threads=4,
+        flops_per_s={"fp32": measured(76.8e9, "torch.mm"), "bf16": absent("no kernel")},
+        memory_bandwidth_bytes_per_s=measured(9e9, "copy"),
+    )
+    profile = msgspec.structs.replace(
+        read_profile(tmp_path, quantization="fp32", max_rank=8), board="raspberry-pi-5-8gb", compute=compute
+    )
+    lines = {line.name: line for line in profile_lines(profile)}
+    assert lines["fp32 rate"].note == "torch.mm; 50% of the sheet's 154 GFLOP/s"
+    assert lines["bf16 rate"] == ("bf16 rate", "—", "no kernel")
+    played = emulate(profile, find_board("jetson-orin-nano-8gb").sheet())
+    lines = {line.name: line for line in profile_lines(played)}
+    assert lines["bf16 rate"].note == "sheet of jetson-orin-nano-8gb in 15W, peak"
+    assert lines["fp32 rate of this machine"] == ("fp32 rate of this machine", "76.8 GFLOP/s", "torch.mm")
+
+
+@pytest.mark.torch
+def test_a_machine_that_plays_a_board_says_so(edgefed: Callable[..., Any], tmp_path: Path) -> None:
+    config = tmp_path / "agent.toml"
+    config.write_text(AGENT.format(1) + 'emulate.board = "jetson-orin-nano-8gb"\nemulate.power_mode = "7W"\n')
+    done = edgefed("profile", "--quick", "--config", config)
+    assert done.code == 0, done.err
+    lines = dict(line.split("\t", 1) for line in done.out.splitlines())
+    assert lines["emulated board"].startswith("jetson-orin-nano-8gb")
+    assert lines["memory"].startswith("7.84 GB\tunified")
+    assert lines["bf16 rate"] == "3.34 TFLOP/s\tsheet of jetson-orin-nano-8gb in 7W, peak"
+    assert "FLOP/s" in lines["fp32 rate of this machine"]

@@ -62,6 +62,8 @@ threads = 1
 {more}
 """
 
+PLAYS = '[emulate]\nboard = "jetson-orin-nano-8gb"'
+
 
 class Place:
     """A directory in which agents and an aggregator run as processes."""
@@ -119,7 +121,7 @@ def test_a_federation_from_end_to_end(place: Place, aggregation: str) -> None:
     aggregator = place.start("aggregator", "-c", "federation.toml")
     agents = [
         place.start("agent", "--once", "-c", str(place.agent("one", rank=2))),
-        place.start("agent", "--once", "-c", str(place.agent("two", rank=4, quantization="nf4"))),
+        place.start("agent", "--once", "-c", str(place.agent("two", rank=4, quantization="nf4", more=PLAYS))),
     ]
     assert aggregator.wait(PATIENCE_S) == 0, place.log(aggregator)
     for agent in agents:
@@ -135,6 +137,9 @@ def test_a_federation_from_end_to_end(place: Place, aggregation: str) -> None:
     assert record["upload_s"] > 0
     assert record["model_flops"] > 0
     assert record["live_peak_flops_per_s"] > 0
+    assert record["emulated"] == "jetson-orin-nano-8gb"
+    assert record["board"] != record["emulated"], "what it plays is not what its work is related to"
+    assert lines[0]["devices"]["one"]["record"]["emulated"] is None
     assert record["use"]["samples"] > 0
     assert record["use"]["worker_peak_resident_bytes"] > 50_000_000
     assert record["use"]["energy"]["joules"] is None
