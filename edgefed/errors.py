@@ -20,7 +20,8 @@
     │   ├── WorkerDied               it ended without an answer
     │   └── WorkerOutOfMemory        it ended, or said so, for lack of memory
     ├── DeviceIdTaken           11   another live agent uses this device id
-    └── FederationFailed        12   a federation ended without reaching its last round
+    ├── FederationFailed        12   a federation ended without reaching its last round
+    └── NoPlan                  13   no allowed plan fits the machine, the deadline or the disk
 
 Exit codes 0 (done), 2 (wrong command line) and 130 (interrupted) come from outside this tree.
 """
@@ -42,6 +43,7 @@ __all__ = [
     "FederationFailed",
     "MessageError",
     "ModelError",
+    "NoPlan",
     "PayloadTooLarge",
     "StoreError",
     "TransportError",
@@ -153,3 +155,9 @@ class FederationFailed(EdgefedError):
     """A federation ended without reaching its last round."""
 
     exit_code = 12
+
+
+class NoPlan(EdgefedError):
+    """No plan that the federation and the owner allow fits the machine, the deadline or the disk."""
+
+    exit_code = 13

@@ -18,8 +18,7 @@ from edgefed.files import replace_file
 from edgefed.models.layout import read_layout
 from edgefed.planner.history import Outcome, decode_history
 from edgefed.planner.machines import machine_of
-from edgefed.planner.memory import peak_memory
-from edgefed.planner.plan import decide
+from edgefed.planner.plan import decide, raw_memory
 from edgefed.planner.seconds import step_seconds
 from edgefed.planner.values import QUANTIZATIONS, Candidate, Limits, Machine, Workload
 from edgefed.planner.wording import in_words
@@ -127,7 +126,7 @@ class Planning:
         machine, workload, candidate = planned.machine, planned.workload, planned.candidate
         if machine is None or workload is None or candidate is None or (machine.emulated and peak_bytes is not None):
             return
-        expected = peak_memory(workload, candidate.choice, machine.hardware)
+        expected = raw_memory(machine, workload, candidate.choice)
         outcome = Outcome(
             model=workload.layout.name,
             hardware=machine.hardware,
@@ -135,6 +134,7 @@ class Planning:
             predicted_peak_bytes=(
                 expected.allocated_bytes if machine.memory_kind == "discrete" else expected.total_bytes
             ),
+            needed_bytes=expected.needed_bytes,
             predicted_step_s=step_seconds(machine, workload, candidate.choice),
             peak_bytes=peak_bytes,
             step_s=step_s,

@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, str] = {
     "agent": "edgefed.cli.agent:agent",
     "profile": "edgefed.cli.profile:profile",
     "boards": "edgefed.cli.boards:boards",
+    "plan": "edgefed.cli.plan:plan",
     "status": "edgefed.cli.status:status",
     "evaluate": "edgefed.cli.evaluate:evaluate",
     "summarize": "edgefed.cli.summarize:summarize",

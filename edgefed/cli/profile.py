@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edgefed.agent.options import AgentOptions
     from edgefed.devices.profile import DeviceProfile
 
-__all__ = ["profile"]
+__all__ = ["measure", "profile"]
 
 
 def profile(
@@ -40,7 +40,7 @@ def profile(
 
     from edgefed.cli.output import write_json
 
-    measured = asyncio.run(_measure(config, quick=quick))
+    measured = asyncio.run(measure(config, quick=quick))
     if json:
         import msgspec
 
@@ -51,7 +51,8 @@ def profile(
         print_profile(measured)
 
 
-async def _measure(config: Path | None, *, quick: bool) -> DeviceProfile:
+async def measure(config: Path | None, *, quick: bool) -> DeviceProfile:
+    """Returns the profile of this machine, or of the device that an agent.toml describes, measured now."""
     import asyncio
     import tempfile
 

@@ -1,85 +1,155 @@
 """How much memory a plan takes, part by part, before anything is loaded.
 
 What autograd keeps for the backward pass was counted with torch's saved-tensor hooks on models of many shapes (torch
-2.13, transformers 5.23, peft 0.21) and comes out as whole numbers of copies: `_KEPT` has them. The network is T5 with
-dropout on, as FLAN-T5's configuration has it; on a CPU that also rules out torch's fused attention, so that three copies
-of every score stay (softmax, dropout's noise, their product). Where dropout is off the scores are not kept at all.
+2.13, transformers 5.23, peft 0.21) and comes out as whole numbers of copies. The network is T5 with dropout on, as
+FLAN-T5's configuration has it; on a CPU that also rules out torch's fused attention, so that three copies of every
+score stay (softmax, dropout's noise, their product). Where dropout is off the scores are not kept at all.
 
-The few constants that no count can give (libraries, the allocator's slack) are fitted in `benchmarks/memory_prediction`,
-which also says how well the whole predicts. On CUDA the counts are the same and the constants are not measured yet.
+What no count can give, the libraries and the holes that the C library's allocator leaves between what lives long and
+what does not, is fitted in `benchmarks/plan_prediction`, which also says how well the whole predicts. On CUDA the
+counts are the same, torch's own allocator leaves few holes, and the constants are assumptions: no GPU was at hand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from edgefed.models.layout import Linear, ModelLayout
-from edgefed.planner.values import Choice, MemoryEstimate, Workload
+from edgefed.planner.values import Choice, Hardware, MemoryEstimate, Workload
 from edgefed.protocol.tasks import Quantization
 
-__all__ = ["peak_memory", "weight_bytes"]
+__all__ = [
+    "FITTED",
+    "UNQUANTIZED",
+    "Fitted",
+    "activation_bytes",
+    "parts_of",
+    "peak_memory",
+    "slack_bases",
+    "weight_bytes",
+]
 
 _FP32 = 4
 _NF4_BLOCK, _NF4_NESTED_BLOCK = 64, 256
-_UNQUANTIZED = "wo"
+UNQUANTIZED = "wo"
 """transformers keeps the last feed-forward layer of a T5 out of quantization, for it overflows easily."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Fitted:
-    """Constants of one kind of hardware, from `benchmarks/memory_prediction/fit.py`.
+class Fitted:
+    """Constants of one kind of hardware, from `benchmarks/plan_prediction/fit.py`.
 
     Attributes:
-        framework_bytes: Python, torch, transformers, peft and the tokenizer, before any weight.
-        quantized_framework_bytes: what bitsandbytes and the conversion of weights add.
-        slack: share of the working memory that the allocator keeps beside what is in use.
+        libraries_bytes: Python, torch, transformers, peft and the tokenizer, with what the first step adds to them.
+        kept_slack: holes, as a share of what is kept for the backward pass.
+        wide_slack: the same on top of it where quantized feed-forward layers are adapted: their weights are made whole
+            for every product, and what is kept of it lies in between.
+        recompute_slack: holes where activations are recomputed, in working spaces of one block.
+        dequantize_slack: holes that whole weights leave anyway, as a share of all of them.
     """
 
-    framework_bytes: int
-    quantized_framework_bytes: int
-    slack: float
+    libraries_bytes: int
+    kept_slack: float
+    wide_slack: float
+    recompute_slack: float
+    dequantize_slack: float
 
 
-_FITTED: dict[Literal["cpu", "cuda"], _Fitted] = {
-    "cpu": _Fitted(framework_bytes=400_000_000, quantized_framework_bytes=0, slack=0.0),
-    "cuda": _Fitted(framework_bytes=500_000_000, quantized_framework_bytes=0, slack=0.1),
+FITTED: dict[Hardware, Fitted] = {
+    "cpu": Fitted(
+        libraries_bytes=583_000_000, kept_slack=0.232, wide_slack=0.242, recompute_slack=6.05, dequantize_slack=0.174
+    ),
+    "cuda": Fitted(
+        libraries_bytes=500_000_000, kept_slack=0.1, wide_slack=0.0, recompute_slack=1.0, dequantize_slack=0.0
+    ),
 }
+_LOADING_BYTES = 445_000_000
+_LOADING_QUANTIZED_BYTES = 75_000_000
+_LOADING_QUANTIZED_SHARE = 0.1
+_UNIFIED_LIBRARIES_BYTES = 1_200_000_000
+"""Where the GPU shares the host's memory its context and the CUDA libraries count too. An assumption."""
 
 
-def peak_memory(workload: Workload, choice: Choice, hardware: Literal["cpu", "cuda"] = "cpu") -> MemoryEstimate:
-    """Returns the worker's predicted peak while it trains.
+def peak_memory(
+    workload: Workload, choice: Choice, hardware: Hardware = "cpu", *, unified: bool = False
+) -> MemoryEstimate:
+    """Returns the worker's predicted peak: while it trains, or while it loads where that takes more.
 
     Args:
         workload: what the round asks.
         choice: the plan.
         hardware: where the worker computes; on CUDA its context takes the place of the libraries' resident set.
+        unified: the GPU shares the host's memory, so that the libraries count as well.
     """
-    fitted = _FITTED[hardware]
-    layout = workload.layout
-    lora = layout.lora_parameters(list(workload.target_modules), choice.rank)
-    held = layout.lora_parameters(list(workload.target_modules), choice.held_rank) if choice.held_rank else 0
-    shape = _Shape(workload, choice)
-    kept = shape.kept_bytes()
-    working = shape.logits_bytes() + shape.backward_bytes() + shape.dequantized_bytes()
-    quantized = choice.quantization in ("int8", "nf4")
+    fitted = FITTED[hardware]
     parts = {
-        "framework": fitted.framework_bytes + (fitted.quantized_framework_bytes if quantized else 0),
-        "base weights": weight_bytes(layout, choice.quantization, hardware),
-        "held adapter": held * _FP32 if workload.start == "frozen" else 0,
-        "trained factors": lora * _FP32,
-        "gradients": lora * _FP32,
-        "optimizer state": 2 * lora * _FP32,
-        "activations": kept,
-        "logits": shape.logits_bytes(),
-        "working space": shape.backward_bytes() + shape.dequantized_bytes(),
-        "allocator slack": round(fitted.slack * (kept + working)),
+        "framework": _UNIFIED_LIBRARIES_BYTES if unified else fitted.libraries_bytes,
+        **parts_of(workload, choice, hardware),
+        "allocator slack": round(
+            sum(size * getattr(fitted, name) for name, size in slack_bases(workload, choice).items())
+        ),
     }
-    return MemoryEstimate({name: value for name, value in parts.items() if value})
+    excess = _loading_bytes(workload, choice, hardware) - sum(parts.values())
+    return MemoryEstimate(
+        {name: size for name, size in parts.items() if size} | ({"loading": excess} if excess > 0 else {})
+    )
 
 
-def weight_bytes(layout: ModelLayout, quantization: Quantization, hardware: Literal["cpu", "cuda"] = "cpu") -> int:
+def parts_of(workload: Workload, choice: Choice, hardware: Hardware) -> dict[str, int]:
+    """Returns the bytes that can be counted: weights, factors, and what the passes keep."""
+    layout, targets = workload.layout, list(workload.target_modules)
+    lora = layout.lora_parameters(targets, choice.rank) * _FP32
+    held = layout.lora_parameters(targets, choice.held_rank) * _FP32 if choice.held_rank else 0
+    shape = _Shape(workload, choice)
+    return {
+        "base weights": weight_bytes(layout, choice.quantization, hardware),
+        "held adapter": held if workload.start == "frozen" else 0,
+        "trained factors": lora,
+        "gradients": lora,
+        "optimizer state": 2 * lora,
+        "activations": shape.kept_bytes(),
+        "logits": shape.logits_bytes(),
+    }
+
+
+def slack_bases(workload: Workload, choice: Choice) -> dict[str, int]:
+    """Returns what the constants of `Fitted` that are shares are shares of."""
+    shape = _Shape(workload, choice)
+    recomputed, quantized = choice.gradient_checkpointing, choice.quantization in ("int8", "nf4")
+    kept = 0 if recomputed else shape.kept_bytes()
+    wide = quantized and any(name.startswith("w") for name in workload.target_modules)
+    whole = sum(one.rows * one.columns * one.count for one in workload.layout.linears() if one.name != UNQUANTIZED)
+    return {
+        "kept_slack": kept,
+        "wide_slack": kept if wide else 0,
+        "recompute_slack": shape.backward_bytes() if recomputed else 0,
+        "dequantize_slack": whole * _FP32 if quantized else 0,
+    }
+
+
+def _loading_bytes(workload: Workload, choice: Choice, hardware: Hardware) -> int:
+    """Returns the peak while the base is loaded: the mapped checkpoint beside what becomes of it.
+
+    fp32 weights are the mapped file itself. A GPU gets its weights one by one.
+    """
+    if hardware == "cuda" or choice.quantization == "fp32":
+        return 0
+    layout = workload.layout
+    stored = layout.parameters * _FP32 if layout.stored_bytes is None else layout.stored_bytes
+    made = weight_bytes(layout, choice.quantization, hardware)
+    if choice.quantization == "bf16":
+        return _LOADING_BYTES + stored + made
+    return _LOADING_BYTES + _LOADING_QUANTIZED_BYTES + stored + round((1 + _LOADING_QUANTIZED_SHARE) * made)
+
+
+def activation_bytes(workload: Workload, choice: Choice) -> int:
+    """Returns the bytes that autograd would keep of a pass in fp32 without recomputing: its traffic goes with them."""
+    return _Shape(workload, replace(choice, gradient_checkpointing=False, quantization="fp32")).kept_bytes()
+
+
+def weight_bytes(layout: ModelLayout, quantization: Quantization, hardware: Hardware = "cpu") -> int:
     """Returns the bytes of the frozen base.
 
     Quantized are the linear layers of the blocks but `wo`; the rest stays in the precision that is computed in: fp32 on
@@ -93,7 +163,7 @@ def weight_bytes(layout: ModelLayout, quantization: Quantization, hardware: Lite
     total = (layout.embedding_parameters + layout.other_parameters) * plain
     for one in layout.linears():
         weights = one.rows * one.columns
-        if one.name == _UNQUANTIZED:
+        if one.name == UNQUANTIZED:
             total += one.count * weights * _FP32
         elif quantization == "int8":
             total += one.count * (weights + _FP32 * one.rows)
@@ -187,12 +257,6 @@ class _Shape:
         scores = layout.heads * self._source * (8 if layout.dropout else 0)
         wide = (layout.d_ff * 3 + layout.d_model) * (2 if self._half else _FP32)
         return tokens * max(scores, wide)
-
-    def dequantized_bytes(self) -> int:
-        """A quantized layer's weights in the precision of the computation, one layer at a time."""
-        if self._choice.quantization not in ("int8", "nf4"):
-            return 0
-        return max(one.rows * one.columns for one in self._layout.linears() if one.name != _UNQUANTIZED) * _FP32
 
 
 def _input_of(one: Linear) -> str:

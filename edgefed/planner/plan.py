@@ -22,10 +22,17 @@ from edgefed.planner.values import (
     TimeEstimate,
     Workload,
 )
-from edgefed.planner.wording import lost_afterwards, lost_for_memory, lost_for_time, say_why, say_why_none
+from edgefed.planner.wording import (
+    lost_afterwards,
+    lost_for_memory,
+    lost_for_time,
+    readable_bytes,
+    say_why,
+    say_why_none,
+)
 from edgefed.protocol.tasks import Quantization
 
-__all__ = ["DEADLINE_MARGIN", "decide", "memory_budget"]
+__all__ = ["DEADLINE_MARGIN", "decide", "memory_budget", "raw_memory"]
 
 DEADLINE_MARGIN = 0.85
 """Share of the deadline that a plan may take by its own prediction."""
@@ -44,6 +51,8 @@ def decide(machine: Machine, workload: Workload, limits: Limits, history: Histor
         history: what came of earlier plans on this device.
     """
     budget_bytes = memory_budget(machine, limits)
+    if full := _disk_is_too_full(machine, workload):
+        return Decision(chosen=None, candidates=(), reason=full, budget_bytes=budget_bytes)
     planner = _Planner(machine, workload, history, budget_bytes)
     candidates: list[Candidate] = []
     chosen: Candidate | None = None
@@ -66,6 +75,18 @@ def memory_budget(machine: Machine, limits: Limits) -> int:
     """Returns the bytes that training may take: what is available less the reserve, and no more than the owner says."""
     budget = max(0, machine.memory_available_bytes - machine.reserve_bytes)
     return budget if limits.max_memory_bytes is None else min(budget, limits.max_memory_bytes)
+
+
+def _disk_is_too_full(machine: Machine, workload: Workload) -> str:
+    """Returns in words that a model which is not here yet has no room; "" where it has, or where nobody knows."""
+    layout, free = workload.layout, machine.storage_free_bytes
+    needed = layout.parameters * 4
+    if layout.stored_bytes is not None or free is None or machine.emulated or needed <= free:
+        return ""
+    return (
+        f"{layout.name} takes {readable_bytes(needed)} on disk, and {readable_bytes(free)} are free where it would be "
+        "kept: make room, or set HF_HOME to a larger disk"
+    )
 
 
 def _groups(machine: Machine, workload: Workload, limits: Limits) -> Iterator[tuple[int, int, Quantization]]:
@@ -93,7 +114,7 @@ def _by_quality(machine: Machine, limits: Limits) -> Sequence[Quantization]:
     was trained in bf16 (arXiv 2210.11416); elsewhere it saves memory only. int8 comes before NF4.
     """
     order: tuple[Quantization, ...] = ("bf16", "fp32") if machine.native_bf16 else ("fp32", "bf16")
-    return [one for one in (*order, "int8", "nf4") if one in limits.quantizations]  # type: ignore[list-item]
+    return [one for one in (*order, "int8", "nf4") if one in limits.quantizations]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,27 +168,32 @@ class _Planner:
         return TimeEstimate(step_s=step_s, train_s=step_s * workload.local_steps, download_s=down_s, upload_s=up_s)
 
     def _does_not_fit(self, candidate: Candidate) -> str:
-        needed = candidate.memory.total_bytes
+        needed = candidate.memory.needed_bytes
         if needed > self.budget_bytes:
             return lost_for_memory(candidate, self.budget_bytes)
-        raw = peak_memory(self.workload, candidate.choice, self.machine.hardware).total_bytes
-        failed = self.history.ran_out(self.workload.layout.name, self.machine, candidate.choice, raw)
+        raw = raw_memory(self.machine, self.workload, candidate.choice).needed_bytes
+        failed = self.history.ran_out(self.workload.layout.name, self.machine, raw)
         return f"memory ran out before with {failed.plan}, which needs no more" if failed else ""
 
     def _is_late(self, candidate: Candidate) -> str:
         deadline_s, time = self.workload.deadline_s, candidate.time
         if deadline_s is None or time is None or time.total_s <= DEADLINE_MARGIN * deadline_s:
             return ""
-        return lost_for_time(time, deadline_s)
+        return lost_for_time(time, DEADLINE_MARGIN * deadline_s, deadline_s)
 
 
 def corrected_memory(machine: Machine, workload: Workload, choice: Choice, history: History) -> MemoryEstimate:
     """Returns the predicted peak with what this device learned about earlier predictions as a part of its own."""
-    estimate = peak_memory(workload, choice, machine.hardware)
+    estimate = raw_memory(machine, workload, choice)
     factor = history.memory_correction(workload.layout.name, machine.hardware, choice.quantization)
-    learned = round((factor - 1.0) * estimate.total_bytes)
+    learned = round((factor - 1.0) * estimate.needed_bytes)
     return MemoryEstimate({**estimate.parts, "learned here": learned}) if learned else estimate
 
 
+def raw_memory(machine: Machine, workload: Workload, choice: Choice) -> MemoryEstimate:
+    """Returns the predicted peak before any correction."""
+    return peak_memory(workload, choice, machine.hardware, unified=machine.memory_kind == "unified")
+
+
 def _bytes(candidate: Candidate) -> int:
-    return candidate.memory.total_bytes
+    return candidate.memory.needed_bytes

@@ -1,9 +1,9 @@
 """How long a plan takes: a roofline of one training step from measured rates, and the transfers over a measured link.
 
-A step is the matrix products at the rate that was measured for their precision, plus the traffic of everything else
-(norms, activations, dropout, residuals) at the measured bandwidth, plus what every call of an operator costs, plus, for
-a quantized base, turning its weights into numbers that can be multiplied, once forward and once backward. How many bytes
-and operators that is was fitted in `benchmarks/step_time`, which also says how well it predicts.
+A step is the matrix products at the rate that was measured for their precision, plus everything else (norms, dropout,
+softmax, residuals) as so many times the traffic of what the backward pass keeps, plus the calls of operators, plus, for
+a quantized base, making its weights whole for every product: what a measured quantized layer takes longer than a plain
+one. The constants are fitted in `benchmarks/plan_prediction`, which also says how well the whole predicts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ from edgefed.planner.memory import UNQUANTIZED, activation_bytes
 from edgefed.planner.values import Choice, Hardware, Machine, Workload
 from edgefed.protocol.tasks import Precision
 
-__all__ = ["step_seconds", "transfer_seconds", "upload_bytes"]
+__all__ = [
+    "FITTED_TIME",
+    "FittedTime",
+    "pass_seconds",
+    "step_seconds",
+    "time_bases",
+    "transfer_seconds",
+    "upload_bytes",
+]
 
 _BYTES: dict[Precision, float] = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0}
 _ENVELOPE = 1.02
@@ -25,14 +33,14 @@ _ENVELOPE = 1.02
 
 
 @dataclass(frozen=True, slots=True)
-class _Fitted:
+class FittedTime:
     """Constants of one kind of hardware.
 
     Attributes:
-        traffic: times that what the backward pass keeps is moved through memory in a step.
-        recompute_traffic: the same for activations that are recomputed.
+        traffic: times that what the backward pass keeps, in fp32, is moved through memory at the measured bandwidth;
+            drawing dropout's random numbers is in it.
         operator_s: seconds of one operator's call, without its work.
-        dequantize: times that a quantized layer's full-size weights are moved in a pass.
+        dequantize: share of what a measured quantized layer takes longer that its weights are the cause of.
     """
 
     traffic: float
@@ -40,10 +48,13 @@ class _Fitted:
     dequantize: float
 
 
-_FITTED: dict[Hardware, _Fitted] = {
-    "cpu": _Fitted(traffic=6.0, operator_s=2e-5, dequantize=6.0),
-    "cuda": _Fitted(traffic=6.0, operator_s=1e-5, dequantize=3.0),
+FITTED_TIME: dict[Hardware, FittedTime] = {
+    "cpu": FittedTime(traffic=20.95, operator_s=1.27e-5, dequantize=0.337),
+    "cuda": FittedTime(traffic=6.0, operator_s=1e-5, dequantize=1.0),  # assumptions: no GPU was at hand
 }
+_ENCODER_OPERATORS, _DECODER_OPERATORS = 60, 100
+_PROBED_TOKENS = 1024
+"""Tokens that went through the quantized layer whose rate was measured; see `edgefed.training.probe`."""
 
 
 def step_seconds(machine: Machine, workload: Workload, choice: Choice) -> float:
@@ -58,25 +69,37 @@ def step_seconds(machine: Machine, workload: Workload, choice: Choice) -> float:
 
 def pass_seconds(machine: Machine, workload: Workload, choice: Choice) -> dict[str, float]:
     """Returns the predicted seconds of one forward and backward pass, by where they go."""
-    fitted = _FITTED[machine.hardware]
-    flops = _flops(workload.layout, _adaptation(workload, choice), workload.source_tokens, workload.target_tokens)
-    products = choice.micro_batch_size * (flops.model + (flops.recompute if choice.gradient_checkpointing else 0.0))
-    plain = "bf16" if choice.quantization == "bf16" or machine.native_bf16 else "fp32"
-    rate = machine.flops_per_s.get("bf16" if plain == "bf16" else "fp32", machine.flops_per_s[choice.quantization])
-    moved = activation_bytes(workload, choice)
-    operators = _operators(workload, choice)
-    seconds = {
-        "products": products / rate,
-        "traffic": fitted.traffic * moved / machine.memory_bandwidth_bytes_per_s,
-        "operators": operators * fitted.operator_s,
+    fitted, bases = FITTED_TIME[machine.hardware], time_bases(machine, workload, choice)
+    return {
+        "products": bases["products"],
+        "traffic": fitted.traffic * bases["traffic"],
+        "operators": fitted.operator_s * bases["operator_s"],
+        "dequantization": fitted.dequantize * bases["dequantize"],
     }
+
+
+def time_bases(machine: Machine, workload: Workload, choice: Choice) -> dict[str, float]:
+    """Returns the seconds of the products, and what the constants of `FittedTime` are multiplied by, for one pass."""
+    recomputed = choice.gradient_checkpointing
+    flops = _flops(workload.layout, _adaptation(workload, choice), workload.source_tokens, workload.target_tokens)
+    work = choice.micro_batch_size * (flops.model + (flops.recompute if recomputed else 0.0))
+    rate = machine.flops_per_s[choice.quantization]
+    plain = rate
     if choice.quantization in ("int8", "nf4"):
-        full = 4.0 * sum(
-            one.rows * one.columns * one.count for one in workload.layout.linears() if one.name != UNQUANTIZED
-        )
-        passes = 3 if choice.gradient_checkpointing else 2
-        seconds["dequantization"] = passes * fitted.dequantize * full / machine.memory_bandwidth_bytes_per_s
-    return seconds
+        plain = machine.flops_per_s.get("bf16" if machine.native_bf16 else "fp32", rate)
+    layout = workload.layout
+    weights = sum(one.rows * one.columns * one.count for one in layout.linears() if one.name != UNQUANTIZED)
+    longer_s = 2 * _PROBED_TOKENS * max(0.0, 1 / rate - 1 / plain)  # for each weight and pass
+    passes = 3 if recomputed else 2
+    again = 4 / 3 if recomputed else 1.0  # a backward pass is two forward ones
+    return {
+        "products": work / plain,
+        "traffic": again * activation_bytes(workload, choice) / machine.memory_bandwidth_bytes_per_s,
+        "operator_s": again
+        * 3
+        * (_ENCODER_OPERATORS * layout.encoder_layers + _DECODER_OPERATORS * layout.decoder_layers),
+        "dequantize": passes * weights * longer_s,
+    }
 
 
 def transfer_seconds(machine: Machine, workload: Workload, choice: Choice) -> tuple[float | None, float | None]:
@@ -114,13 +137,3 @@ def _adaptation(workload: Workload, choice: Choice) -> Adaptation:
 @lru_cache(maxsize=1024)
 def _flops(layout: ModelLayout, adaptation: Adaptation, source: int, target: int) -> StepFlops:
     return step_flops(layout, adaptation, source, target)
-
-
-def _operators(workload: Workload, choice: Choice) -> int:
-    """Returns how many operators a pass calls, about: those of a block, and those of every adapted layer."""
-    layout = workload.layout
-    blocks = 60 * layout.encoder_layers + 100 * layout.decoder_layers
-    branches = 2 if workload.start == "frozen" and choice.held_rank else 1
-    adapted = sum(one.count for one in layout.linears() if one.name in workload.target_modules)
-    forward = blocks + 6 * branches * adapted
-    return forward * (4 if choice.gradient_checkpointing else 3)

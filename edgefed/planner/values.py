@@ -142,7 +142,11 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Predicted peak bytes of the worker, by part; the parts add up to the total."""
+    """Predicted peak bytes of the worker, by part; the parts add up to the total.
+
+    `loading` is what the mapped checkpoint adds while the base is made from it. It shows in the resident set, and the
+    kernel takes it back where memory is wanted.
+    """
 
     parts: Mapping[str, int]
 
@@ -150,6 +154,11 @@ class MemoryEstimate:
     def total_bytes(self) -> int:
         """All parts together."""
         return sum(self.parts.values())
+
+    @property
+    def needed_bytes(self) -> int:
+        """What must be there, or the worker is ended."""
+        return self.total_bytes - self.parts.get("loading", 0)
 
     @property
     def allocated_bytes(self) -> int:

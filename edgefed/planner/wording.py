@@ -35,15 +35,16 @@ def in_words(choice: Choice) -> str:
 
 def lost_for_memory(candidate: Candidate, budget_bytes: int) -> str:
     """Says that memory does not hold it, even with everything done to save it."""
-    needed = readable_bytes(candidate.memory.total_bytes)
+    needed = readable_bytes(candidate.memory.needed_bytes)
     return f"needs {needed} even with {_ways(candidate.choice)}; {readable_bytes(budget_bytes)} may be used"
 
 
-def lost_for_time(time: TimeEstimate, deadline_s: float) -> str:
+def lost_for_time(time: TimeEstimate, allowed_s: float, deadline_s: float) -> str:
     """Says that the deadline is too near, and what takes so long."""
     parts = {"download": time.download_s, "training": time.train_s, "upload": time.upload_s}
     spelled = ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in parts.items() if seconds)
-    return f"takes {_seconds(time.total_s)} ({spelled}); the deadline is {_seconds(deadline_s)}"
+    allowed = f"{_seconds(allowed_s)} of the {_seconds(deadline_s)} to the deadline may be used"
+    return f"takes {_seconds(time.total_s)} ({spelled}); {allowed}"
 
 
 def lost_afterwards(candidate: Candidate, chosen: Candidate) -> str:
@@ -81,12 +82,12 @@ def say_why_none(
     in_time = [one for one in candidates if one.time is not None]
     if not in_time:
         return f"no precision that is allowed runs here: {candidates[0].lost}"
-    late = [one for one in in_time if one.memory.total_bytes <= budget_bytes]
+    late = [one for one in in_time if one.memory.needed_bytes <= budget_bytes]
     if late and workload.deadline_s is not None:
         quickest = min(late, key=lambda one: one.time.total_s if one.time else 0.0)
         return f"no plan meets the deadline; the quickest ({in_words(quickest.choice)}) {quickest.lost}"
-    nearest = min(in_time, key=lambda one: one.memory.total_bytes)
-    needed, budget = readable_bytes(nearest.memory.total_bytes), readable_bytes(budget_bytes)
+    nearest = min(in_time, key=lambda one: one.memory.needed_bytes)
+    needed, budget = readable_bytes(nearest.memory.needed_bytes), readable_bytes(budget_bytes)
     return (
         f"{workload.layout.name} fits no allowed plan on {machine.name}: the nearest ({in_words(nearest.choice)}) "
         f"needs {needed} of memory, and {budget} may be used"
@@ -126,8 +127,9 @@ def _why_precision(choice: Choice, candidates: Sequence[Candidate], limits: Limi
         if (one.choice.rank, one.choice.held_rank) == (choice.rank, choice.held_rank):
             better.append(one)
     if better:
-        other = better[-1].choice.quantization
-        return f"{name}, for {other} {better[-1].lost.removeprefix(other).strip()}"
+        nearest = min(better, key=lambda one: one.memory.needed_bytes)
+        other = nearest.choice.quantization
+        return f"{name}, for {other} {nearest.lost.removeprefix(other).strip()}"
     if name == "bf16" and machine.native_bf16:
         return "bf16, which this hardware multiplies fastest"
     return f"{name}, the most exact that is allowed"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgefed.agent.options import Limits
-from edgefed.agent.plan import CannotTakePart, parts_to_fetch, plan_round
+from edgefed.agent.plan import CannotTakePart, owners_plan, parts_to_fetch
 from edgefed.protocol.messages.manifest import Manifest, Part, Plan
 from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.protocol.rank_layers import boundaries
@@ -40,13 +40,13 @@ def announced(total_rank: int, **method: Any) -> RoundOpen:
 
 @pytest.mark.parametrize(("max_rank", "rank"), [(2, 2), (3, 2), (4, 4), (7, 4), (8, 8), (100, 8)])
 def test_a_device_trains_the_largest_offered_rank_that_its_owner_allows(max_rank: int, rank: int) -> None:
-    plan = plan_round(announced(8), Limits(max_rank=max_rank, quantization="nf4"))
+    plan = owners_plan(announced(8), Limits(max_rank=max_rank, quantization="nf4"), "no rates")
     assert plan == Plan(rank=rank, held_rank=rank, quantization="nf4")
 
 
 def test_a_device_below_every_offered_rank_stays_out_and_says_so() -> None:
     with pytest.raises(CannotTakePart, match=r"trains ranks \[2, 4, 8\], and this device allows at most 1"):
-        plan_round(announced(8, ranks=[8, 4, 2]), Limits(max_rank=1))
+        owners_plan(announced(8, ranks=[8, 4, 2]), Limits(max_rank=1, quantization="fp32"), "no rates")
 
 
 @pytest.mark.parametrize(
@@ -55,22 +55,35 @@ def test_a_device_below_every_offered_rank_stays_out_and_says_so() -> None:
 def test_beside_a_frozen_global_adapter_the_owner_says_how_much_is_held(
     total_rank: int, max_held_rank: int, held_rank: int
 ) -> None:
-    plan = plan_round(
-        announced(total_rank, aggregation="frozen_global"), Limits(max_rank=4, max_held_rank=max_held_rank)
+    plan = owners_plan(
+        announced(total_rank, aggregation="frozen_global"),
+        Limits(max_rank=4, max_held_rank=max_held_rank, quantization="fp32"),
+        "no rates",
     )
     assert (plan.rank, plan.held_rank) == (4, held_rank)
 
 
 def test_flora_cannot_do_with_a_part_of_the_global_adapter() -> None:
     with pytest.raises(CannotTakePart, match=r"whole global adapter \(rank 16\), and this device holds at most 6"):
-        plan_round(announced(16, aggregation="flora"), Limits(max_rank=4, max_held_rank=6))
-    assert plan_round(announced(16, aggregation="flora"), Limits(max_rank=4)).held_rank == 16
+        owners_plan(
+            announced(16, aggregation="flora"), Limits(max_rank=4, max_held_rank=6, quantization="fp32"), "no rates"
+        )
+    assert (
+        owners_plan(announced(16, aggregation="flora"), Limits(max_rank=4, quantization="fp32"), "no rates").held_rank
+        == 16
+    )
 
 
 def test_nothing_is_held_before_anything_was_learned() -> None:
-    plan = plan_round(announced(0), Limits(max_rank=8))
+    plan = owners_plan(announced(0), Limits(max_rank=8, quantization="fp32"), "no rates")
     assert (plan.rank, plan.held_rank) == (8, 0)
     assert parts_to_fetch(Manifest(), plan) == []
+
+
+@pytest.mark.parametrize("limits", [Limits(), Limits(max_rank=8), Limits(quantization="nf4")])
+def test_an_owner_who_leaves_it_to_the_plan_hears_why_there_is_none(limits: Limits) -> None:
+    with pytest.raises(CannotTakePart, match=r"nothing can be planned: no rates. Or set limits.max_rank and limits.qu"):
+        owners_plan(announced(8), limits, "no rates")
 
 
 @given(
@@ -84,9 +97,9 @@ def test_a_plan_keeps_every_limit_and_fetches_what_it_holds(
     ranks: list[int], total_rank: int, max_rank: int, max_held_rank: int, aggregation: str
 ) -> None:
     round_ = announced(total_rank, ranks=ranks, aggregation=aggregation)
-    limits = Limits(max_rank=max_rank, max_held_rank=max_held_rank)
+    limits = Limits(max_rank=max_rank, max_held_rank=max_held_rank, quantization="int8")
     try:
-        plan = plan_round(round_, limits)
+        plan = owners_plan(round_, limits, "no rates")
     except CannotTakePart:
         assert min(ranks) > max_rank or (aggregation == "flora" and max_held_rank < total_rank)
         return

@@ -1,4 +1,4 @@
-"""One configuration, measured in a process of its own: `python -m benchmarks.memory_prediction.case JSON`.
+"""One configuration, measured in a process of its own: `python -m benchmarks.plan_prediction.case JSON`.
 
 The worker's own code loads the model, installs LoRA and trains two steps on texts of the exact lengths. The kernel's
 high-water mark of the resident set is read after loading and, set back, after training; seconds are the process's own

@@ -1,4 +1,4 @@
-"""Measure a grid of configurations: `python -m benchmarks.memory_prediction.measure`. Started again, it goes on.
+"""Measure a grid of configurations: `python -m benchmarks.plan_prediction.measure`. Started again, it goes on.
 
 Models have random weights of the exact layouts. The grid is drawn with a fixed seed, a step being limited to a terabyte
 of operations so that one core finishes it in under half an hour; a hash of its name puts every configuration into the
@@ -113,7 +113,7 @@ def main() -> None:
             write_model(FLAN_T5[name], options.tokenizer, Path(scratch) / name.replace("/", "-"))
         for case in track(missing, description="measuring"):
             given = json.dumps(case | {"model": str(Path(scratch) / case["layout"].replace("/", "-"))})
-            command = [sys.executable, "-m", "benchmarks.memory_prediction.case", given]
+            command = [sys.executable, "-m", "benchmarks.plan_prediction.case", given]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout
             row = {"case": case, "held_out": is_held_out(case), "measured": json.loads(output.splitlines()[-1])}
             with options.output.open("a") as file:
