@@ -117,12 +117,8 @@ def least_bytes(layout: ModelLayout, work: BenchWork, dtype: torch.dtype) -> int
         dtype: that it is computed in.
     """
     unquantized = layout.embedding_parameters + layout.other_parameters
-    if work.quantization in ("int8", "nf4"):
-        base_bytes = (
-            layout.linear_parameters // (1 if work.quantization == "int8" else 2) + unquantized * dtype.itemsize
-        )
-    else:
-        base_bytes = layout.parameters * dtype.itemsize
+    a_weight_bytes = {"int8": 1.0, "nf4": 0.5}.get(work.quantization, dtype.itemsize)
+    base_bytes = int(layout.linear_parameters * a_weight_bytes) + unquantized * dtype.itemsize
     factors_bytes = 16 * layout.lora_parameters(work.target_modules, work.rank)  # value, gradient, two moments in fp32
     logits_bytes = 8 * work.batch_size * work.target_tokens * layout.vocabulary  # and their gradient, in fp32
     return base_bytes + factors_bytes + logits_bytes
