@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, str] = {
     "aggregator": "edgefed.cli.aggregator:aggregator",
     "agent": "edgefed.cli.agent:agent",
     "profile": "edgefed.cli.profile:profile",
+    "bench": "edgefed.cli.bench:bench",
     "status": "edgefed.cli.status:status",
     "evaluate": "edgefed.cli.evaluate:evaluate",
     "summarize": "edgefed.cli.summarize:summarize",

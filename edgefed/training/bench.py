@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -66,7 +67,7 @@ def bench(work: BenchWork, report: BenchReport) -> BenchOutcome:
     place = pick_device(work.hardware)
     _check_bitsandbytes(work)
     directory = Path(work.directory)
-    layout = work.layout or read_layout(directory)
+    layout = _layout(work, directory)
     _check_ranks(layout, work)
     _check_memory(layout, work, place)
     if work.layout is not None and not directory.exists():
@@ -122,6 +123,19 @@ def least_bytes(layout: ModelLayout, work: BenchWork, dtype: torch.dtype) -> int
     factors_bytes = 16 * layout.lora_parameters(work.target_modules, work.rank)  # value, gradient, two moments in fp32
     logits_bytes = 8 * work.batch_size * work.target_tokens * layout.vocabulary  # and their gradient, in fp32
     return base_bytes + factors_bytes + logits_bytes
+
+
+def _layout(work: BenchWork, directory: Path) -> ModelLayout:
+    """Returns what is there, or will be."""
+    if work.layout is None:
+        return read_layout(directory)
+    if directory.exists():
+        found = replace(read_layout(directory), name=work.layout.name, stored_bytes=work.layout.stored_bytes)
+        if found != work.layout:
+            raise ModelError(
+                f"{directory} holds another model than {work.layout.name}: remove it, or name another place"
+            )
+    return work.layout
 
 
 def _check_ranks(layout: ModelLayout, work: BenchWork) -> None:
