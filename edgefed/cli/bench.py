@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 import typer
 
 if TYPE_CHECKING:
-    from edgefed.models.layout import ModelLayout
     from edgefed.protocol.tasks import Quantization
 
 __all__ = ["bench"]
@@ -88,18 +87,17 @@ def bench(
     from edgefed.cli.bench_run import check_output, run_benches
     from edgefed.cli.bench_view import write_results
     from edgefed.reports.reference import read_references
+    from edgefed.training.bench_work import BenchWork
 
     quantizations = _quantizations(quantization)
     source_tokens, target_tokens = _lengths(lengths)
     references = () if reference is None else read_references(reference)
     check_output(output)
-    with _place(shape, checkpoint, stored, keep) as (layout, directory):
-        from edgefed.training.bench_work import BenchWork
-
+    with _place(shape, checkpoint, stored, keep) as directory:
         works = [
             BenchWork(
                 directory=str(directory),
-                layout=layout,
+                shape=None if checkpoint is not None else shape.value,
                 stored=stored.value,
                 quantization=one,
                 rank=rank,
@@ -144,10 +142,8 @@ def _lengths(text: str) -> tuple[int, int]:
 
 
 @contextmanager
-def _place(
-    shape: _Shape, checkpoint: Path | None, stored: _Stored, keep: Path | None
-) -> Iterator[tuple[ModelLayout | None, Path]]:
-    """Lends the layout to write, None where a checkpoint is given, and the checkpoint's directory."""
+def _place(shape: _Shape, checkpoint: Path | None, stored: _Stored, keep: Path | None) -> Iterator[Path]:
+    """Lends the directory of the checkpoint, given or yet to be written."""
     import tempfile
 
     from edgefed.cli.output import told_where
@@ -156,22 +152,11 @@ def _place(
     if checkpoint is not None:
         if keep is not None:
             raise typer.BadParameter("--keep is for random weights, and --checkpoint names a model that is there")
-        yield None, check_directory(checkpoint)
+        yield check_directory(checkpoint)
     elif keep is not None:
         with told_where(keep):
             keep.mkdir(parents=True, exist_ok=True)
-        yield _layout(shape), keep / f"{shape.value}-{stored.value}"
+        yield keep / f"{shape.value}-{stored.value}"
     else:
         with tempfile.TemporaryDirectory(prefix="edgefed-bench-") as scratch:
-            yield _layout(shape), Path(scratch) / shape.value
-
-
-def _layout(shape: _Shape) -> ModelLayout:
-    from dataclasses import replace
-
-    from edgefed.models.checkpoint import resolve_model
-    from edgefed.models.layout import FLAN_T5, read_layout
-
-    if shape is _Shape.TINY:
-        return replace(read_layout(resolve_model("edgefed/tiny-t5"), "tiny"), stored_bytes=None)
-    return FLAN_T5[f"google/{shape.value}"]
+            yield Path(scratch) / shape.value

@@ -170,7 +170,7 @@ def _result(outcome: BenchOutcome, work: BenchWork, name: str) -> BenchResult:
         source=(
             f"edgefed bench on {today}: {outcome.software}; threads {outcome.threads}; rank {work.rank} on "
             f"{', '.join(work.target_modules)}{held}{checkpointing}; {outcome.record.steps} steps after "
-            f"{work.warmup_steps}; {'random weights' if work.layout is not None else 'a checkpoint'}"
+            f"{work.warmup_steps}; {'random weights' if work.shape is not None else 'a checkpoint'}"
         ),
         record=outcome.record,
     )

@@ -24,7 +24,7 @@ _MEASURES: tuple[tuple[str, str, Callable[[Utilization], Figure]], ...] = (
     ("peak memory of training", "B", lambda use: use.peak_memory_bytes),
     ("mean power", "W", lambda use: use.mean_w),
     ("tokens/s per watt", "", lambda use: use.tokens_per_s_per_w),
-    ("processor load", "", lambda use: use.cpu_percent),
+    ("processor load, %", "", lambda use: use.cpu_percent),
     ("hottest sensor", "°C", lambda use: use.temperature_max_c),
 )
 _BESIDE: tuple[tuple[str, Callable[[Utilization], Figure]], ...] = (
@@ -53,14 +53,7 @@ def write_results(results: Sequence[BenchResult], references: Sequence[Reference
     write_table(("figure", *(one.record.quantization for one in results), "why there is none"), result_rows(results))
     if references:
         names = [name for name, _ in _BESIDE]
-        rows = [
-            (
-                one["result"],
-                one["reference"],
-                *("–" if one[name] is None else f"×{number(one[name])}" for name in names),
-            )
-            for one in pairs
-        ]
+        rows = [(one["result"], one["reference"], *(_factor(one[name]) for name in names)) for one in pairs]
         write_table(("this machine", "over the reference", *names), rows)
 
 
@@ -103,6 +96,10 @@ def compared(results: Sequence[BenchResult], references: Sequence[Reference]) ->
         use = measure(result.record)
         pairs += [{"result": result.name, "reference": one.name, **_ratios(use, one.use)} for one in beside]
     return pairs
+
+
+def _factor(ratio: float | None) -> str:
+    return "–" if ratio is None else f"×{number(ratio)}"
 
 
 def _ratios(here: Utilization, there: Utilization) -> dict[str, float | None]:

@@ -23,14 +23,14 @@ from edgefed.data.examples import Example
 from edgefed.devices.cpu import read_cpu
 from edgefed.devices.memory import read_host_memory, training_memory
 from edgefed.errors import ConfigError, DataError, ModelError
-from edgefed.models.checkpoint import linear_shapes
-from edgefed.models.layout import ModelLayout, read_layout
-from edgefed.models.random_checkpoint import write_random_checkpoint
+from edgefed.models.checkpoint import check_directory, linear_shapes, resolve_model
+from edgefed.models.layout import FLAN_T5, ModelLayout, read_layout
+from edgefed.models.random_checkpoint import layout_tensors, write_random_checkpoint
 from edgefed.protocol.records import RoundRecord
 from edgefed.protocol.tasks import SummarizationTask
 from edgefed.training.adapters import AdaptedModel, install
 from edgefed.training.base_model import compute_dtype, load_base, pick_device
-from edgefed.training.bench_work import BenchOutcome, BenchWork
+from edgefed.training.bench_work import BenchOutcome, BenchWork, Shape
 from edgefed.training.loop import train
 from edgefed.training.lora_round import with_training
 from edgefed.training.options import LoraOptions, TrainOptions
@@ -41,7 +41,7 @@ from edgefed.training.steps import StepRecord, summed
 from edgefed.training.summarization import collate
 from edgefed.training.suspension import Suspended
 
-__all__ = ["BenchReport", "Stage", "bench", "least_bytes"]
+__all__ = ["BenchReport", "Stage", "bench", "least_bytes", "shape_layout"]
 
 Stage = Literal["writing", "measuring", "loading", "warming", "training"]
 BenchReport = Callable[[Stage, int, int], None]
@@ -49,7 +49,6 @@ BenchReport = Callable[[Stage, int, int], None]
 
 _PEAK_S = 0.8
 _EXAMPLES = 64  # at most so many different ones: tokenizing is timed, making them up is not
-_TASK_PROMPT = "{source}"
 
 
 def bench(work: BenchWork, report: BenchReport) -> BenchOutcome:
@@ -65,12 +64,8 @@ def bench(work: BenchWork, report: BenchReport) -> BenchOutcome:
     if work.threads:
         torch.set_num_threads(work.threads)
     place = pick_device(work.hardware)
-    _check_bitsandbytes(work)
-    directory = Path(work.directory)
-    layout = _layout(work, directory)
-    _check_ranks(layout, work)
-    _check_memory(layout, work, place)
-    if work.layout is not None and not directory.exists():
+    directory, layout = Path(work.directory), _possible(work, place)
+    if not directory.exists():
         write_random_checkpoint(
             directory, layout, stored=work.stored, seed=work.seed, report=lambda done, of: report("writing", done, of)
         )
@@ -125,17 +120,35 @@ def least_bytes(layout: ModelLayout, work: BenchWork, dtype: torch.dtype) -> int
     return base_bytes + factors_bytes + logits_bytes
 
 
-def _layout(work: BenchWork, directory: Path) -> ModelLayout:
-    """Returns what is there, or will be."""
-    if work.layout is None:
-        return read_layout(directory)
-    if directory.exists():
-        found = replace(read_layout(directory), name=work.layout.name, stored_bytes=work.layout.stored_bytes)
-        if found != work.layout:
-            raise ModelError(
-                f"{directory} holds another model than {work.layout.name}: remove it, or name another place"
-            )
-    return work.layout
+def shape_layout(shape: Shape) -> ModelLayout:
+    """Returns a shape's numbers."""
+    if shape == "tiny":
+        return replace(read_layout(resolve_model("edgefed/tiny-t5"), shape), stored_bytes=None)
+    return FLAN_T5[f"google/{shape}"]
+
+
+def _possible(work: BenchWork, place: torch.device) -> ModelLayout:
+    """Returns the layout; refuses what cannot be, before gigabytes are written for it."""
+    if work.quantization in ("int8", "nf4") and find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"{work.quantization} needs bitsandbytes, which is not installed: pip install 'edgefed[train]', or bench "
+            "fp32 or bf16"
+        )
+    layout = _layout(work)
+    _check_ranks(layout, work)
+    _check_memory(layout, work, place)
+    return layout
+
+
+def _layout(work: BenchWork) -> ModelLayout:
+    """Returns the layout of what is in the directory, or will be."""
+    directory = Path(work.directory)
+    if work.shape is None:
+        return read_layout(check_directory(directory))
+    layout = shape_layout(work.shape)
+    if directory.exists() and list(layout_tensors(read_layout(directory))) != list(layout_tensors(layout)):
+        raise ModelError(f"{directory} holds another model than {layout.name}: move it, or take another place")
+    return layout
 
 
 def _check_ranks(layout: ModelLayout, work: BenchWork) -> None:
@@ -147,7 +160,6 @@ def _check_ranks(layout: ModelLayout, work: BenchWork) -> None:
 
 
 def _check_memory(layout: ModelLayout, work: BenchWork, place: torch.device) -> None:
-    """Refuses what cannot be, before gigabytes are written for it."""
     gpu = read_gpu()[0] if place.type == "cuda" else None
     available = training_memory(read_host_memory(), gpu).available_bytes
     least = least_bytes(layout, work, compute_dtype(work.quantization, place))
@@ -158,18 +170,10 @@ def _check_memory(layout: ModelLayout, work: BenchWork, place: torch.device) -> 
         )
 
 
-def _check_bitsandbytes(work: BenchWork) -> None:
-    if work.quantization in ("int8", "nf4") and find_spec("bitsandbytes") is None:
-        raise ModelError(
-            f"{work.quantization} needs bitsandbytes, which is not installed: pip install 'edgefed[train]', or bench "
-            "fp32 or bf16"
-        )
-
-
 def _random_examples(tokenizer: Any, work: BenchWork) -> tuple[list[Example], SummarizationTask]:
     """Returns texts of random tokens that training cuts to exactly the lengths asked for."""
     task = SummarizationTask(
-        prompt=_TASK_PROMPT, max_source_tokens=work.source_tokens, max_target_tokens=work.target_tokens
+        prompt="{source}", max_source_tokens=work.source_tokens, max_target_tokens=work.target_tokens
     )
     draw = random.Random(work.seed)
     plain = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))

@@ -7,11 +7,13 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from edgefed.models.layout import ModelLayout
 from edgefed.protocol.records import RoundRecord
 from edgefed.protocol.tasks import Quantization
 
-__all__ = ["BenchOutcome", "BenchWork"]
+__all__ = ["BenchOutcome", "BenchWork", "Shape"]
+
+Shape = Literal["tiny", "flan-t5-small", "flan-t5-base", "flan-t5-large", "flan-t5-xl", "flan-t5-xxl"]
+"""FLAN-T5's layouts, and that of the model that ships with edgefed."""
 
 PositiveInt = Annotated[int, Meta(ge=1)]
 NonNegativeInt = Annotated[int, Meta(ge=0)]
@@ -22,7 +24,7 @@ class BenchWork(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         directory: of the checkpoint.
-        layout: of the checkpoint of random weights that is written to `directory` where nothing is there; None takes
+        shape: of the checkpoint of random weights that is written to `directory` where nothing is there; None takes
             what is there.
         stored: precision that it is written in.
         quantization: precision of the base.
@@ -41,7 +43,7 @@ class BenchWork(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     directory: str
-    layout: ModelLayout | None = None
+    shape: Shape | None = None
     stored: Literal["fp32", "bf16"] = "fp32"
     quantization: Quantization
     target_modules: list[str] = msgspec.field(default_factory=lambda: ["q", "v"])
