@@ -18,6 +18,7 @@ from edgefed.agent.worker_process import WorkerProcess
 from edgefed.cli.inference import Progress as Move
 from edgefed.cli.inference import progress
 from edgefed.cli.output import told_where
+from edgefed.devices.cpu import read_cpu
 from edgefed.devices.sampling import Sampler
 from edgefed.errors import ConfigError, EdgefedError, ModelError, WorkerError
 from edgefed.files import replace_file
@@ -160,15 +161,17 @@ class _Runner:
 
 
 def _result(outcome: BenchOutcome, work: BenchWork, name: str) -> BenchResult:
-    processor = outcome.processor[:_LONGEST_PROCESSOR].strip()
+    cpu = read_cpu()
+    processor = (outcome.machine.gpu.name if outcome.machine.gpu else cpu.model) or cpu.architecture
     batch = f"{work.batch_size} × ({work.source_tokens} + {work.target_tokens}) tokens"
     held = f", held rank {work.held_rank}" if work.held_rank else ""
     checkpointing = ", gradient checkpointing" if work.gradient_checkpointing else ""
+    threads = outcome.machine.compute.threads
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     return BenchResult(
-        name=f"{processor}, {name[:24]}, {work.quantization}, {batch}",
+        name=f"{processor[:_LONGEST_PROCESSOR].strip()}, {name[:24]}, {work.quantization}, {batch}",
         source=(
-            f"edgefed bench on {today}: {outcome.software}; threads {outcome.threads}; rank {work.rank} on "
+            f"edgefed bench on {today}: {outcome.software}; threads {threads}; rank {work.rank} on "
             f"{', '.join(work.target_modules)}{held}{checkpointing}; {outcome.record.steps} steps after "
             f"{work.warmup_steps}; {'random weights' if work.shape is not None else 'a checkpoint'}"
         ),

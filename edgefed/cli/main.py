@@ -32,13 +32,13 @@ COMMANDS: Mapping[str, str] = {
     "aggregator": "edgefed.cli.aggregator:aggregator",
     "agent": "edgefed.cli.agent:agent",
     "profile": "edgefed.cli.profile:profile",
-    "bench": "edgefed.cli.bench:bench",
     "status": "edgefed.cli.status:status",
     "evaluate": "edgefed.cli.evaluate:evaluate",
     "summarize": "edgefed.cli.summarize:summarize",
     "report": "edgefed.cli.report:report",
     "export": "edgefed.cli.export:export",
     "train": "edgefed.cli.train:train",
+    "bench": "edgefed.cli.bench:bench",
 }
 """Every subcommand, in the order of `--help`, and where it is: module:function."""
 

@@ -20,7 +20,8 @@ import transformers
 
 from edgefed import __version__
 from edgefed.data.examples import Example
-from edgefed.devices.cpu import read_cpu
+from edgefed.devices.compute import ComputeProfile, DataType, MachineProbe
+from edgefed.devices.measurement import absent, measured
 from edgefed.devices.memory import read_host_memory, training_memory
 from edgefed.errors import ConfigError, DataError, ModelError
 from edgefed.models.checkpoint import check_directory, linear_shapes, resolve_model
@@ -34,12 +35,12 @@ from edgefed.training.bench_work import BenchOutcome, BenchWork, Shape
 from edgefed.training.loop import train
 from edgefed.training.lora_round import with_training
 from edgefed.training.options import LoraOptions, TrainOptions
-from edgefed.training.peak_memory import PeakMemory
 from edgefed.training.probe import matmul_rate, read_gpu
 from edgefed.training.round_work import Suspend
 from edgefed.training.steps import StepRecord, summed
 from edgefed.training.summarization import collate
 from edgefed.training.suspension import Suspended
+from edgefed.training.worker_memory import forget_peak, peak_memory_bytes, peak_resident_bytes
 
 __all__ = ["BenchReport", "Stage", "bench", "least_bytes", "shape_layout"]
 
@@ -48,6 +49,7 @@ BenchReport = Callable[[Stage, int, int], None]
 """Called with what is being done and how much of it; raises `Suspend` to stop and keep the steps that were measured."""
 
 _PEAK_S = 0.8
+_DTYPES: dict[DataType, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _EXAMPLES = 64  # at most so many different ones: tokenizing is timed, making them up is not
 
 
@@ -70,11 +72,11 @@ def bench(work: BenchWork, report: BenchReport) -> BenchOutcome:
             directory, layout, stored=work.stored, seed=work.seed, report=lambda done, of: report("writing", done, of)
         )
     report("measuring", 0, 1)
-    peak_flops_per_s, _ = matmul_rate(compute_dtype(work.quantization, place), place, _PEAK_S)
-    if place.type == "cuda":
-        torch.cuda.empty_cache()
+    dtype = compute_dtype(work.quantization, place)
+    kind = next(name for name, one in _DTYPES.items() if one is dtype)
+    machine = _machine(kind, place)
     report("loading", 0, 1)
-    loading = PeakMemory(torch.device("cpu"))
+    forget_peak()
     started_s = time.monotonic()
     base = load_base(directory, work.quantization, work.hardware)
     load_s = time.monotonic() - started_s
@@ -90,15 +92,15 @@ def bench(work: BenchWork, report: BenchReport) -> BenchOutcome:
         quantization=work.quantization,
         examples=len(examples),
         load_s=load_s,
-        peak_resident_bytes=loading.so_far_bytes(),
+        peak_resident_bytes=peak_resident_bytes(),
         gradient_checkpointing=work.gradient_checkpointing,
-        live_peak_flops_per_s=peak_flops_per_s,
+        live_peak_flops_per_s=machine.compute.flops_per_s[kind].value,
     )
     return BenchOutcome(
         record=_measured(model, examples, task, work, record, report),
-        processor=_processor(place),
+        kind=kind,
+        machine=machine,
         software=_software(work, place),
-        threads=torch.get_num_threads(),
     )
 
 
@@ -205,14 +207,14 @@ def _measured(
         gradient_checkpointing=work.gradient_checkpointing,
         seed=work.seed,
     )
-    measured: list[StepRecord] = []
+    timed: list[StepRecord] = []
     began_s = time.monotonic()
 
     def on_step(step: StepRecord) -> None:
         nonlocal began_s
         if step.step >= work.warmup_steps:
-            measured.append(step)
-            report("training", len(measured), work.steps)
+            timed.append(step)
+            report("training", len(timed), work.steps)
         elif step.step + 1 < work.warmup_steps:
             report("warming", step.step + 1, work.warmup_steps)
         else:
@@ -220,23 +222,35 @@ def _measured(
             began_s = time.monotonic()
 
     report("warming" if work.warmup_steps else "training", 0, work.warmup_steps or work.steps)
-    memory = PeakMemory(model.device)
+    forget_peak()
     try:
         train(model, examples, task, options, on_step)
     except Suspended:
-        if not measured:
+        if not timed:
             raise Suspend from None
     train_s = time.monotonic() - began_s
-    peak_bytes = memory.so_far_bytes()
-    record = msgspec.structs.replace(record, peak_memory_bytes=peak_bytes)
-    return with_training(record, summed(measured, work.batch_size), measured, train_s)
+    peak_bytes, resident_bytes = peak_memory_bytes(model.device), peak_resident_bytes()
+    return msgspec.structs.replace(
+        with_training(record, summed(timed, work.batch_size), timed, train_s),
+        peak_memory_bytes=peak_bytes,
+        peak_resident_bytes=max(resident_bytes, record.peak_resident_bytes or 0),
+    )
 
 
-def _processor(place: torch.device) -> str:
+def _machine(kind: DataType, place: torch.device) -> MachineProbe:
+    """Returns what computes, with the rate of matrix products that was reached in one data type."""
+    rate, size = matmul_rate(_DTYPES[kind], place, _PEAK_S)
+    gpu, why_no_gpu = read_gpu() if place.type == "cuda" else (None, "the bench computed on the CPU")
     if place.type == "cuda":
-        return str(torch.cuda.get_device_properties(place).name)
-    cpu = read_cpu()
-    return cpu.model or cpu.architecture
+        torch.cuda.empty_cache()
+    compute = ComputeProfile(
+        hardware="cpu" if gpu is None else "cuda",
+        threads=torch.get_num_threads(),
+        flops_per_s={kind: measured(rate, f"torch.mm {size}×{size}×{size}")},
+        memory_bandwidth_bytes_per_s=absent("a bench measures matrix products only"),
+        torch_version=str(torch.__version__),
+    )
+    return MachineProbe(compute=compute, gpu=gpu, why_no_gpu=why_no_gpu)
 
 
 def _software(work: BenchWork, place: torch.device) -> str:

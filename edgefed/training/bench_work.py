@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from edgefed.devices.compute import DataType, MachineProbe
 from edgefed.protocol.records import RoundRecord
 from edgefed.protocol.tasks import Quantization
 
@@ -65,12 +66,12 @@ class BenchOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         record: of the measured steps, as a device's of a round; bytes and seconds of transfers are none.
-        processor: the GPU or CPU that computed, by its name.
+        kind: data type that it was computed in.
+        machine: what computed, with the rate of matrix products in that type; no other was measured.
         software: versions of what it computed with.
-        threads: CPU threads.
     """
 
     record: RoundRecord
-    processor: str
+    kind: DataType
+    machine: MachineProbe
     software: str
-    threads: PositiveInt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import resource
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +27,6 @@ from edgefed.training.base_model import load_base, load_tokenizer
 from edgefed.training.evaluate import token_loss
 from edgefed.training.loop import train
 from edgefed.training.options import LoraOptions
-from edgefed.training.peak_memory import PeakMemory, peak_resident_bytes
 from edgefed.training.round_work import RoundWork, TrainingSet, WorkSuspended, residual_beside
 from edgefed.training.standalone import train_options
 from edgefed.training.steps import StepRecord as LoopStep
@@ -108,7 +108,7 @@ class Rounds:
             examples=len(training),
             load_s=load_s,
             evaluation=evaluation,
-            peak_resident_bytes=peak_resident_bytes(),
+            peak_resident_bytes=_peak_resident_bytes(),
         )
         if announced.kind == "evaluate":
             return record
@@ -155,7 +155,6 @@ class Rounds:
         kept, key = Path(f"{work.output}.suspended"), _suspension_key(work)
         resume = read_suspension(kept, key)
         steps += resume.steps if resume is not None else ()
-        memory = PeakMemory(model.device) if model.device.type == "cuda" else None
         started_s = time.monotonic()
         try:
             result = train(model, examples, task, options, on_step, resume=resume)
@@ -166,9 +165,7 @@ class Rounds:
         train_s = time.monotonic() - started_s
         report("saving", options.steps, options.steps, result.last_loss)
         _write_update(model, work)
-        peak_bytes = memory.so_far_bytes() if memory is not None else None
-        record = msgspec.structs.replace(record, rank=work.plan.rank, peak_memory_bytes=peak_bytes)
-        return with_training(record, result, steps, train_s)
+        return _filled(record, work, result, steps, train_s)
 
 
 def _seed(work: RoundWork) -> int:
@@ -226,6 +223,12 @@ def _write_update(model: AdaptedModel, work: RoundWork) -> None:
     write_adapter(residual_beside(output), lost, precision="fp32")
 
 
+def _filled(
+    record: RoundRecord, work: RoundWork, result: TrainResult, steps: Sequence[LoopStep], train_s: float
+) -> RoundRecord:
+    return with_training(msgspec.structs.replace(record, rank=work.plan.rank), result, steps, train_s)
+
+
 def with_training(record: RoundRecord, result: TrainResult, steps: Sequence[LoopStep], train_s: float) -> RoundRecord:
     """Returns the record with a training in it.
 
@@ -250,7 +253,7 @@ def with_training(record: RoundRecord, result: TrainResult, steps: Sequence[Loop
         source_tokens=result.source_tokens,
         target_tokens=result.target_tokens,
         model_flops=result.model_flops,
-        peak_resident_bytes=max(peak_resident_bytes(), record.peak_resident_bytes or 0),
+        peak_resident_bytes=_peak_resident_bytes(),
         step_records=[_step_record(step) for step in steps[::stride]],
     )
 
@@ -265,3 +268,7 @@ def _step_record(step: LoopStep) -> StepRecord:
         source_tokens=step.source_tokens,
         target_tokens=step.target_tokens,
     )
+
+
+def _peak_resident_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

@@ -20,6 +20,8 @@ from edgefed.agent.frames import (
     decode_request,
     encode_frame,
 )
+from edgefed.devices.compute import ComputeProfile, MachineProbe
+from edgefed.devices.measurement import absent, measured
 from edgefed.errors import WorkerError
 from edgefed.protocol.records import MAX_STEP_RECORDS, RoundRecord, StepRecord
 from edgefed.training.bench_work import BenchOutcome, BenchWork
@@ -38,6 +40,15 @@ RECORD = RoundRecord(
     step_records=[STEP] * MAX_STEP_RECORDS,
 )
 
+MACHINE = MachineProbe(
+    compute=ComputeProfile(
+        hardware="cpu",
+        threads=4,
+        flops_per_s={"bf16": measured(1e11, "torch.mm")},
+        memory_bandwidth_bytes_per_s=absent("not tried"),
+    )
+)
+
 ANSWERS = [
     Prepared(
         model_path="/models/t5",
@@ -46,7 +57,7 @@ ANSWERS = [
     ),
     Progress(stage="training", step=3, steps=16, loss=5.25),
     Finished(record=RECORD),
-    Benched(outcome=BenchOutcome(record=RECORD, processor="A57", software="torch 2", threads=4)),
+    Benched(outcome=BenchOutcome(record=RECORD, kind="bf16", machine=MACHINE, software="torch 2")),
     Failed(kind="data", message="line 3:\nnot JSON\u2028"),
 ]
 

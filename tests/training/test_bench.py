@@ -63,7 +63,8 @@ def test_a_record_as_of_a_round(work: BenchWork) -> None:
     assert record.peak_memory_bytes is not None
     assert record.peak_resident_bytes is not None
     assert record.peak_resident_bytes >= record.peak_memory_bytes > 4 * shape_layout("tiny").parameters
-    assert outcome.threads == 1
+    assert (outcome.kind, outcome.machine.compute.threads, outcome.machine.gpu) == ("fp32", 1, None)
+    assert list(outcome.machine.compute.flops_per_s) == ["fp32"]
     assert "torch" in outcome.software
     stages = list(dict.fromkeys(stage for stage, _, _ in seen))
     assert stages == ["writing", "measuring", "loading", "warming", "training"]
