@@ -22,7 +22,7 @@ def forget_peak() -> None:
     """Sets the marks back to what is in use now, so that a warm worker's next round has a peak of its own."""
     with suppress(OSError):  # some containers forbid it; the mark is then of the worker's whole life
         Path("/proc/self/clear_refs").write_text("5")
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
 
