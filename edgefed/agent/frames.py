@@ -1,7 +1,7 @@
 """What supervisor and worker say to each other: one JSON line per frame, requests on stdin, answers on stdout.
 
 Paths, not tensors: what is large lies in files that both can read. A request is answered by exactly one final frame
-(`Prepared`, `Finished`, `Probed` or `Failed`); `Progress` frames may come before it.
+(`Prepared`, `Finished`, `Probed`, `Benched` or `Failed`); `Progress` frames may come before it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from edgefed.devices.compute import MachineProbe
 from edgefed.errors import WorkerError
 from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.protocol.records import RoundRecord
+from edgefed.training.bench_work import BenchOutcome, BenchWork
 from edgefed.training.round_work import RoundWork, TrainingSet
 
 __all__ = [
     "MAX_FRAME_BYTES",
     "Answer",
+    "Bench",
+    "Benched",
     "Cancel",
     "Failed",
     "Finished",
@@ -78,6 +81,12 @@ class Probe(_Frame, frozen=True, kw_only=True, tag="probe"):
     quick: bool = False
 
 
+class Bench(_Frame, frozen=True, kw_only=True, tag="bench"):
+    """Time steps of training on random tokens. `Suspend` ends it early, with the steps that were measured."""
+
+    work: BenchWork
+
+
 class Cancel(_Frame, frozen=True, kw_only=True, tag="cancel"):
     """Stop the work under way at the next step; it is then answered by `Failed(kind="cancelled")`."""
 
@@ -103,10 +112,19 @@ class Probed(_Frame, frozen=True, kw_only=True, tag="probed"):
     machine: MachineProbe
 
 
-class Progress(_Frame, frozen=True, kw_only=True, tag="progress"):
-    """One thing was done: a stage has begun, or an optimizer step is over. `what` is measured while `measuring`."""
+class Benched(_Frame, frozen=True, kw_only=True, tag="benched"):
+    """The answer to `Bench`."""
 
-    stage: Literal["loading", "evaluating", "training", "saving", "measuring"]
+    outcome: BenchOutcome
+
+
+class Progress(_Frame, frozen=True, kw_only=True, tag="progress"):
+    """One thing was done: a stage has begun, or an optimizer step is over. `what` is measured while `measuring`.
+
+    Only a bench has the stages `writing`, whose steps are bytes of the checkpoint, and `warming`.
+    """
+
+    stage: Literal["loading", "evaluating", "training", "saving", "measuring", "writing", "warming"]
     step: int = 0
     steps: int = 0
     loss: float | None = None
@@ -126,8 +144,8 @@ class Failed(_Frame, frozen=True, kw_only=True, tag="failed"):
     message: str
 
 
-Request = Prepare | Work | Probe | Cancel | Suspend
-Answer = Prepared | Progress | Finished | Probed | Failed
+Request = Prepare | Work | Probe | Bench | Cancel | Suspend
+Answer = Prepared | Progress | Finished | Probed | Benched | Failed
 
 _encoder = msgspec.json.Encoder()
 

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import os
 import queue
+import signal
 import sys
 import threading
 import traceback
@@ -18,6 +19,8 @@ from typing import BinaryIO, Literal, Protocol
 
 from edgefed.agent.frames import (
     Answer,
+    Bench,
+    Benched,
     Cancel,
     Failed,
     Finished,
@@ -109,13 +112,15 @@ class _Session:
         """Makes the work under way stop at its next report, and keep what it has done."""
         self._suspended.set()
 
-    def handle(self, request: Prepare | Work | Probe) -> None:
+    def handle(self, request: Prepare | Work | Probe | Bench) -> None:
         """Answers one request, whatever happens in it."""
         try:
             if isinstance(request, Prepare):
                 self._send(self._prepare(request))
             elif isinstance(request, Work):
                 self._send(self._work(request))
+            elif isinstance(request, Bench):
+                self._send(self._bench(request))
             else:
                 self._send(self._probe(request))
         except _Cancelled:
@@ -164,6 +169,18 @@ class _Session:
         machine = probe(request.hardware, threads=request.threads, quick=request.quick, report=report)
         return Probed(machine=machine)
 
+    def _bench(self, request: Bench) -> Benched:
+        from edgefed.training.bench import Stage, bench
+
+        def report(stage: Stage, step: int, steps: int) -> None:
+            if self._cancelled.is_set():
+                raise _Cancelled
+            self._send(Progress(stage=stage, step=step, steps=steps))
+            if self._suspended.is_set():
+                raise SuspendTraining
+
+        return Benched(outcome=bench(request.work, report))
+
     def _rounds_of(self, announced: RoundOpen) -> _Rounds:
         tag = str(announced.method.__struct_config__.tag)
         if tag not in self._rounds:
@@ -185,7 +202,7 @@ def _failure(error: Exception) -> Failed:
     return Failed(kind="worker", message=str(error))
 
 
-def _read_requests(session: _Session, requests: queue.Queue[Prepare | Work | Probe]) -> None:
+def _read_requests(session: _Session, requests: queue.Queue[Prepare | Work | Probe | Bench]) -> None:
     """Feeds the queue from stdin; ends the process when the supervisor is gone, whatever it is doing."""
     try:
         for line in sys.stdin.buffer:
@@ -213,10 +230,11 @@ def _volunteer_for_the_oom_killer() -> None:
 def main() -> None:
     """Serves requests until stdin closes."""
     _volunteer_for_the_oom_killer()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to both: the supervisor answers it
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must never land among the frames
     session = _Session(answers)
-    requests: queue.Queue[Prepare | Work | Probe] = queue.Queue()
+    requests: queue.Queue[Prepare | Work | Probe | Bench] = queue.Queue()
     threading.Thread(target=_read_requests, args=(session, requests), name="requests", daemon=True).start()
     while True:
         session.handle(requests.get())

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from edgefed.agent.frames import (
     MAX_FRAME_BYTES,
     Answer,
+    Bench,
+    Benched,
     Cancel,
     Failed,
     Finished,
@@ -109,6 +111,21 @@ class WorkerProcess:
             raise await self._babbled(answer)
         return answer
 
+    async def bench(self, request: Bench, on_progress: Callable[[Progress], None]) -> Benched:
+        """Returns what a micro-benchmark measured; after `suspend`, of the steps until then.
+
+        Raises:
+            ConfigError, DataError, ModelError: as the worker found.
+            WorkCancelled: after `cancel`.
+            WorkSuspended: after `suspend`, before a step was measured.
+            WorkerOutOfMemory: it said so, or the kernel killed it.
+            WorkerError: the worker failed, died, hung or wrote garbage.
+        """
+        answer = await self._ask(request, on_progress)
+        if not isinstance(answer, Benched):
+            raise await self._babbled(answer)
+        return answer
+
     async def cancel(self) -> None:
         """Asks for the work under way to stop at its next step."""
         await self._tell(Cancel())
@@ -135,7 +152,9 @@ class WorkerProcess:
         if process.stdin is not None:
             process.stdin.close()
 
-    async def _ask(self, request: Prepare | Work | Probe, on_progress: Callable[[Progress], None] | None) -> Answer:
+    async def _ask(
+        self, request: Prepare | Work | Probe | Bench, on_progress: Callable[[Progress], None] | None
+    ) -> Answer:
         try:
             process = await self._running()
             assert process.stdin is not None

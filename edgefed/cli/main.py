@@ -40,6 +40,7 @@ COMMANDS: Mapping[str, str] = {
     "report": "edgefed.cli.report:report",
     "export": "edgefed.cli.export:export",
     "train": "edgefed.cli.train:train",
+    "bench": "edgefed.cli.bench:bench",
 }
 """Every subcommand, in the order of `--help`, and where it is: module:function."""
 

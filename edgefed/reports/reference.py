@@ -49,11 +49,13 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
         name: for people.
         source: where the figures are from.
         use: its measures.
+        quantization: precision of the base that they are of; "" for a whole run, in which devices may differ.
     """
 
     name: str
     source: str
     use: Utilization
+    quantization: str = ""
 
 
 class _Schema(msgspec.Struct, frozen=True):
@@ -81,4 +83,7 @@ def read_references(path: Path) -> tuple[Reference, ...]:
         raise ConfigError(f"{path}: the reference cannot be read: {error.strerror}") from error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not a reference: {error}") from error
-    return tuple(Reference(name=one.name, source=one.source, use=measure(one.record)) for one in bench.results)
+    return tuple(
+        Reference(name=one.name, source=one.source, use=measure(one.record), quantization=one.record.quantization)
+        for one in bench.results
+    )

@@ -20,7 +20,7 @@ from edgefed.models.checkpoint import check_directory
 from edgefed.training.options import Quantization
 from edgefed.training.worker_memory import give_back
 
-__all__ = ["LoadedModel", "load_base"]
+__all__ = ["LoadedModel", "compute_dtype", "load_base", "load_tokenizer", "pick_device"]
 
 _UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, StrictDataclassError)
 DeviceChoice = Literal["auto", "cpu", "cuda"]
@@ -59,7 +59,7 @@ def load_base(
             device is not there.
     """
     check_directory(path)
-    place = _device(device)
+    place = pick_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     # bitsandbytes warns when peft imports it, and once per layer that int8 rounds to fp16.
@@ -76,14 +76,22 @@ def load_base(
     return LoadedModel(model, tokenizer, quantization, place)
 
 
-def _device(choice: DeviceChoice) -> torch.device:
+def pick_device(choice: DeviceChoice) -> torch.device:
+    """Return where a base model is put; "auto" takes CUDA where there is some.
+
+    Raises:
+        ModelError: "cuda" was asked for, and there is none.
+    """
     if choice == "cuda" and not torch.cuda.is_available():
         raise ModelError("device 'cuda' was asked for, and torch finds none; use 'auto' or 'cpu'")
     return torch.device("cuda" if choice != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _compute_dtype(quantization: Quantization, device: torch.device) -> torch.dtype:
-    """bf16 where the hardware multiplies it; fp32 where it would be emulated; never fp16, in which T5 overflows."""
+def compute_dtype(quantization: Quantization, device: torch.device) -> torch.dtype:
+    """Return what a base of some precision is computed in.
+
+    That is bf16 where the hardware multiplies it; fp32 where it would be emulated; never fp16, in which T5 overflows.
+    """
     if quantization == "bf16":
         return torch.bfloat16
     if quantization == "fp32" or device.type == "cpu":
@@ -92,7 +100,7 @@ def _compute_dtype(quantization: Quantization, device: torch.device) -> torch.dt
 
 
 def _model(path: Path, quantization: Quantization, device: torch.device) -> tuple[Any, dict[str, Any]]:
-    dtype = _compute_dtype(quantization, device)
+    dtype = compute_dtype(quantization, device)
     arguments: dict[str, Any] = {"dtype": dtype}
     if quantization == "int8":
         arguments["quantization_config"] = transformers.BitsAndBytesConfig(load_in_8bit=True)

@@ -35,7 +35,7 @@ from edgefed.training.summarization import longest
 from edgefed.training.suspension import Suspended, read_suspension, write_suspension
 from edgefed.training.worker_memory import forget_peak, peak_memory_bytes, peak_resident_bytes
 
-__all__ = ["Report", "Rounds", "read_split"]
+__all__ = ["Report", "Rounds", "read_split", "with_training"]
 
 Report = Callable[[Literal["loading", "evaluating", "training", "saving"], int, int, float | None], None]
 
@@ -246,10 +246,21 @@ def _write_update(model: AdaptedModel, work: RoundWork) -> None:
 def _filled(
     record: RoundRecord, work: RoundWork, result: TrainResult, steps: Sequence[LoopStep], train_s: float
 ) -> RoundRecord:
+    return with_training(msgspec.structs.replace(record, rank=work.plan.rank), result, steps, train_s)
+
+
+def with_training(record: RoundRecord, result: TrainResult, steps: Sequence[LoopStep], train_s: float) -> RoundRecord:
+    """Returns the record with a training in it.
+
+    Args:
+        record: of what came before.
+        result: the training in sums.
+        steps: its steps.
+        train_s: wall seconds of all of it.
+    """
     stride = -(-len(steps) // MAX_STEP_RECORDS)
     return msgspec.structs.replace(
         record,
-        rank=work.plan.rank,
         steps=result.steps,
         loss_first=result.first_loss,
         loss_mean=result.mean_loss,

@@ -6,6 +6,9 @@ from hypothesis import strategies as st
 
 from edgefed.agent.frames import (
     MAX_FRAME_BYTES,
+    Answer,
+    Bench,
+    Benched,
     Cancel,
     Failed,
     Finished,
@@ -17,8 +20,11 @@ from edgefed.agent.frames import (
     decode_request,
     encode_frame,
 )
+from edgefed.devices.compute import ComputeProfile, MachineProbe
+from edgefed.devices.measurement import absent, measured
 from edgefed.errors import WorkerError
 from edgefed.protocol.records import MAX_STEP_RECORDS, RoundRecord, StepRecord
+from edgefed.training.bench_work import BenchOutcome, BenchWork
 from edgefed.training.round_work import TrainingSet
 
 STEP = StepRecord(
@@ -34,6 +40,15 @@ RECORD = RoundRecord(
     step_records=[STEP] * MAX_STEP_RECORDS,
 )
 
+MACHINE = MachineProbe(
+    compute=ComputeProfile(
+        hardware="cpu",
+        threads=4,
+        flops_per_s={"bf16": measured(1e11, "torch.mm")},
+        memory_bandwidth_bytes_per_s=absent("not tried"),
+    )
+)
+
 ANSWERS = [
     Prepared(
         model_path="/models/t5",
@@ -42,12 +57,13 @@ ANSWERS = [
     ),
     Progress(stage="training", step=3, steps=16, loss=5.25),
     Finished(record=RECORD),
+    Benched(outcome=BenchOutcome(record=RECORD, kind="bf16", machine=MACHINE, software="torch 2")),
     Failed(kind="data", message="line 3:\nnot JSON\u2028"),
 ]
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_answers_come_back_as_they_went_in_one_line(answer: Prepared | Progress | Finished | Failed) -> None:
+def test_answers_come_back_as_they_went_in_one_line(answer: Answer) -> None:
     line = encode_frame(answer)
     assert decode_answer(line) == answer
     assert line.endswith(b"\n")
@@ -56,7 +72,8 @@ def test_answers_come_back_as_they_went_in_one_line(answer: Prepared | Progress 
 
 
 def test_requests_come_back_as_they_went(prepare: Prepare, work: Work) -> None:
-    for request in (prepare, work, Cancel()):
+    bench = Bench(work=BenchWork(directory="model", shape="flan-t5-xl", quantization="nf4"))
+    for request in (prepare, work, bench, Cancel()):
         line = encode_frame(request)
         assert decode_request(line) == request
         assert line.count(b"\n") == 1
