@@ -13,13 +13,18 @@ from typing import NamedTuple
 import msgspec
 import typer
 
+from edgefed.agent.board_keeper import BoardKeeper, Yardstick
 from edgefed.agent.frames import Bench, Progress
+from edgefed.agent.options import Emulate
 from edgefed.agent.worker_process import WorkerProcess
 from edgefed.cli.inference import Progress as Move
 from edgefed.cli.inference import progress
 from edgefed.cli.output import told_where
 from edgefed.devices.cpu import read_cpu
+from edgefed.devices.power_mode import read_power_mode
+from edgefed.devices.profile import read_profile
 from edgefed.devices.sampling import Sampler
+from edgefed.devices.sensors import PowerProfile
 from edgefed.errors import ConfigError, EdgefedError, ModelError, WorkerError
 from edgefed.files import replace_file
 from edgefed.reports.reference import BenchFile, BenchResult
@@ -27,7 +32,7 @@ from edgefed.stopping import Stopped
 from edgefed.training.bench_work import BenchOutcome, BenchWork
 from edgefed.training.round_work import WorkSuspended
 
-__all__ = ["Benches", "check_output", "run_benches"]
+__all__ = ["Benches", "check_output", "run_benches", "yardstick"]
 
 _SILENCE_S = 3600.0  # a step of a large model on a small processor says nothing for long; Ctrl-C is always heard
 _SAMPLE_S = 0.5
@@ -140,9 +145,14 @@ class _Runner:
             move(0, 1, f"{work.quantization}: starting the worker")
             outcome = (await self._worker.bench(Bench(work=work), on_progress)).outcome
             samplers[0].look()
-            return msgspec.structs.replace(
-                outcome, record=msgspec.structs.replace(outcome.record, use=samplers[0].use())
+            sheet = yardstick(outcome, work)
+            record = msgspec.structs.replace(
+                outcome.record,
+                use=samplers[0].use(),
+                sheet_peak_flops_per_s=sheet.sheet_peak_flops_per_s,
+                board=sheet.board,
             )
+            return msgspec.structs.replace(outcome, record=record)
 
     def _suspend(self) -> None:
         telling = asyncio.ensure_future(self._worker.suspend())
@@ -158,6 +168,18 @@ class _Runner:
     def _failed(self, work: BenchWork, error: EdgefedError) -> None:
         typer.echo(f"edgefed: {work.quantization}: {error}", err=True)
         self.exit_code = self.exit_code or error.exit_code
+
+
+def yardstick(outcome: BenchOutcome, work: BenchWork) -> Yardstick:
+    """Returns what the sheet of this machine's board says, in its live power mode, of the type it was computed in."""
+    mode, mode_reason = read_power_mode()
+    profile = msgspec.structs.replace(
+        read_profile(Path(work.directory), quantization=work.quantization, max_rank=work.rank),
+        gpu=outcome.machine.gpu,
+        compute=outcome.machine.compute,
+        power=PowerProfile(mode=mode, mode_reason=mode_reason),
+    )
+    return BoardKeeper(Emulate()).yardstick(profile, outcome.kind)
 
 
 def _result(outcome: BenchOutcome, work: BenchWork, name: str) -> BenchResult:

@@ -16,11 +16,17 @@ import msgspec
 import psutil
 import pytest
 
+from edgefed.cli.bench_run import yardstick
 from edgefed.cli.bench_view import compared, result_rows
+from edgefed.devices.board_files import find_board
+from edgefed.devices.compute import ComputeProfile, MachineProbe
+from edgefed.devices.gpu import GpuProfile
+from edgefed.devices.measurement import absent, measured
 from edgefed.devices.usage import Energy, HardwareUse
 from edgefed.models.checkpoint import resolve_model
 from edgefed.protocol.records import RoundRecord
 from edgefed.reports.reference import BenchFile, BenchResult, read_references
+from edgefed.training.bench_work import BenchOutcome, BenchWork
 from tests.cli.test_report import keep
 
 Run = Callable[..., Any]
@@ -229,6 +235,25 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     assert [worker for worker in workers if worker.is_running()] == []
     assert list(bench.scratch.glob("edgefed-*")) == []
     assert not bench.output.exists()
+
+
+def test_the_sheet_of_the_board_that_computed_is_beside_the_measured_peak() -> None:
+    gpu = GpuProfile(
+        name="NVIDIA GeForce RTX 4090", compute_capability=8.9, integrated=False, memory_total_bytes=25_241_190_400,
+        memory_free_bytes=24 * 10**9, sm_count=128,
+    )  # fmt: skip
+    compute = ComputeProfile(
+        hardware="cuda", threads=1, flops_per_s={"bf16": measured(1.5e14, "torch.mm")},
+        memory_bandwidth_bytes_per_s=absent("not tried"),
+    )  # fmt: skip
+    machine = MachineProbe(compute=compute, gpu=gpu)
+    outcome = BenchOutcome(record=result("a").record, kind="bf16", machine=machine, software="torch")
+    found = yardstick(outcome, BenchWork(directory=".", quantization="nf4"))
+    assert found.board is not None
+    assert found.sheet_peak_flops_per_s == find_board(found.board).in_mode(None).peaks["bf16"]
+    on_cpu = msgspec.structs.replace(machine, gpu=None, compute=msgspec.structs.replace(compute, hardware="cpu"))
+    without = yardstick(msgspec.structs.replace(outcome, machine=on_cpu), BenchWork(directory=".", quantization="nf4"))
+    assert without.sheet_peak_flops_per_s is None, "what a GPU's sheet says is no matter of the CPU beside it"
 
 
 def test_rows_have_a_value_or_a_reason() -> None:
