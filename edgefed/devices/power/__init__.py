@@ -1,1 +1,1 @@
-"""Power sensors: one kind per file, each with what it sees and what it does not."""
+"""Readers of power sensors, one kind per module, behind the small interface of `base`."""
