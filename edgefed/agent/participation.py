@@ -28,6 +28,7 @@ from edgefed.agent.supervised_work import SupervisedWork
 from edgefed.agent.uploads import Uploads
 from edgefed.agent.worker_process import WorkerProcess
 from edgefed.devices.conditions import read_conditions
+from edgefed.devices.sampling import Sampler
 from edgefed.errors import EdgefedError
 from edgefed.files import hash_file
 from edgefed.protocol.messages.down import Accepted, Refused, RoundAnswer
@@ -64,6 +65,7 @@ class Participation:
         board: which round is in force; work for another one is abandoned.
         peak_flops_per_s: returns the rate that was measured for what a base of some precision is computed in; None
             where none was.
+        new_sampler: makes what looks at the hardware during one piece of work.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Participation:
         worker: WorkerProcess,
         board: Announcements,
         peak_flops_per_s: Callable[[Quantization], float | None],
+        new_sampler: Callable[[], Sampler],
     ) -> None:
         topics = Topics(options.fleet)
         self._options = options
@@ -84,9 +87,8 @@ class Participation:
         self._worker = worker
         self._board = board
         self._peak_flops_per_s = peak_flops_per_s
-        root = Path(options.root)
-        guard = Guard(options.eligibility, partial(read_conditions, root))
-        self._supervised = SupervisedWork(transport, presence, worker, board, guard, root=root)
+        guard = Guard(options.eligibility, partial(read_conditions, Path(options.root)))
+        self._supervised = SupervisedWork(transport, presence, worker, board, guard, new_sampler)
         self._up = topics.device(options.device, "up")
         self._downloads = Downloads(transport, topics, self._send, state.parts)
         self._uploads = Uploads(transport, self._up, self._send)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from pathlib import Path
+from collections.abc import Callable
 
 import msgspec
 
@@ -17,7 +17,7 @@ from edgefed.agent.eligibility import Guard
 from edgefed.agent.frames import Finished, Progress, Work
 from edgefed.agent.presence import Presence
 from edgefed.agent.worker_process import WorkCancelled, WorkerProcess
-from edgefed.devices.sampling import Sampler
+from edgefed.devices.sampling import SAMPLE_S, Sampler
 from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.training.round_work import RoundWork, WorkSuspended
 from edgefed.transport.base import Transport
@@ -27,7 +27,6 @@ __all__ = ["SupervisedWork"]
 _log = logging.getLogger(__name__)
 
 _CANCEL_PATIENCE_S = 60.0
-_SAMPLE_S = 0.5
 
 
 class _Forbidden(Exception):
@@ -43,7 +42,7 @@ class SupervisedWork:
         worker: who trains.
         board: which round is in force; work for another one is abandoned.
         guard: the owner's rules.
-        root: of the file system that the sensors are read from.
+        new_sampler: makes what looks at the hardware during one piece of work.
     """
 
     def __init__(
@@ -53,15 +52,14 @@ class SupervisedWork:
         worker: WorkerProcess,
         board: Announcements,
         guard: Guard,
-        *,
-        root: Path,
+        new_sampler: Callable[[], Sampler],
     ) -> None:
         self._transport = transport
         self._presence = presence
         self._worker = worker
         self._board = board
         self._guard = guard
-        self._root = root
+        self._new_sampler = new_sampler
 
     async def until_allowed(self, announced: RoundOpen, *, stopped: bool = False) -> None:
         """Returns once the owner's rules allow training; shows why they do not.
@@ -84,14 +82,14 @@ class SupervisedWork:
         """
         while True:
             await self._presence.show(self._transport, "training", round=announced.round)
-            sampler = Sampler(lambda: self._worker.pid, root=self._root)
+            sampler = self._new_sampler()
             looking = asyncio.create_task(_look(sampler), name="look-at-hardware")
             try:
                 finished = await self._uninterrupted(announced, work)
             except _Forbidden as reason:
                 _log.warning("round %d: %s", announced.round, reason)
             else:
-                sampler.look()
+                await asyncio.to_thread(sampler.look)
                 return Finished(record=msgspec.structs.replace(finished.record, use=sampler.use()))
             finally:
                 looking.cancel()
@@ -135,6 +133,7 @@ class SupervisedWork:
 
 
 async def _look(sampler: Sampler) -> None:
+    """Looks in a thread: a driver that hangs must not take the connection to the broker with it."""
     while True:
-        await asyncio.sleep(_SAMPLE_S)
-        sampler.look()
+        await asyncio.to_thread(sampler.look)
+        await asyncio.sleep(SAMPLE_S)

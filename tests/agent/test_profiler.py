@@ -91,7 +91,8 @@ async def test_what_was_measured_is_remembered_by_the_next_agent(tmp_path: Path)
     assert later.reasons_to_measure() == []
     assert rates(later.profile()) == rates(first)
     assert later.profile().measured_unix_s == first.measured_unix_s
-    assert msgspec.json.decode(msgspec.json.encode(later.profile()), type=DeviceProfile) == later.profile()
+    known = later.profile()
+    assert msgspec.json.decode(msgspec.json.encode(known), type=DeviceProfile) == known
 
 
 async def test_a_new_power_mode_is_a_reason_to_measure_again(tmp_path: Path) -> None:
