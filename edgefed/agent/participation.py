@@ -20,6 +20,7 @@ from edgefed.agent.announcements import Announcements, RoundIsOver
 from edgefed.agent.downloads import Downloads, Fetched
 from edgefed.agent.eligibility import Guard
 from edgefed.agent.frames import Finished, Prepare, Prepared
+from edgefed.agent.neighbours import count_other_agents, tell_whose_energy
 from edgefed.agent.options import AgentOptions
 from edgefed.agent.plan import CannotTakePart, parts_to_fetch, plan_round
 from edgefed.agent.presence import Presence
@@ -222,6 +223,10 @@ class Participation:
             download_s=fetched.fetch_s,
             live_peak_flops_per_s=self._peak_flops_per_s(plan.quantization),
         )
+        if record.use is not None:
+            others = await asyncio.to_thread(count_other_agents, Path(self._options.root))
+            use = tell_whose_energy(record.use, emulated=record.emulated, others=others)
+            record = msgspec.structs.replace(record, use=use)
         answer: UpdateOffer | EvaluationReport
         if announced.kind == "evaluate":
             answer = EvaluationReport(run=announced.run, round=announced.round, record=record)

@@ -1,0 +1,85 @@
+"""Work by a real process, with a recorded machine's sensors looked at meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgefed.agent.announcements import Announcements
+from edgefed.agent.eligibility import Guard
+from edgefed.agent.frames import Finished, Work
+from edgefed.agent.options import Eligibility
+from edgefed.agent.presence import Presence
+from edgefed.agent.supervised_work import SupervisedWork
+from edgefed.agent.worker_process import WorkerProcess
+from edgefed.devices.conditions import read_conditions
+from edgefed.devices.instruments import find_instruments
+from edgefed.devices.sampling import Sampler
+from edgefed.protocol.messages.retained import RoundOpen
+from edgefed.protocol.topics import Topics
+from edgefed.transport.in_memory import InMemoryBroker
+from tests.shared.power_reader_suite import copy_of
+
+FINISHED = {
+    "type": "finished",
+    "record": {"device": "a", "round": 2, "rank": 4, "held_rank": 0, "quantization": "fp32", "examples": 3},
+}
+
+
+def working_for(tmp_path: Path, work_s: float) -> WorkerProcess:
+    """Returns a worker that takes so long for its work, and lets a package's counter grow by 30 W meanwhile."""
+    counter = tmp_path / "sys/class/powercap/intel-rapl:0/energy_uj"
+    program = tmp_path / "worker.py"
+    program.write_text(
+        "import os, sys, time\n"
+        "sys.stdin.readline()\n"
+        f"began_s = time.monotonic()\n"
+        f"while (gone_s := time.monotonic() - began_s) < {work_s}:\n"
+        f"    with open({str(counter) + '.new'!r}, 'w') as new: new.write(str(int(gone_s * 30e6)))\n"
+        f"    os.replace({str(counter) + '.new'!r}, {str(counter)!r})\n"
+        "    time.sleep(0.02)\n"
+        f"print({json.dumps(FINISHED)!r}, flush=True)\n"
+        "sys.stdin.readline()\n"
+    )
+    return WorkerProcess(silence_s=20.0, command=(sys.executable, str(program)))
+
+
+async def finish(
+    worker: WorkerProcess, new_sampler: Callable[[], Sampler], announced: RoundOpen, work: Work
+) -> Finished:
+    presence = Presence(Topics("barn"), "a")
+    async with InMemoryBroker().connect("a", presence.will) as transport:
+        guard = Guard(Eligibility(on_battery=True), read_conditions)
+        one = SupervisedWork(transport, presence, worker, Announcements(), guard, new_sampler)
+        try:
+            return await asyncio.wait_for(one.do(announced, work.work), 20)
+        finally:
+            await worker.end()
+
+
+@pytest.mark.parametrize(("work_s", "joules"), [(2.6, pytest.approx(30 * 2.6, rel=0.2)), (0.2, None)])
+async def test_the_record_has_the_energy_of_the_work(
+    tmp_path: Path, announced: RoundOpen, work: Work, work_s: float, joules: float | None
+) -> None:
+    root = copy_of("x86-rapl", tmp_path)
+    (root / "sys/class/powercap/intel-rapl:0/energy_uj").write_text("0")
+    worker, instruments = working_for(root, work_s), find_instruments(root)
+
+    def new_sampler() -> Sampler:
+        return Sampler(lambda: worker.pid, instruments=instruments, hardware="cpu", root=root)
+
+    use = (await finish(worker, new_sampler, announced, work)).record.use
+    assert use is not None
+    assert use.energy.joules == joules
+    assert use.energy.scope == "package"
+    if joules is None:
+        assert use.energy.reason.startswith("window too short")
+    else:
+        assert use.samples >= 5
+        assert use.energy.method == "rapl"
+        assert use.worker_peak_resident_bytes
