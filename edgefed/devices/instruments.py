@@ -5,11 +5,13 @@ Looking for sensors starts programs and loads a library; reading those that were
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from edgefed.devices.gpu_load import find_gpu_load, read_gpu_percent
+from edgefed.devices.jetson import read_gpu_percent
 from edgefed.devices.power.base import Found, PowerReader, choose_reader
 from edgefed.devices.power.find import find_readers
 from edgefed.devices.power.nvml import NvmlDevice, find_nvml
@@ -30,12 +32,12 @@ class Instruments:
     Attributes:
         power: its power sensors, and those that do not answer.
         nvml: the GPU as NVML tells of it.
-        gpu_load: the file in which an integrated GPU tells its load.
+        jetson_gpu_percent: reads the load of an integrated GPU; None where the kernel does not tell it.
     """
 
     power: Found = field(default_factory=Found)
     nvml: NvmlDevice | None = None
-    gpu_load: Path | None = None
+    jetson_gpu_percent: Callable[[], float | None] | None = None
 
     def power_reader(self, hardware: Hardware | None = None) -> PowerReader | None:
         """Returns the sensor to tell energy by; None where there is none.
@@ -73,9 +75,9 @@ class Instruments:
         return PowerProfile(mode=mode, mode_reason=mode_reason, sensors=sensors, absent=self.power.absent)
 
     def gpu_percent(self) -> float | None:
-        """Returns the GPU's load now. A Jetson's file comes first: NVML may say 0 of an integrated GPU that works."""
-        if self.gpu_load is not None:
-            return read_gpu_percent(self.gpu_load)
+        """Returns the GPU's load now. A Jetson's kernel comes first: NVML may say 0 of an integrated GPU that works."""
+        if self.jetson_gpu_percent is not None:
+            return self.jetson_gpu_percent()
         return self.nvml.read("utilization") if self.nvml is not None else None
 
     def gpu_temperature_c(self) -> float | None:
@@ -94,4 +96,9 @@ def find_instruments(root: Path = Path("/")) -> Instruments:
         root: of the file system that `sys`, `proc` and `dev` are read from.
     """
     nvml = find_nvml(root)
-    return Instruments(power=find_readers(root, extra=nvml.power), nvml=nvml.device, gpu_load=find_gpu_load(root))
+    load = partial(read_gpu_percent, root)
+    return Instruments(
+        power=find_readers(root, extra=nvml.power),
+        nvml=nvml.device,
+        jetson_gpu_percent=None if load() is None else load,
+    )

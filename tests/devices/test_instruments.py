@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from edgefed.devices.instruments import NO_POWER_SENSOR, Instruments, find_instruments
+from edgefed.devices.instruments import NO_POWER_SENSOR, Hardware, Instruments, find_instruments
+from edgefed.devices.jetson import read_gpu_percent
 from edgefed.devices.power.base import Found, PowerReader
 from edgefed.devices.power.nvml import find_nvml
 from edgefed.devices.sensors import AbsentSensor
@@ -57,10 +60,12 @@ MODULE, GPU, PACKAGE = Sensor("module"), Sensor("gpu"), Sensor("package")
         ([], "cuda", None),
     ],
 )
-def test_the_sensor_must_see_what_trains(readers: list[PowerReader], hardware: str, used: PowerReader | None) -> None:
+def test_the_sensor_must_see_what_trains(
+    readers: list[PowerReader], hardware: Hardware | None, used: PowerReader | None
+) -> None:
     instruments = Instruments(power=Found(readers=tuple(readers)))
-    assert instruments.power_reader(hardware) is used  # type: ignore[arg-type]
-    profile = instruments.power_profile("15W", "", hardware)  # type: ignore[arg-type]
+    assert instruments.power_reader(hardware) is used
+    profile = instruments.power_profile("15W", "", hardware)
     assert [one.name for one in profile.sensors] == [one.name for one in readers]
     assert [one.name for one in profile.sensors if one.used] == [one.name for one in (used,) if one]
     assert profile.mode == "15W"
@@ -76,15 +81,17 @@ def test_why_there_is_no_power_is_said_in_the_sensors_own_words() -> None:
     assert "training runs on the processor" in Instruments(power=Found(readers=(GPU,))).why_no_power()
 
 
-def test_a_jetsons_own_file_is_believed_before_nvml(tmp_path: Path) -> None:
+def test_a_jetsons_kernel_is_believed_before_nvml(tmp_path: Path) -> None:
+    root = copy_of("jetson-orin-nano", tmp_path)
     zeros = RecordedNvml("gpu-of-zeros")
-    nvml = find_nvml(zeros.lay_out(tmp_path), library=zeros, visible="0").device
-    load = tmp_path / "load"
-    load.write_text("980\n")
-    assert Instruments(nvml=nvml, gpu_load=load).gpu_percent() == 98.0
+    nvml = find_nvml(zeros.lay_out(root), library=zeros, visible="0").device
+    load = partial(read_gpu_percent, root)
+    kernels = load()
+    assert kernels
+    assert Instruments(nvml=nvml, jetson_gpu_percent=load).gpu_percent() == kernels
     assert Instruments(nvml=nvml).gpu_percent() == 0.0
-    load.unlink()
-    assert Instruments(nvml=nvml, gpu_load=load).gpu_percent() is None, "not NVML's 0 in its place"
+    shutil.rmtree(root / "sys")
+    assert Instruments(nvml=nvml, jetson_gpu_percent=load).gpu_percent() is None, "not NVML's 0 in its place"
 
 
 def test_without_a_gpu_nothing_is_said_of_one() -> None:
@@ -92,13 +99,27 @@ def test_without_a_gpu_nothing_is_said_of_one() -> None:
     assert (none.gpu_percent(), none.gpu_temperature_c(), none.gpu_throttled()) == (None, None, None)
 
 
-def test_everything_on_a_machine_is_found(tmp_path: Path) -> None:
-    load = tmp_path / "sys/devices/platform/gpu.0/load"
-    load.parent.mkdir(parents=True)
-    load.write_text("10\n")
-    found = find_instruments(copy_of("x86-rapl", tmp_path))
-    assert found.gpu_load == load
-    assert found.nvml is None
-    reader = found.power_reader("cpu")
+@pytest.mark.parametrize(
+    ("board", "hardware", "scope", "load"),
+    [
+        ("x86-rapl", "cpu", "package", False),
+        ("jetson-orin-nano", "cuda", "module", True),
+        ("jetson-thor", "cuda", "board", False),
+    ],
+)
+def test_what_a_recorded_board_has_is_found(
+    tmp_path: Path, board: str, hardware: Hardware, scope: EnergyScope, load: bool
+) -> None:
+    found = find_instruments(copy_of(board, tmp_path))
+    reader = found.power_reader(hardware)
     assert reader is not None
-    assert reader.method_counted == "rapl"
+    assert reader.scope == scope
+    assert (found.gpu_percent() is not None) == load
+    (used,) = (one for one in found.power_profile(None, "").sensors if one.used)
+    assert used.scope == scope
+
+
+def test_a_machine_without_sensors_says_so(tmp_path: Path) -> None:
+    found = find_instruments(tmp_path)
+    assert found.power_reader() is None
+    assert "exposes none to Linux" in found.why_no_power()

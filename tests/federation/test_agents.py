@@ -137,7 +137,8 @@ def test_a_federation_from_end_to_end(place: Place, aggregation: str) -> None:
     assert record["live_peak_flops_per_s"] > 0
     assert record["use"]["samples"] > 0
     assert record["use"]["worker_peak_resident_bytes"] > 50_000_000
-    assert record["use"]["energy"]["joules"] is None
+    energy = record["use"]["energy"]  # of whatever sensor this machine has; of both agents, if of any
+    assert energy["agents"] >= 2 if energy["joules"] else energy["reason"]
     assert (place.path / "run" / "report.html").is_file()
     _loads_without_edgefed(place.path / "run" / "adapter")
 
