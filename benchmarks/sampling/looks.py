@@ -56,7 +56,7 @@ def cost_on_board(board: str, scratch: Path, *, looks: int, repeats: int) -> dic
 
 
 def cost_on_this_machine(window_s: float) -> dict[str, Any]:
-    """Return what looking at this machine at 2 Hz takes of one core, pauses included that a warm cache does not survive.
+    """Return what looking at this machine at 2 Hz takes of one core, pauses between the looks included.
 
     The whole process counts: waking up and the looks.
     """

@@ -8,7 +8,6 @@ known to give it.
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -161,9 +160,10 @@ def find_nvml(
         )
     if library is None:
         try:
-            library = importlib.import_module("pynvml")
+            import pynvml
         except ImportError:
             return _nothing("the Python package nvidia-ml-py is not installed", "pip install 'edgefed[gpu]'")
+        library = pynvml
     try:
         library.nvmlInit()
         count = library.nvmlDeviceGetCount()
