@@ -48,7 +48,8 @@ async def run_agent(options: AgentOptions, *, once: bool = False, wait_for_broke
     mqtt = options.broker.mqtt(client_id, session_expiry_s=0)
     try:
         async with connect_mqtt(mqtt, presence.will, retry_first=wait_for_broker) as transport:
-            instruments = await asyncio.to_thread(find_instruments, Path(options.root))
+            gpu = options.worker.device != "cpu"
+            instruments = await asyncio.to_thread(find_instruments, Path(options.root), gpu=gpu)
             supervisor = Supervisor(options, transport, presence, state, worker, instruments, leave_when_finished=once)
             try:
                 await supervisor.run()

@@ -18,6 +18,7 @@ from edgefed.agent.frames import Finished, Progress, Work
 from edgefed.agent.presence import Presence
 from edgefed.agent.worker_process import WorkCancelled, WorkerProcess
 from edgefed.devices.sampling import SAMPLE_S, Sampler
+from edgefed.devices.usage import HardwareUse
 from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.training.round_work import RoundWork, WorkSuspended
 from edgefed.transport.base import Transport
@@ -27,6 +28,7 @@ __all__ = ["SupervisedWork"]
 _log = logging.getLogger(__name__)
 
 _CANCEL_PATIENCE_S = 60.0
+_SENSOR_PATIENCE_S = 5.0
 
 
 class _Forbidden(Exception):
@@ -89,8 +91,7 @@ class SupervisedWork:
             except _Forbidden as reason:
                 _log.warning("round %d: %s", announced.round, reason)
             else:
-                await asyncio.to_thread(sampler.look)
-                return Finished(record=msgspec.structs.replace(finished.record, use=sampler.use()))
+                return Finished(record=msgspec.structs.replace(finished.record, use=await _finish(sampler)))
             finally:
                 looking.cancel()
             await self._worker.end()
@@ -137,3 +138,12 @@ async def _look(sampler: Sampler) -> None:
     while True:
         await asyncio.to_thread(sampler.look)
         await asyncio.sleep(SAMPLE_S)
+
+
+async def _finish(sampler: Sampler) -> HardwareUse | None:
+    """Returns the window; None where a sensor's driver hangs, which must not cost the update."""
+    try:
+        return await asyncio.wait_for(asyncio.to_thread(sampler.finish), _SENSOR_PATIENCE_S)
+    except asyncio.TimeoutError:
+        _log.warning("a sensor has not answered for %g s: this round's use of the hardware is lost", _SENSOR_PATIENCE_S)
+        return None

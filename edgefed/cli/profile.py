@@ -76,7 +76,8 @@ async def _measure(config: Path | None, *, quick: bool) -> DeviceProfile:
             network, offline = await _connect(options, stack)
         worker = WorkerProcess(silence_s=options.worker.silence_s)
         stack.push_async_callback(worker.end)
-        instruments = await asyncio.to_thread(find_instruments, Path(options.root))
+        gpu = options.worker.device != "cpu"
+        instruments = await asyncio.to_thread(find_instruments, Path(options.root), gpu=gpu)
         profiler = Profiler(options, directory, worker, network, offline=offline, instruments=instruments)
         on_step = stack.enter_context(_progress())
         if quick:  # the worker is busy loading torch while the network is measured

@@ -14,7 +14,7 @@ from typing import Literal
 from edgefed.devices.jetson import read_gpu_percent
 from edgefed.devices.power.base import Found, PowerReader, choose_reader
 from edgefed.devices.power.find import find_readers
-from edgefed.devices.power.nvml import NvmlDevice, find_nvml
+from edgefed.devices.power.nvml import FoundNvml, NvmlDevice, find_nvml
 from edgefed.devices.sensors import PowerProfile, PowerSensor
 
 __all__ = ["NO_POWER_SENSOR", "Hardware", "Instruments", "find_instruments"]
@@ -89,13 +89,14 @@ class Instruments:
         return self.nvml.throttled() if self.nvml is not None else None
 
 
-def find_instruments(root: Path = Path("/")) -> Instruments:
+def find_instruments(root: Path = Path("/"), *, gpu: bool = True) -> Instruments:
     """Returns the sensors that answer on this machine. Takes up to a second where a GPU must be woken.
 
     Args:
         root: of the file system that `sys`, `proc` and `dev` are read from.
+        gpu: False leaves a GPU asleep that training never uses.
     """
-    nvml = find_nvml(root)
+    nvml = find_nvml(root) if gpu else FoundNvml()
     load = partial(read_gpu_percent, root)
     return Instruments(
         power=find_readers(root, extra=nvml.power),

@@ -95,6 +95,11 @@ class Sampler:
                 sampling_cpu_s=self._cost_s,
             )
 
+    def finish(self) -> HardwareUse:
+        """Looks a last time and returns the window."""
+        self.look()
+        return self.use()
+
     def _energy(self, now_s: float) -> Energy:
         if self._meter is None:
             return Energy(reason=self._instruments.why_no_power())

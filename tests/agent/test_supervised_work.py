@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from edgefed.agent import supervised_work
 from edgefed.agent.announcements import Announcements
 from edgefed.agent.eligibility import Guard
 from edgefed.agent.frames import Finished, Work
@@ -83,3 +85,24 @@ async def test_the_record_has_the_energy_of_the_work(
         assert use.samples >= 5
         assert use.energy.method == "rapl"
         assert use.worker_peak_resident_bytes
+
+
+async def test_a_sensor_that_hangs_costs_its_figures_and_not_the_work(
+    tmp_path: Path, announced: RoundOpen, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervised_work, "_SENSOR_PATIENCE_S", 0.2)
+    root = copy_of("x86-rapl", tmp_path)
+    worker, instruments, answer = working_for(root, 0.1), find_instruments(root), threading.Event()
+
+    class Hanging(Sampler):
+        def look(self) -> None:
+            answer.wait(20)
+
+    def new_sampler() -> Sampler:
+        return Hanging(lambda: worker.pid, instruments=instruments, root=root)
+
+    try:
+        record = (await finish(worker, new_sampler, announced, work)).record
+    finally:
+        answer.set()
+    assert (record.rank, record.use) == (4, None)

@@ -28,15 +28,8 @@ _NAME = "NVML"
 # Bits of nvmlClocksEventReasons in nvml.h: power cap, slowdown, thermal slowdown by software and hardware, power brake.
 _SLOWED = 0x04 | 0x08 | 0x20 | 0x40 | 0x80
 _TEMPERATURE_GPU, _CLOCK_SM = 0, 1  # NVML_TEMPERATURE_GPU, NVML_CLOCK_SM of nvml.h
-_UNITS: Mapping[Capability, str] = {
-    "power": "W",
-    "energy": "J",
-    "temperature": "°C",
-    "utilization": "%",
-    "memory": "bytes of memory",
-    "clocks": "Hz",
-}
-_MAY_BE_0: tuple[Capability, ...] = ("utilization", "throttle")
+# Of what cannot be 0. An energy counter can, of a driver that was just loaded.
+_NEVER_0: Mapping[Capability, str] = {"power": "W", "temperature": "°C", "memory": "bytes of memory", "clocks": "Hz"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +59,10 @@ class NvmlDevice:
         self.name = name
         self._library = library
         self._handle = handle
-        self.capabilities: Mapping[Capability, NvmlAnswer] = {what: self._ask(what) for what in _QUESTIONS}
+        capabilities = {what: self._ask(what) for what in _QUESTIONS}
+        if capabilities["energy"].value == 0 and capabilities["power"].value is None:
+            capabilities["energy"] = NvmlAnswer(None, "NVML says 0 J, and no power either")
+        self.capabilities: Mapping[Capability, NvmlAnswer] = capabilities
 
     def read(self, what: Capability) -> float | None:
         """Returns an answer of now, in the units of `capabilities`; None where there is none."""
@@ -84,8 +80,8 @@ class NvmlDevice:
             return NvmlAnswer(None, f"NVML says: {error}")
         except AttributeError as error:  # a question that this release of the library does not know
             return NvmlAnswer(None, str(error))
-        if value < 0 or (value == 0 and what not in _MAY_BE_0):
-            return NvmlAnswer(None, f"NVML says {value:g} {_UNITS[what]}, which means nothing")
+        if value == 0 and what in _NEVER_0:
+            return NvmlAnswer(None, f"NVML says {value:g} {_NEVER_0[what]}, which means nothing")
         return NvmlAnswer(value)
 
 

@@ -84,8 +84,17 @@ def test_zeros_are_no_answers(tmp_path: Path) -> None:
     assert found.device.capabilities["memory"].reason == "NVML says 0 bytes of memory, which means nothing"
     assert found.power.readers == ()
     assert found.power.absent[0].reason == (
-        "power: NVML says 0 W, which means nothing; energy: NVML says 0 J, which means nothing"
+        "power: NVML says 0 W, which means nothing; energy: NVML says 0 J, and no power either"
     )
+
+
+def test_the_counter_of_a_driver_just_loaded_stands_at_0_and_counts(tmp_path: Path) -> None:
+    library = RecordedNvml("rtx-4090-desktop")
+    library.answers[0]["nvmlDeviceGetTotalEnergyConsumption"] = 0
+    (reader,) = find(tmp_path, library).power.readers
+    assert (reader.method_counted, reader.joules()) == ("nvml-counter", 0.0)
+    library.answers[0]["nvmlDeviceGetTotalEnergyConsumption"] = 1500
+    assert reader.joules() == 1.5
 
 
 def test_a_gpu_that_is_lost_later_gives_none(tmp_path: Path) -> None:
