@@ -19,6 +19,7 @@ from edgefed.agent.presence import Presence
 from edgefed.agent.worker_process import WorkCancelled, WorkerProcess
 from edgefed.devices.sampling import SAMPLE_S, Sampler
 from edgefed.devices.usage import HardwareUse
+from edgefed.devices.usage_sums import joined
 from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.training.round_work import RoundWork, WorkSuspended
 from edgefed.transport.base import Transport
@@ -82,6 +83,7 @@ class SupervisedWork:
             RoundIsOver: the federation went on without it.
             EdgefedError: as `WorkerProcess.work`.
         """
+        windows: list[HardwareUse] = []
         while True:
             await self._presence.show(self._transport, "training", round=announced.round)
             sampler = self._new_sampler()
@@ -90,8 +92,11 @@ class SupervisedWork:
                 finished = await self._uninterrupted(announced, work)
             except _Forbidden as reason:
                 _log.warning("round %d: %s", announced.round, reason)
+                windows += await _finish(sampler)
             else:
-                return Finished(record=msgspec.structs.replace(finished.record, use=await _finish(sampler)))
+                windows += await _finish(sampler)
+                use = joined(windows) if windows else None
+                return Finished(record=msgspec.structs.replace(finished.record, use=use))
             finally:
                 looking.cancel()
             await self._worker.end()
@@ -140,10 +145,10 @@ async def _look(sampler: Sampler) -> None:
         await asyncio.sleep(SAMPLE_S)
 
 
-async def _finish(sampler: Sampler) -> HardwareUse | None:
-    """Returns the window; None where a sensor's driver hangs, which must not cost the update."""
+async def _finish(sampler: Sampler) -> list[HardwareUse]:
+    """Returns the window, or none where a sensor's driver hangs, which must not cost the update."""
     try:
-        return await asyncio.wait_for(asyncio.to_thread(sampler.finish), _SENSOR_PATIENCE_S)
+        return [await asyncio.wait_for(asyncio.to_thread(sampler.finish), _SENSOR_PATIENCE_S)]
     except asyncio.TimeoutError:
-        _log.warning("a sensor has not answered for %g s: this round's use of the hardware is lost", _SENSOR_PATIENCE_S)
-        return None
+        _log.warning("a sensor has not answered for %g s: what it saw is lost", _SENSOR_PATIENCE_S)
+        return []
