@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import sys
 import threading
@@ -19,7 +20,7 @@ from edgefed.agent.options import Eligibility
 from edgefed.agent.presence import Presence
 from edgefed.agent.supervised_work import SupervisedWork
 from edgefed.agent.worker_process import WorkerProcess
-from edgefed.devices.conditions import read_conditions
+from edgefed.devices.conditions import Conditions, read_conditions
 from edgefed.devices.instruments import find_instruments
 from edgefed.devices.sampling import Sampler
 from edgefed.protocol.messages.retained import RoundOpen
@@ -31,6 +32,8 @@ FINISHED = {
     "type": "finished",
     "record": {"device": "a", "round": 2, "rank": 4, "held_rank": 0, "quantization": "fp32", "examples": 3},
 }
+
+SUSPENDED = {"type": "failed", "kind": "suspended", "message": "1 of 2 steps are done and kept"}
 
 
 def working_for(tmp_path: Path, work_s: float) -> WorkerProcess:
@@ -52,11 +55,15 @@ def working_for(tmp_path: Path, work_s: float) -> WorkerProcess:
 
 
 async def finish(
-    worker: WorkerProcess, new_sampler: Callable[[], Sampler], announced: RoundOpen, work: Work
+    worker: WorkerProcess,
+    new_sampler: Callable[[], Sampler],
+    announced: RoundOpen,
+    work: Work,
+    guard: Guard | None = None,
 ) -> Finished:
     presence = Presence(Topics("barn"), "a")
     async with InMemoryBroker().connect("a", presence.will) as transport:
-        guard = Guard(Eligibility(on_battery=True), read_conditions)
+        guard = guard or Guard(Eligibility(on_battery=True), read_conditions)
         one = SupervisedWork(transport, presence, worker, Announcements(), guard, new_sampler)
         try:
             return await asyncio.wait_for(one.do(announced, work.work), 20)
@@ -106,3 +113,40 @@ async def test_a_sensor_that_hangs_costs_its_figures_and_not_the_work(
     finally:
         answer.set()
     assert (record.rank, record.use) == (4, None)
+
+
+async def test_the_use_of_interrupted_work_is_that_of_all_its_pieces(
+    tmp_path: Path, announced: RoundOpen, work: Work
+) -> None:
+    mark = tmp_path / "was here"
+    program = tmp_path / "worker.py"
+    program.write_text(
+        "import pathlib, sys, time\n"
+        f"sys.stdin.readline(); mark = pathlib.Path({str(mark)!r})\n"
+        "if not mark.exists():\n"
+        "    mark.touch(); assert 'suspend' in sys.stdin.readline()\n"
+        f"    print({json.dumps(SUSPENDED)!r}, flush=True)\n"
+        "else:\n"
+        "    time.sleep(0.3)\n"
+        f"    print({json.dumps(FINISHED)!r}, flush=True)\n"
+        "sys.stdin.readline()\n"
+    )
+    worker = WorkerProcess(silence_s=20.0, command=(sys.executable, str(program)))
+    readings = iter([20.0, 20.0, 20.0, 99.0, 99.0, 99.0, 99.0])  # °C, a tenth of a second each
+
+    def conditions() -> Conditions:
+        return dataclasses.replace(read_conditions(tmp_path), temperature_c=next(readings, 20.0))
+
+    guard = Guard(Eligibility(on_battery=True, max_temperature_c=80.0, check_every_s=0.1), conditions)
+    began: list[Sampler] = []
+
+    def new_sampler() -> Sampler:
+        began.append(Sampler(lambda: worker.pid, root=tmp_path))
+        return began[-1]
+
+    use = (await finish(worker, new_sampler, announced, work, guard)).record.use
+    assert use is not None
+    first, second = (sampler.use() for sampler in began)
+    assert first.samples > 0
+    assert use.samples == first.samples + second.samples
+    assert 0.5 < use.window_s < first.window_s, "the pause of the first piece's clock is nobody's work"
