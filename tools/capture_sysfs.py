@@ -26,6 +26,8 @@ FILES = (
     # the board and its system
     "proc/device-tree/model",
     "proc/device-tree/compatible",
+    "sys/firmware/devicetree/base/model",
+    "sys/devices/virtual/dmi/id/product_name",
     "proc/sys/kernel/osrelease",
     "etc/nv_tegra_release",
     "etc/nvpmodel.conf",
@@ -39,8 +41,11 @@ FILES = (
     "sys/class/devfreq/*/min_freq",
     "sys/class/devfreq/*/max_freq",
     "sys/class/devfreq/*/device/load",
-    "sys/devices/gpu.0/load",
-    "sys/devices/platform/gpu.0/load",
+    *(
+        f"sys/devices/{parent}{node}/load"
+        for parent in ("", "platform/", "platform/bus@0/")
+        for node in ("gpu.0", "*.gpu", "*.gp10b", "*.gv11b", "*.ga10b")
+    ),
     # heat
     "sys/class/thermal/thermal_zone*/type",
     "sys/class/thermal/thermal_zone*/temp",

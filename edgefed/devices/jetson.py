@@ -1,4 +1,4 @@
-"""What a Jetson's system tells of its release and its GPU, where NVML answers nothing (on Orin and before)."""
+"""What a Jetson tells of its release and of its GPU's clock, for which NVML has no answer on these boards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 from edgefed.devices.sysfs import read_integer, read_text
 
-__all__ = ["JetsonGpuClock", "read_gpu_clock", "read_gpu_percent", "read_l4t"]
+__all__ = ["JetsonGpuClock", "read_gpu_clock", "read_l4t"]
 
 _RELEASE = re.compile(r"R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)")
 _GPU_NODE = re.compile(r"\d+\.(gpu|gp10b|gv11b|ga10b)|gpu-gpc-0")
@@ -46,31 +46,11 @@ def read_gpu_clock(root: Path = Path("/")) -> JetsonGpuClock | None:
     Args:
         root: of the file system that `sys` is read from.
     """
-    node = _gpu_node(root)
+    nodes = sorted((root / "sys/class/devfreq").glob("*"))
+    node = next((node for node in nodes if _GPU_NODE.fullmatch(node.name)), None)
     if node is None:
         return None
     current, lowest, highest = (read_integer(node / f"{name}_freq") for name in ("cur", "min", "max"))
     if current is None or lowest is None or highest is None:
         return None
     return JetsonGpuClock(current_hz=current, min_hz=lowest, max_hz=highest)
-
-
-def read_gpu_percent(root: Path = Path("/")) -> float | None:
-    """Returns how busy the GPU is, 100 being always; None where the kernel does not tell, as on Thor, where NVML does.
-
-    Args:
-        root: of the file system that `sys` is read from.
-    """
-    node = _gpu_node(root)
-    if node is None:
-        return None
-    for path in (node / "device/load", root / "sys/devices/gpu.0/load", root / "sys/devices/platform/gpu.0/load"):
-        per_mille = read_integer(path)
-        if per_mille is not None and 0 <= per_mille <= 1000:
-            return per_mille / 10
-    return None
-
-
-def _gpu_node(root: Path) -> Path | None:
-    nodes = sorted((root / "sys/class/devfreq").glob("*"))
-    return next((node for node in nodes if _GPU_NODE.fullmatch(node.name)), None)

@@ -6,32 +6,29 @@ from pathlib import Path
 
 import pytest
 
-from edgefed.devices.jetson import JetsonGpuClock, read_gpu_clock, read_gpu_percent, read_l4t
+from edgefed.devices.jetson import JetsonGpuClock, read_gpu_clock, read_l4t
 from edgefed.devices.power_mode import read_power_mode
 from edgefed.devices.sensors import read_thermal
 from edgefed.devices.sysfs import board_model
 from tests.shared.power_reader_suite import FIXTURES, copy_of
 
 BOARDS = [
-    ("jetson-nano", "32.7.1", (614, 77, 922), 73.4, "MAXN"),
-    ("jetson-xavier-nx", "35.4.1", (803, 115, 1109), 61.2, "MODE_20W_6CORE"),
-    ("jetson-agx-xavier", "32.7.5", (523, 115, 676), 45.8, "MODE_15W"),
-    ("jetson-agx-orin", "36.4.3", (612, 306, 612), 93.1, "MODE_30W"),
-    ("jetson-orin-nano", "36.4.3", (918, 306, 918), 99.7, "25W"),
-    ("jetson-thor", "38.2.0", (1575, 315, 1575), None, "120W"),
+    ("jetson-nano", "32.7.1", (614, 77, 922), "MAXN"),
+    ("jetson-xavier-nx", "35.4.1", (803, 115, 1109), "MODE_20W_6CORE"),
+    ("jetson-agx-xavier", "32.7.5", (523, 115, 676), "MODE_15W"),
+    ("jetson-agx-orin", "36.4.3", (612, 306, 612), "MODE_30W"),
+    ("jetson-orin-nano", "36.4.3", (918, 306, 918), "25W"),
+    ("jetson-thor", "38.2.0", (1575, 315, 1575), "120W"),
 ]
 
 
-@pytest.mark.parametrize(("board", "l4t", "clock_mhz", "percent", "mode"), BOARDS)
-def test_recorded_boards(
-    board: str, l4t: str, clock_mhz: tuple[int, int, int], percent: float | None, mode: str
-) -> None:
+@pytest.mark.parametrize(("board", "l4t", "clock_mhz", "mode"), BOARDS)
+def test_recorded_boards(board: str, l4t: str, clock_mhz: tuple[int, int, int], mode: str) -> None:
     root = FIXTURES / board
     assert read_l4t(root) == l4t
     clock = read_gpu_clock(root)
     assert clock is not None
     assert (round(clock.current_hz / 1e6), round(clock.min_hz / 1e6), round(clock.max_hz / 1e6)) == clock_mhz
-    assert read_gpu_percent(root) == percent
     assert read_power_mode(root) == (mode, "")
 
 
@@ -49,14 +46,7 @@ def test_the_model_is_told_without_the_zero_at_its_end() -> None:
 
 def test_other_machines_have_none_of_it(tmp_path: Path) -> None:
     for root in (tmp_path, FIXTURES / "x86-rapl", FIXTURES / "raspberry-pi-5"):
-        assert (read_l4t(root), read_gpu_clock(root), read_gpu_percent(root)) == (None, None, None)
-
-
-@pytest.mark.parametrize("load", ["", "busy\n", "1001\n", "-1\n"])
-def test_a_load_that_is_none_is_not_told(tmp_path: Path, load: str) -> None:
-    node = copy_of("jetson-orin-nano", tmp_path) / "sys/class/devfreq/17000000.gpu"
-    (node / "device/load").write_text(load)
-    assert read_gpu_percent(tmp_path) is None
+        assert (read_l4t(root), read_gpu_clock(root)) == (None, None)
 
 
 def test_a_clock_that_does_not_answer_is_not_told(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from edgefed.devices.conditions import read_conditions
-from edgefed.devices.cpu import read_cpu
 from edgefed.devices.gpu import gpu_names
-from edgefed.devices.jetson import read_gpu_clock, read_gpu_percent, read_l4t
+from edgefed.devices.jetson import read_gpu_clock, read_l4t
 from edgefed.devices.power.find import find_readers
 from edgefed.devices.power_mode import read_power_mode
+from edgefed.devices.profile import read_profile
 from edgefed.devices.sensors import read_thermal
 from tests.shared.power_reader_suite import FIXTURES, copy_of, recorded, without_privileges
 from tools.capture_sysfs import FILES, capture, write_archive
@@ -41,8 +41,9 @@ def figures(root: Path) -> dict[str, Any]:
         "power": [(one.name, one.watts(), one.joules(), one.rails_w()) for one in found.readers],
         "absent": found.absent,
         "thermal": read_thermal(root),
+        "model": read_profile(root, quantization="none", max_rank=8, root=root).model,
         "mode": read_power_mode(root),
-        "jetson": (read_l4t(root), read_gpu_clock(root), read_gpu_percent(root)),
+        "jetson": (read_l4t(root), read_gpu_clock(root)),
     }
 
 
@@ -70,7 +71,6 @@ def test_the_table_names_every_file_that_a_reader_opens(board: str, monkeypatch:
 
     monkeypatch.setattr(Path, "read_text", noting)
     figures(root)
-    read_cpu(root)
     read_conditions(root)
     gpu_names(root)
     assert len(opened) > 10

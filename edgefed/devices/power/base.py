@@ -15,7 +15,7 @@ _WIDEST_FIRST: tuple[EnergyScope, ...] = ("board", "module", "gpu", "package", "
 
 
 class PowerReader(Protocol):
-    """A sensor that answered when it was looked for. Reading it never raises: a reading that fails is None.
+    """A sensor that answers, or will. Reading it never raises: a reading that fails is None.
 
     `watts` and `joules` may be asked several times a second, from one thread at a time.
     """
@@ -52,7 +52,7 @@ class PowerReader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Sensors that answered when they were looked for, and those that one would expect and that did not."""
+    """Sensors that can be read, and those that one would expect and that cannot."""
 
     readers: tuple[PowerReader, ...] = ()
     absent: tuple[AbsentSensor, ...] = ()
@@ -62,13 +62,17 @@ class Found:
 
 
 def choose_reader(readers: Iterable[PowerReader]) -> PowerReader | None:
-    """Returns the reader to tell energy by; None where there are none.
+    """Returns the reader to tell energy by; None where there are none. Asks each of them once.
 
     One reader, not a sum: a board's input feeds its module and the module its GPU, and what is counted twice is worse
     than what is left out. The widest scope wins: board, module, gpu, package, unknown. GPU and processor package do not
     nest; the GPU comes first because it is what trains. Within one scope a counter is better than watts, which are
-    integrated from samples; after that the first that was found.
+    integrated from samples; after that the first that was found. One that does not answer now, as a battery on mains,
+    comes after all that do.
     """
-    return min(
-        readers, key=lambda reader: (_WIDEST_FIRST.index(reader.scope), reader.method_counted is None), default=None
-    )
+    return min(readers, key=_order, default=None)
+
+
+def _order(reader: PowerReader) -> tuple[bool, int, bool]:
+    silent = reader.watts() is None and reader.joules() is None
+    return silent, _WIDEST_FIRST.index(reader.scope), reader.method_counted is None

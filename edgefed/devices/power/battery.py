@@ -32,9 +32,8 @@ class BatteryReader:
     def watts(self) -> float | None:
         """Returns the power that flows out of the batteries; None on mains, or unless all in use tell it."""
         in_use = [battery for battery in self._batteries if read_text(battery / "status") == "Discharging"]
-        parts = [_power_w(battery) for battery in in_use]
-        answered = [part for part in parts if part is not None]
-        return sum(answered) if answered and len(answered) == len(parts) else None
+        parts = [part for battery in in_use if (part := _power_w(battery)) is not None]
+        return sum(parts) if parts and len(parts) == len(in_use) else None
 
     def joules(self) -> float | None:
         """Returns None: what a battery tells of its charge is an estimate, in steps too large to measure with."""
@@ -46,7 +45,7 @@ class BatteryReader:
 
 
 def find_battery(root: Path = Path("/")) -> Found:
-    """Returns the reader of the machine's batteries, or why they do not answer now; neither without a battery.
+    """Returns the reader of the machine's batteries, also on mains, or why there is none; neither without a battery.
 
     Args:
         root: of the file system that `sys` is read from.
@@ -58,12 +57,9 @@ def find_battery(root: Path = Path("/")) -> Found:
     ]
     if not batteries:
         return Found()
-    reader = BatteryReader(batteries)
-    if reader.watts() is not None:
-        return Found(readers=(reader,))
-    discharging = any(read_text(battery / "status") == "Discharging" for battery in batteries)
-    reason = "its driver tells no power" if discharging else "on mains it does not tell what the machine takes"
-    return Found(absent=(AbsentSensor(name="battery", reason=reason),))
+    if any(_power_w(battery) is None for battery in batteries):
+        return Found(absent=(AbsentSensor(name="battery", reason="its driver tells no power"),))
+    return Found(readers=(BatteryReader(batteries),))
 
 
 def _power_w(battery: Path) -> float | None:

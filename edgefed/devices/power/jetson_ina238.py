@@ -1,7 +1,8 @@
 """The INA238 at the input of a Jetson Thor developer kit: module, carrier board and what hangs on it.
 
 The kernel's hwmon driver tells microwatts. The same chip is found on other machines, on rails that nobody here knows:
-only on a Thor, or where its label says VIN, is it the board's input.
+only beside a Thor's own rails, or where its label says VIN, is it the board's input. (Containers hide the device tree,
+so the board's name does not decide.)
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def is_board_input(chip: Path, root: Path) -> bool:
     """Whether a hwmon chip is the INA238 at the input of a board."""
     if read_text(chip / "name") != "ina238":
         return False
-    return read_text(chip / "label") == "VIN" or "thor" in board_model(root).lower()
+    labels = (root / "sys/class/hwmon").glob("hwmon*/in[123]_label")
+    return read_text(chip / "label") == "VIN" or any(read_text(label) == "VDD_CPU_SOC_MSS" for label in labels)
 
 
 def find_ina238(root: Path = Path("/")) -> Found:

@@ -15,9 +15,10 @@ class Reader:
     method_integrated: EnergyMethod | None = "hwmon-integrated"
     name: str = "a reader"
     coverage: str = "nothing"
+    now_w: float | None = 1.0
 
     def watts(self) -> float | None:
-        return 1.0
+        return self.now_w
 
     def joules(self) -> float | None:
         return None
@@ -46,6 +47,12 @@ def test_a_counter_is_believed_over_watts_of_the_same_scope_but_not_of_a_wider_o
 def test_of_equals_the_first_is_believed() -> None:
     first, second = Reader("gpu", name="first"), Reader("gpu", name="second")
     assert choose_reader([first, second]) is first
+
+
+def test_one_that_does_not_answer_now_comes_after_all_that_do_but_before_none() -> None:
+    battery, package = Reader("board", now_w=None), Reader("package")
+    assert choose_reader([battery, package]) is package
+    assert choose_reader([battery]) is battery
 
 
 def test_without_readers_there_is_nothing_to_believe() -> None:

@@ -39,13 +39,14 @@ def test_two_batteries_in_use_are_added_and_one_that_rests_is_not(tmp_path: Path
     assert reader.watts() == pytest.approx(18.604)
 
 
-def test_on_mains_there_is_no_answer(tmp_path: Path) -> None:
-    (reader,) = find_battery(copy_of("hwmon-laptop", tmp_path)).readers
-    (tmp_path / BATTERY / "status").write_text("Charging\n")
+@pytest.mark.parametrize("status", ["Charging", "Full", "Not charging", "Unknown"])
+def test_on_mains_there_is_no_answer_until_it_is_unplugged(tmp_path: Path, status: str) -> None:
+    path = copy_of("hwmon-laptop", tmp_path) / BATTERY / "status"
+    path.write_text(f"{status}\n")
+    (reader,) = find_battery(tmp_path).readers
     assert reader.watts() is None
-    found = find_battery(tmp_path)
-    assert found.readers == ()
-    assert "on mains" in found.absent[0].reason
+    path.write_text("Discharging\n")
+    assert reader.watts() == 18.604
 
 
 def test_a_battery_that_tells_no_power_says_so(tmp_path: Path) -> None:

@@ -47,13 +47,14 @@ def test_every_recorded_board_is_asked_about_and_says_where_it_comes_from() -> N
         assert re.search(r"\b(Built|Recorded) from\b", (FIXTURES / board / "README.md").read_text())
 
 
-def test_a_laptop_that_is_plugged_in_is_told_by_its_gpu(tmp_path: Path) -> None:
-    (copy_of("hwmon-laptop", tmp_path) / "sys/class/power_supply/BAT0/status").write_text("Charging\n")
-    found = find(tmp_path)
-    reader = choose_reader(found.readers)
-    assert reader is not None
-    assert reader.name == "hwmon amdgpu: PPT"
-    assert [absent.name for absent in found.absent] == ["battery"]
+def test_a_laptop_is_told_by_its_battery_only_while_it_runs_on_it(tmp_path: Path) -> None:
+    status = copy_of("hwmon-laptop", tmp_path) / "sys/class/power_supply/BAT0/status"
+    readers = find(tmp_path).readers
+    for said, name in (("Charging", "hwmon amdgpu: PPT"), ("Discharging", "battery"), ("Full", "hwmon amdgpu: PPT")):
+        status.write_text(f"{said}\n")
+        reader = choose_reader(readers)
+        assert reader is not None
+        assert reader.name == name
 
 
 def test_a_machine_without_any_says_so_in_words(tmp_path: Path) -> None:

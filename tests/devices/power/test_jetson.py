@@ -107,7 +107,13 @@ def test_thor_is_told_by_its_input_and_not_by_its_module(tmp_path: Path) -> None
 @pytest.mark.parametrize(("label", "readers"), [("VIN", 1), ("VDD_FAN", 0), (None, 0)])
 def test_an_ina238_elsewhere_is_the_input_only_if_it_says_so(tmp_path: Path, label: str | None, readers: int) -> None:
     copy_of("jetson-thor", tmp_path)
-    (tmp_path / "proc/device-tree/model").write_text("Some Other Board\0")
+    (tmp_path / "sys/class/hwmon/hwmon5/in2_label").write_text("VDD_ELSEWHERE\n")
     if label is not None:
         (tmp_path / "sys/class/hwmon/hwmon6/label").write_text(f"{label}\n")
     assert len(find_ina238(tmp_path).readers) == readers
+
+
+def test_in_a_container_which_hides_the_device_tree_the_input_is_found_all_the_same(tmp_path: Path) -> None:
+    (copy_of("jetson-thor", tmp_path) / "proc/device-tree/model").unlink()
+    (reader,) = find_ina238(tmp_path).readers
+    assert reader.name == "INA238: VIN"
