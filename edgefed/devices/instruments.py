@@ -5,13 +5,11 @@ Looking for sensors starts programs and loads a library; reading those that were
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from edgefed.devices.jetson import read_gpu_percent
+from edgefed.devices.gpu_load import find_gpu_load, read_gpu_percent
 from edgefed.devices.power.base import Found, PowerReader, choose_reader
 from edgefed.devices.power.find import find_readers
 from edgefed.devices.power.nvml import FoundNvml, NvmlDevice, find_nvml
@@ -32,12 +30,12 @@ class Instruments:
     Attributes:
         power: its power sensors, and those that do not answer.
         nvml: the GPU as NVML tells of it.
-        jetson_gpu_percent: reads the load of an integrated GPU; None where the kernel does not tell it.
+        gpu_load: the file in which a Jetson's kernel tells the GPU's load.
     """
 
     power: Found = field(default_factory=Found)
     nvml: NvmlDevice | None = None
-    jetson_gpu_percent: Callable[[], float | None] | None = None
+    gpu_load: Path | None = None
 
     def power_reader(self, hardware: Hardware | None = None) -> PowerReader | None:
         """Returns the sensor to tell energy by; None where there is none.
@@ -76,8 +74,8 @@ class Instruments:
 
     def gpu_percent(self) -> float | None:
         """Returns the GPU's load now. A Jetson's kernel comes first: NVML may say 0 of an integrated GPU that works."""
-        if self.jetson_gpu_percent is not None:
-            return self.jetson_gpu_percent()
+        if self.gpu_load is not None:
+            return read_gpu_percent(self.gpu_load)
         return self.nvml.read("utilization") if self.nvml is not None else None
 
     def gpu_temperature_c(self) -> float | None:
@@ -97,9 +95,4 @@ def find_instruments(root: Path = Path("/"), *, gpu: bool = True) -> Instruments
         gpu: False leaves a GPU asleep that training never uses.
     """
     nvml = find_nvml(root) if gpu else FoundNvml()
-    load = partial(read_gpu_percent, root)
-    return Instruments(
-        power=find_readers(root, extra=nvml.power),
-        nvml=nvml.device,
-        jetson_gpu_percent=None if load() is None else load,
-    )
+    return Instruments(power=find_readers(root, extra=nvml.power), nvml=nvml.device, gpu_load=find_gpu_load(root))

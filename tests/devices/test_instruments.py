@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pytest
 
+from edgefed.devices.gpu_load import find_gpu_load, read_gpu_percent
 from edgefed.devices.instruments import NO_POWER_SENSOR, Hardware, Instruments, find_instruments
-from edgefed.devices.jetson import read_gpu_percent
 from edgefed.devices.power.base import Found, PowerReader
 from edgefed.devices.power.nvml import find_nvml
 from edgefed.devices.sensors import AbsentSensor
@@ -85,13 +84,12 @@ def test_a_jetsons_kernel_is_believed_before_nvml(tmp_path: Path) -> None:
     root = copy_of("jetson-orin-nano", tmp_path)
     zeros = RecordedNvml("gpu-of-zeros")
     nvml = find_nvml(zeros.lay_out(root), library=zeros, visible="0").device
-    load = partial(read_gpu_percent, root)
-    kernels = load()
-    assert kernels
-    assert Instruments(nvml=nvml, jetson_gpu_percent=load).gpu_percent() == kernels
+    load = find_gpu_load(root)
+    assert load is not None
+    assert Instruments(nvml=nvml, gpu_load=load).gpu_percent() == read_gpu_percent(load) != 0
     assert Instruments(nvml=nvml).gpu_percent() == 0.0
     shutil.rmtree(root / "sys")
-    assert Instruments(nvml=nvml, jetson_gpu_percent=load).gpu_percent() is None, "not NVML's 0 in its place"
+    assert Instruments(nvml=nvml, gpu_load=load).gpu_percent() is None, "not NVML's 0 in its place"
 
 
 def test_without_a_gpu_nothing_is_said_of_one() -> None:
