@@ -1,10 +1,15 @@
-"""Does a LoRA round of the tiny T5 for every line on stdin, `timed` or `bare`, and says on stdout what it took."""
+"""Does a LoRA round of the tiny T5 for every line on stdin, and says on stdout what each of its steps took.
+
+The line is `even` or `odd`: those steps have their phases timed, the others have not. All rounds have the same batches,
+so that a step of one round compares with the same step of another.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,6 +23,7 @@ from edgefed.protocol.tasks import Evaluation, LoraMethod, ModelReference, Summa
 from edgefed.training import loop
 from edgefed.training.lora_round import Rounds
 from edgefed.training.round_work import RoundWork
+from edgefed.training.steps import StepRecord
 from edgefed.training.timers import PhaseTimer
 
 
@@ -77,18 +83,34 @@ def timer_s_per_step(repeats: int = 20000) -> float:
     return (time.perf_counter() - began_s) / repeats
 
 
+class Steps:
+    """Stands in for the loop's own step: does it, with or without a stop-watch, and keeps what it took."""
+
+    def __init__(self) -> None:
+        self._step: Callable[..., StepRecord] = loop._step
+        self.timed_parity = 0
+        self.seconds: list[float] = []
+
+    def __call__(self, *arguments: Any) -> StepRecord:
+        """Return the record of a step."""
+        timed = len(self.seconds) % 2 == self.timed_parity
+        loop.PhaseTimer = PhaseTimer if timed else NoTimer  # type: ignore[misc,assignment]
+        began_s = time.perf_counter()
+        record = self._step(*arguments)
+        self.seconds.append(time.perf_counter() - began_s)
+        assert (record.forward_s > 0) == timed
+        return record
+
+
 def main() -> None:
     """Serve rounds until stdin ends."""
     work = round_work(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
-    rounds = Rounds()
-    timers: dict[str, Any] = {"timed": PhaseTimer, "bare": NoTimer}
+    rounds, steps = Rounds(), Steps()
+    loop._step = steps
     for line in sys.stdin:
-        loop.PhaseTimer = timers[line.strip()]  # type: ignore[misc]
-        began_s = time.process_time()
-        record = rounds.run(work, lambda *_: None)
-        cpu_s = time.process_time() - began_s
-        assert (record.forward_s > 0) == (line.strip() == "timed")
-        print(json.dumps({"train_s": record.train_s, "cpu_s": cpu_s}), flush=True)
+        steps.timed_parity, steps.seconds = ("even", "odd").index(line.strip()), []
+        rounds.run(work, lambda *_: None)
+        print(json.dumps(steps.seconds), flush=True)
 
 
 if __name__ == "__main__":

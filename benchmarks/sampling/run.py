@@ -45,12 +45,12 @@ def main() -> None:
             "threads": options.threads,
             **steps,
             "timer_s_per_step": timer_s,
-            "timer_share_of_a_step": timer_s * options.steps / steps["train_s_median"]["bare"],
+            "timer_share_of_a_step": timer_s / steps["bare_step_s"],
         },
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps({kind: steps[kind] for kind in ("wall", "cpu")}, indent=2))
+    print(json.dumps(result["training"], indent=2))
 
 
 if __name__ == "__main__":

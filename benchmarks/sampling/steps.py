@@ -1,11 +1,12 @@
 """What timing the phases and looking at the hardware cost a training step, in a real round of the tiny T5.
 
-A worker process does rounds on request, with the phases of its steps timed or not; this process stands for the
+A worker process does rounds on request; in each, every other step has its phases timed. This process stands for the
 supervisor, and looks at the hardware twice a second meanwhile, or does not.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -13,27 +14,17 @@ import statistics
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgefed.devices.instruments import Instruments
 from edgefed.devices.sampling import SAMPLE_S, Sampler
 
-__all__ = ["WAYS", "RoundsWorker", "compare"]
+__all__ = ["RoundsWorker", "compare"]
 
-WAYS = {"bare": (False, False), "timed": (True, False), "sampled": (False, True), "both": (True, True)}
-"""Whether phases are timed, and whether the hardware is looked at."""
-
-
-@dataclass(frozen=True)
-class Round:
-    """Wall seconds of a round's training call, and the processor seconds of the worker in the whole round."""
-
-    train_s: float
-    cpu_s: float
+PARITIES = ("even", "odd")
 
 
 class RoundsWorker:
@@ -56,33 +47,50 @@ class RoundsWorker:
         """The process id."""
         return self._process.pid
 
-    def round(self, *, timed: bool) -> Round:
-        """Return how long a round took."""
+    def round(self, timed: str) -> list[float]:
+        """Return what each step of a round took, those of one parity with their phases timed."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write("timed\n" if timed else "bare\n")
+        self._process.stdin.write(f"{timed}\n")
         self._process.stdin.flush()
-        return Round(**json.loads(self._process.stdout.readline()))
+        seconds: list[float] = json.loads(self._process.stdout.readline())
+        return seconds
 
 
 def compare(worker: RoundsWorker, instruments: Instruments, *, turns: int) -> dict[str, Any]:
-    """Return seconds by way, and the ratios to `bare` within a turn, in which the ways come in an order drawn anew."""
+    """Return the ratios of neighbours in time: the same step timed or not, the same round looked at or not.
+
+    A turn is four rounds in an order drawn anew: even or odd steps timed, hardware looked at or not.
+    """
     dice = random.Random(0)
-    rounds: dict[str, list[Round]] = {way: [] for way in WAYS}
-    for way in WAYS:
-        worker.round(timed=WAYS[way][0])  # warm up
+    for parity in PARITIES:
+        worker.round(parity)  # warm up
+    timing: list[float] = []
+    sampling: list[float] = []
+    bare: list[float] = []
     for turn in range(turns):
-        for way in dice.sample(list(WAYS), len(WAYS)):
-            timed, sampled = WAYS[way]
-            with looking(lambda: Sampler(lambda: worker.pid, instruments=instruments), wanted=sampled):
-                rounds[way].append(worker.round(timed=timed))
-        print(f"  turn {turn + 1} of {turns}: bare {rounds['bare'][-1].train_s:.2f} s", flush=True)
+        found: dict[tuple[str, bool], list[float]] = {}
+        for parity, looked in dice.sample(list(itertools.product(PARITIES, (False, True))), 4):
+            with looking(lambda: Sampler(lambda: worker.pid, instruments=instruments), wanted=looked):
+                found[parity, looked] = worker.round(parity)
+        for looked in (False, True):
+            timed, untimed = _by_timing(found["even", looked], found["odd", looked])
+            timing += [a / b for a, b in zip(timed, untimed, strict=True)]
+            bare += [] if looked else untimed
+        sampling += [sum(found[parity, True]) / sum(found[parity, False]) for parity in PARITIES]
+        print(f"  turn {turn + 1} of {turns}", flush=True)
     return {
-        "train_s_median": {way: statistics.median(one.train_s for one in found) for way, found in rounds.items()},
-        "wall": {way: _ratio(rounds, way, lambda one: one.train_s) for way in WAYS if way != "bare"},
-        "cpu": {way: _ratio(rounds, way, lambda one: one.cpu_s) for way in WAYS if way != "bare"},
+        "bare_step_s": statistics.median(bare),
+        "timed_over_untimed_step": _median(timing),
+        "looked_at_over_not_round": _median(sampling),
         "turns": turns,
     }
+
+
+def _by_timing(even: Sequence[float], odd: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Return each step's seconds (timed, untimed) of two rounds of which one timed the even steps, one the odd."""
+    pairs = [(e, o) if i % 2 == 0 else (o, e) for i, (e, o) in enumerate(zip(even, odd, strict=True))]
+    return [timed for timed, _ in pairs], [untimed for _, untimed in pairs]
 
 
 @contextmanager
@@ -107,15 +115,9 @@ def looking(new_sampler: Callable[[], Sampler], *, wanted: bool) -> Iterator[Non
         thread.join()
 
 
-def _ratio(rounds: dict[str, list[Round]], way: str, read: Callable[[Round], float]) -> dict[str, Any]:
-    """Return the ratio of medians, the median of ratios within a turn, and an interval of 95 % for the latter."""
-    ours, bare = [read(one) for one in rounds[way]], [read(one) for one in rounds["bare"]]
-    ratios = sorted(a / b for a, b in zip(ours, bare, strict=True))
-    # The interval of a median by ranks (binomial with 1/2, normal approximation): no shape of the noise is assumed.
-    half = 0.98 * math.sqrt(len(ratios))
-    low, high = max(0, math.floor(len(ratios) / 2 - half)), min(len(ratios) - 1, math.ceil(len(ratios) / 2 + half))
-    return {
-        "ratio_of_medians": statistics.median(ours) / statistics.median(bare),
-        "median_of_ratios": statistics.median(ratios),
-        "median_of_ratios_95": [ratios[low], ratios[high]],
-    }
+def _median(ratios: list[float]) -> dict[str, Any]:
+    """Return the median, and an interval of 95 % for it by ranks, which assumes no shape of the noise."""
+    ordered, half = sorted(ratios), 0.98 * math.sqrt(len(ratios))
+    low = max(0, math.floor(len(ordered) / 2 - half))
+    high = min(len(ordered) - 1, math.ceil(len(ordered) / 2 + half))
+    return {"median": statistics.median(ordered), "interval_95": [ordered[low], ordered[high]], "pairs": len(ordered)}
