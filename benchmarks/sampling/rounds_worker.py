@@ -94,7 +94,7 @@ class Steps:
     def __call__(self, *arguments: Any) -> StepRecord:
         """Return the record of a step."""
         timed = len(self.seconds) % 2 == self.timed_parity
-        loop.PhaseTimer = PhaseTimer if timed else NoTimer  # type: ignore[misc,assignment]
+        loop.PhaseTimer = PhaseTimer if timed else NoTimer
         began_s = time.perf_counter()
         record = self._step(*arguments)
         self.seconds.append(time.perf_counter() - began_s)
