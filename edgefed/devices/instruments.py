@@ -19,7 +19,9 @@ __all__ = ["NO_POWER_SENSOR", "Hardware", "Instruments", "find_instruments"]
 
 Hardware = Literal["cpu", "cuda"]
 
-NO_POWER_SENSOR = "this machine has no power sensor"
+NO_POWER_SENSOR = "no power sensor was looked for"
+"""The reason of instruments that nobody found: `find_instruments` gives better ones."""
+
 _ONLY_THE_GPU = "its power sensor sees the GPU only, and training runs on the processor"
 
 
