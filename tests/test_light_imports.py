@@ -14,7 +14,7 @@ import edgefed
 PACKAGE = Path(edgefed.__file__).parent
 HEAVY = {
     "torch", "transformers", "peft", "numpy", "safetensors", "sqlalchemy", "rich", "typer", "amqtt",
-    "bitsandbytes", "huggingface_hub", "pydantic", "click",
+    "bitsandbytes", "huggingface_hub", "pydantic", "click", "pynvml",
 }  # fmt: skip
 
 

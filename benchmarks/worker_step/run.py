@@ -26,7 +26,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from benchmarks.provenance import provenance
 from edgefed.data.examples import Example, read_examples
-from edgefed.models.checkpoint import linear_shapes, resolve_model
+from edgefed.models.checkpoint import linear_shapes
+from edgefed.models.finding import resolve_model
 from edgefed.protocol.tasks import SummarizationTask
 from edgefed.training.adapters import AdaptedModel, install
 from edgefed.training.base_model import load_base

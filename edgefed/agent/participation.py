@@ -22,6 +22,7 @@ from edgefed.agent.board_keeper import Yardstick
 from edgefed.agent.downloads import Downloads, Fetched
 from edgefed.agent.eligibility import Guard
 from edgefed.agent.frames import Finished, Prepare, Prepared
+from edgefed.agent.neighbours import count_other_agents, tell_whose_energy
 from edgefed.agent.options import AgentOptions
 from edgefed.agent.plan import CannotTakePart, parts_to_fetch
 from edgefed.agent.planning import Planned, Planning
@@ -31,6 +32,7 @@ from edgefed.agent.supervised_work import SupervisedWork
 from edgefed.agent.uploads import Uploads
 from edgefed.agent.worker_process import WorkerProcess
 from edgefed.devices.conditions import read_conditions
+from edgefed.devices.sampling import Sampler
 from edgefed.errors import EdgefedError, WorkerOutOfMemory
 from edgefed.files import hash_file
 from edgefed.protocol.messages.down import Accepted, Refused, RoundAnswer
@@ -69,6 +71,7 @@ class Participation:
         board: which round is in force; work for another one is abandoned.
         planning: decides what this device takes on.
         yardstick: returns what the work with a base of some precision is related to.
+        new_sampler: makes what looks at the hardware during one piece of work.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Participation:
         board: Announcements,
         planning: Planning,
         yardstick: Callable[[Quantization], Yardstick],
+        new_sampler: Callable[[], Sampler],
     ) -> None:
         topics = Topics(options.fleet)
         self._options = options
@@ -91,9 +95,8 @@ class Participation:
         self._board = board
         self._planning = planning
         self._yardstick = yardstick
-        root = Path(options.root)
-        guard = Guard(options.eligibility, partial(read_conditions, root))
-        self._supervised = SupervisedWork(transport, presence, worker, board, guard, root=root)
+        guard = Guard(options.eligibility, partial(read_conditions, Path(options.root)))
+        self._supervised = SupervisedWork(transport, presence, worker, board, guard, new_sampler)
         self._up = topics.device(options.device, "up")
         self._downloads = Downloads(transport, topics, self._send, state.parts)
         self._uploads = Uploads(transport, self._up, self._send)
@@ -247,6 +250,10 @@ class Participation:
             download_s=fetched.fetch_s,
             **asdict(self._yardstick(plan.quantization)),
         )
+        if record.use is not None:
+            others = await asyncio.to_thread(count_other_agents, Path(self._options.root))
+            use = tell_whose_energy(record.use, emulated=record.emulated, others=others)
+            record = msgspec.structs.replace(record, use=use)
         answer: UpdateOffer | EvaluationReport
         if announced.kind == "evaluate":
             answer = EvaluationReport(run=announced.run, round=announced.round, record=record)

@@ -22,11 +22,12 @@ from edgefed.agent.worker_process import WorkerProcess
 from edgefed.devices.compute import LEFT_OUT, DataType, MachineProbe
 from edgefed.devices.cpu import read_cpu
 from edgefed.devices.gpu import gpu_names
+from edgefed.devices.instruments import Hardware, Instruments
 from edgefed.devices.memory import HostMemory, read_host_memory, training_memory
 from edgefed.devices.network import NetworkProfile, local_address
 from edgefed.devices.power_mode import read_power_mode
 from edgefed.devices.profile import DeviceProfile, read_profile
-from edgefed.devices.sensors import PowerProfile, read_thermal
+from edgefed.devices.sensors import read_thermal
 from edgefed.devices.storage import StorageProfile, measure_storage
 from edgefed.errors import EdgefedError
 from edgefed.files import replace_file
@@ -98,6 +99,7 @@ class Profiler:
         worker: who measures rates.
         network: measures the way to the aggregator; None where there is no connection, and `offline` says why.
         offline: why there is none.
+        instruments: the machine's sensors.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class Profiler:
         network: NetworkProbe | None,
         *,
         offline: str = "",
+        instruments: Instruments | None = None,
     ) -> None:
         self._options = options
         self._root = Path(options.root)
@@ -117,6 +120,7 @@ class Profiler:
         self._network = network
         self._offline = offline
         self._boards = BoardKeeper(options.emulate)
+        self._instruments = instruments or Instruments()
         self._remembered = _read(self._path)
         self._way = self._remembered.network if self._remembered else None
         self._address = self._remembered.address if self._remembered else ""
@@ -132,6 +136,12 @@ class Profiler:
         if known.machine is None:
             reasons.append(f"measuring failed: {known.failed}")
         return reasons
+
+    @property
+    def hardware(self) -> Hardware | None:
+        """What the worker computed on when it was measured; None where it was not."""
+        machine = self._remembered.machine if self._remembered else None
+        return machine.compute.hardware if machine else None
 
     def yardstick(self, quantization: Quantization) -> Yardstick:
         """Returns what the work with a base of this precision is related to.
@@ -228,7 +238,7 @@ class Profiler:
             gpu=gpu,
             compute=machine.compute if machine else None,
             storage=known.storage if known else None,
-            power=PowerProfile(mode=mode, mode_reason=mode_reason),
+            power=self._instruments.power_profile(mode, mode_reason, self.hardware),
             thermal=read_thermal(self._root),
             network=self._way,
             why_null=why_null,

@@ -12,6 +12,7 @@ from edgefed.agent.presence import Presence
 from edgefed.agent.state_directory import StateDirectory
 from edgefed.agent.supervisor import Supervisor
 from edgefed.agent.worker_process import WorkerProcess
+from edgefed.devices.instruments import find_instruments
 from edgefed.errors import DataError, DeviceIdTaken
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
@@ -47,7 +48,9 @@ async def run_agent(options: AgentOptions, *, once: bool = False, wait_for_broke
     mqtt = options.broker.mqtt(client_id, session_expiry_s=0)
     try:
         async with connect_mqtt(mqtt, presence.will, retry_first=wait_for_broker) as transport:
-            supervisor = Supervisor(options, transport, presence, state, worker, leave_when_finished=once)
+            gpu = options.worker.device != "cpu"
+            instruments = await asyncio.to_thread(find_instruments, Path(options.root), gpu=gpu)
+            supervisor = Supervisor(options, transport, presence, state, worker, instruments, leave_when_finished=once)
             try:
                 await supervisor.run()
             except DeviceIdTaken:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from pathlib import Path
+from collections.abc import Callable
 
 import msgspec
 
@@ -17,7 +17,9 @@ from edgefed.agent.eligibility import Guard
 from edgefed.agent.frames import Finished, Progress, Work
 from edgefed.agent.presence import Presence
 from edgefed.agent.worker_process import WorkCancelled, WorkerProcess
-from edgefed.devices.sampling import Sampler
+from edgefed.devices.sampling import SAMPLE_S, Sampler
+from edgefed.devices.usage import HardwareUse
+from edgefed.devices.usage_sums import joined
 from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.training.round_work import RoundWork, WorkSuspended
 from edgefed.transport.base import Transport
@@ -27,7 +29,7 @@ __all__ = ["SupervisedWork"]
 _log = logging.getLogger(__name__)
 
 _CANCEL_PATIENCE_S = 60.0
-_SAMPLE_S = 0.5
+_SENSOR_PATIENCE_S = 5.0
 
 
 class _Forbidden(Exception):
@@ -43,7 +45,7 @@ class SupervisedWork:
         worker: who trains.
         board: which round is in force; work for another one is abandoned.
         guard: the owner's rules.
-        root: of the file system that the sensors are read from.
+        new_sampler: makes what looks at the hardware during one piece of work.
     """
 
     def __init__(
@@ -53,15 +55,14 @@ class SupervisedWork:
         worker: WorkerProcess,
         board: Announcements,
         guard: Guard,
-        *,
-        root: Path,
+        new_sampler: Callable[[], Sampler],
     ) -> None:
         self._transport = transport
         self._presence = presence
         self._worker = worker
         self._board = board
         self._guard = guard
-        self._root = root
+        self._new_sampler = new_sampler
 
     async def until_allowed(self, announced: RoundOpen, *, stopped: bool = False) -> None:
         """Returns once the owner's rules allow training; shows why they do not.
@@ -82,17 +83,20 @@ class SupervisedWork:
             RoundIsOver: the federation went on without it.
             EdgefedError: as `WorkerProcess.work`.
         """
+        windows: list[HardwareUse] = []
         while True:
             await self._presence.show(self._transport, "training", round=announced.round)
-            sampler = Sampler(lambda: self._worker.pid, root=self._root)
+            sampler = self._new_sampler()
             looking = asyncio.create_task(_look(sampler), name="look-at-hardware")
             try:
                 finished = await self._uninterrupted(announced, work)
             except _Forbidden as reason:
                 _log.warning("round %d: %s", announced.round, reason)
+                windows += await _finish(sampler)
             else:
-                sampler.look()
-                return Finished(record=msgspec.structs.replace(finished.record, use=sampler.use()))
+                windows += await _finish(sampler)
+                use = joined(windows) if windows else None
+                return Finished(record=msgspec.structs.replace(finished.record, use=use))
             finally:
                 looking.cancel()
             await self._worker.end()
@@ -135,6 +139,16 @@ class SupervisedWork:
 
 
 async def _look(sampler: Sampler) -> None:
+    """Looks in a thread: a driver that hangs must not take the connection to the broker with it."""
     while True:
-        await asyncio.sleep(_SAMPLE_S)
-        sampler.look()
+        await asyncio.to_thread(sampler.look)
+        await asyncio.sleep(SAMPLE_S)
+
+
+async def _finish(sampler: Sampler) -> list[HardwareUse]:
+    """Returns the window, or none where a sensor's driver hangs, which must not cost the update."""
+    try:
+        return [await asyncio.wait_for(asyncio.to_thread(sampler.finish), _SENSOR_PATIENCE_S)]
+    except asyncio.TimeoutError:
+        _log.warning("a sensor has not answered for %g s: what it saw is lost", _SENSOR_PATIENCE_S)
+        return []

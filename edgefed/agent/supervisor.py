@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from pathlib import Path
 
 from edgefed.agent.announcements import Announcements
 from edgefed.agent.network_probe import NetworkProbe
@@ -19,6 +20,8 @@ from edgefed.agent.presence import Presence
 from edgefed.agent.profiler import Profiler
 from edgefed.agent.state_directory import StateDirectory
 from edgefed.agent.worker_process import WorkerProcess
+from edgefed.devices.instruments import Instruments
+from edgefed.devices.sampling import Sampler
 from edgefed.errors import MessageError, TransportError
 from edgefed.protocol.chunks import is_chunk
 from edgefed.protocol.messages.down import Pong, decode_down
@@ -41,6 +44,7 @@ class Supervisor:
         presence: this device's visible state.
         state: where things are kept.
         worker: who trains.
+        instruments: the machine's sensors.
         leave_when_finished: return from `run` once the federation is over, instead of waiting for the next one.
     """
 
@@ -51,6 +55,7 @@ class Supervisor:
         presence: Presence,
         state: StateDirectory,
         worker: WorkerProcess,
+        instruments: Instruments,
         *,
         leave_when_finished: bool = False,
     ) -> None:
@@ -60,14 +65,15 @@ class Supervisor:
         self._presence = presence
         self._state = state
         self._worker = worker
+        self._instruments = instruments
         self._leave_when_finished = leave_when_finished
         self._board = Announcements()
         self._network = NetworkProbe(transport, self._topics, options.device)
-        self._profiler = Profiler(options, state.path, worker, self._network)
+        self._profiler = Profiler(options, state.path, worker, self._network, instruments=instruments)
         planning = Planning(options.limits, self._profiler.profile, state.path / "plans.json")
         yardstick = self._profiler.yardstick
         self._participation = Participation(
-            options, transport, presence, state, worker, self._board, planning, yardstick
+            options, transport, presence, state, worker, self._board, planning, yardstick, self._new_sampler
         )
         self._tried: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -169,6 +175,14 @@ class Supervisor:
             await self._know_the_machine()
 
     # --- the device itself ----------------------------------------------------------------------------------------
+
+    def _new_sampler(self) -> Sampler:
+        return Sampler(
+            lambda: self._worker.pid,
+            instruments=self._instruments,
+            hardware=self._profiler.hardware,
+            root=Path(self._options.root),
+        )
 
     async def _know_the_machine(self) -> None:
         """Measures what has changed since it was last measured, and publishes the profile where something has."""

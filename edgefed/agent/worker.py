@@ -137,7 +137,8 @@ class _Session:
         self._answers.flush()
 
     def _prepare(self, request: Prepare) -> Prepared:
-        from edgefed.models.checkpoint import fingerprint, resolve_model
+        from edgefed.models.checkpoint import fingerprint
+        from edgefed.models.finding import resolve_model
 
         path = resolve_model(request.round.model.name, request.models)
         found = self._rounds_of(request.round).look_at(request.round, request.data, path)

@@ -21,6 +21,7 @@ from edgefed.cli.inference import Progress as Move
 from edgefed.cli.inference import progress
 from edgefed.cli.output import told_where
 from edgefed.devices.cpu import read_cpu
+from edgefed.devices.instruments import Hardware, Instruments, find_instruments
 from edgefed.devices.power_mode import read_power_mode
 from edgefed.devices.profile import read_profile
 from edgefed.devices.sampling import Sampler
@@ -85,6 +86,7 @@ class _Runner:
         self._name = name
         self._output = output
         self._worker = WorkerProcess(silence_s=_SILENCE_S)
+        self._instruments: Instruments | None = None
         self._stopped: signal.Signals | None = None
         self._telling: set[asyncio.Task[None]] = set()
 
@@ -132,12 +134,15 @@ class _Runner:
         """Returns the outcome with the hardware's use while the measured steps were done."""
         async with contextlib.AsyncExitStack() as stack:
             samplers: list[Sampler] = []
+            if self._instruments is None:
+                self._instruments = await asyncio.to_thread(find_instruments, gpu=work.hardware != "cpu")
+            hardware: Hardware | None = "cpu" if self._instruments.nvml is None else None
 
             def on_progress(frame: Progress) -> None:
                 if self._stopped is not None:  # the worker may only just have begun to listen
                     self._suspend()
                 if frame.stage == "training" and not samplers:
-                    samplers.append(Sampler(lambda: self._worker.pid))
+                    samplers.append(Sampler(lambda: self._worker.pid, instruments=self._instruments, hardware=hardware))
                     looking = asyncio.ensure_future(_look(samplers[0]))
                     stack.callback(looking.cancel)
                 _show(frame, work, move)

@@ -51,7 +51,7 @@ class Work:
         Raises:
             ModelError: it is not to be had.
         """
-        from edgefed.models.checkpoint import resolve_model
+        from edgefed.models.finding import resolve_model
 
         return resolve_model(self.model, self.models)
 

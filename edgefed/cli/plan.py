@@ -108,7 +108,7 @@ def _workload(
 def _layout(model: str, models: dict[str, str]) -> ModelLayout:
     """Returns a known layout without a file, or that of a model on this machine."""
     from edgefed.errors import ModelError
-    from edgefed.models.checkpoint import BUNDLED, resolve_model
+    from edgefed.models.finding import BUNDLED, resolve_model
     from edgefed.models.layout import FLAN_T5, find_layout, read_layout
 
     known = find_layout(model)

@@ -62,6 +62,7 @@ async def measure(config: Path | None, *, quick: bool) -> DeviceProfile:
     from edgefed.cli.output import told_where
     from edgefed.config import read_agent
     from edgefed.data.source import DataSource
+    from edgefed.devices.instruments import find_instruments
 
     async with contextlib.AsyncExitStack() as stack:
         network, offline = None, "no agent.toml was named with --config, so there is no broker to measure through"
@@ -76,7 +77,9 @@ async def measure(config: Path | None, *, quick: bool) -> DeviceProfile:
             network, offline = await _connect(options, stack)
         worker = WorkerProcess(silence_s=options.worker.silence_s)
         stack.push_async_callback(worker.end)
-        profiler = Profiler(options, directory, worker, network, offline=offline)
+        gpu = options.worker.device != "cpu"
+        instruments = await asyncio.to_thread(find_instruments, Path(options.root), gpu=gpu)
+        profiler = Profiler(options, directory, worker, network, offline=offline, instruments=instruments)
         on_step = stack.enter_context(_progress())
         if quick:  # the worker is busy loading torch while the network is measured
             await asyncio.gather(

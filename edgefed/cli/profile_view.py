@@ -149,7 +149,8 @@ def _sensors(profile: DeviceProfile) -> Iterator[Line]:
             used = "energy is told by it; " if sensor.used else ""
             yield Line(f"power sensor {sensor.name}", sensor.scope, f"{used}{sensor.method}: {sensor.coverage}")
         for missing in power.absent:
-            yield Line(f"power sensor {missing.name}", "—", " ".join(filter(None, (missing.reason, missing.remedy))))
+            name = missing.name if missing.name.endswith("power sensor") else f"power sensor {missing.name}"
+            yield Line(name, "—", "; ".join(filter(None, (missing.reason, missing.remedy))))
     if thermal is not None:
         hottest = max(thermal.temperature_c.items(), key=lambda zone: zone[1], default=None)
         value = "—" if hottest is None else f"{hottest[1]:.1f} °C"

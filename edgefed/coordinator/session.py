@@ -17,7 +17,8 @@ from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.run_records import write_report
 from edgefed.coordinator.service import Aggregator
 from edgefed.coordinator.store import Store
-from edgefed.models.checkpoint import fingerprint, resolve_model
+from edgefed.models.checkpoint import fingerprint
+from edgefed.models.finding import resolve_model
 from edgefed.protocol.messages.retained import AggregatorState
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.tasks import ModelReference

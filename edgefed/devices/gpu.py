@@ -10,7 +10,10 @@ import msgspec
 
 from edgefed.devices.measurement import Measurement, absent
 
-__all__ = ["GpuProfile", "gpu_names", "why_no_gpu"]
+__all__ = ["GpuProfile", "gpu_names", "nvidia_driver_is_there", "why_no_gpu"]
+
+# The unified driver, its device node, the two of Jetson's nvgpu driver, and the one that Windows lends to WSL.
+_DRIVER = ("proc/driver/nvidia/version", "dev/nvidiactl", "dev/nvhost-gpu", "dev/nvgpu", "dev/dxg")
 
 
 class GpuProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +50,15 @@ def gpu_names(root: Path = Path("/")) -> list[str]:
     return names
 
 
+def nvidia_driver_is_there(root: Path = Path("/")) -> bool:
+    """Returns whether one of the files shows that a kernel driver of NVIDIA's has made.
+
+    Args:
+        root: of the file system that `proc` and `dev` are looked at in.
+    """
+    return any((root / name).exists() for name in _DRIVER)
+
+
 def why_no_gpu(
     *,
     torch_cuda: str | None,
@@ -62,7 +74,7 @@ def why_no_gpu(
         root: of the file system that `proc` and `dev` are read from.
         which: finds programs.
     """
-    driver = (root / "proc/driver/nvidia/version").exists() or (root / "dev/nvhost-gpu").exists()
+    driver = nvidia_driver_is_there(root)
     because = f" (torch: {said})" if said else ""
     if driver and torch_cuda is None:
         return "there is an NVIDIA driver, but this torch is built without CUDA: install the build for its CUDA version"

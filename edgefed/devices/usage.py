@@ -37,6 +37,7 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
         coverage: what the sensor does and does not see, in words.
         measured_share: share of the window in which there were readings.
         reason: why joules are null, or what is wrong with them; "" when nothing is.
+        agents: that run on the machine whose energy this is; what several of them tell must not be added.
     """
 
     joules: NonNegative | None = None
@@ -46,6 +47,7 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
     coverage: str = ""
     measured_share: Share = 0.0
     reason: str = ""
+    agents: Annotated[int, Meta(ge=1)] = 1
 
 
 class HardwareUse(msgspec.Struct, frozen=True, kw_only=True):

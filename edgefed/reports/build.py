@@ -174,7 +174,10 @@ def _fleet_joules(records: Sequence[RoundRecord]) -> Figure:
     if not own:
         shared = "emulated devices share one machine, whose energy cannot be told apart by device"
         return Figure.unknown(shared if records else "no device sent a record")
-    known = [record.use.energy.joules for record in own if record.use and record.use.energy.joules is not None]
+    energies = [record.use.energy for record in own if record.use]
+    known = [energy.joules for energy in energies if energy.joules is not None and energy.agents == 1]
+    if not known and any(energy.joules is not None for energy in energies):
+        return Figure.unknown("several agents share one machine, whose energy cannot be told apart by device")
     if not known:
         return Figure.unknown(summarize(own).joules.reason)
     left_out = "" if len(known) == len(records) else f"from {len(known)} of {len(records)} records"

@@ -128,7 +128,7 @@ class FleetTotals(msgspec.Struct, frozen=True, kw_only=True):
         tokens: source and target tokens that were trained on.
         compute_s: seconds of steps, over all devices.
         joules: of the devices that are machines of their own. Emulated devices share one machine and its sensor, and
-            what several of them read must not be added up.
+            what several of them read must not be added up; nor what several agents on one machine read.
         download_bytes, upload_bytes: what the devices took and sent.
         broadcast_bytes: what the aggregator sent, once for all.
         wall_s: from the first round's opening to the last delivery or merge; null for a run that has none.

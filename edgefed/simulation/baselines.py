@@ -96,7 +96,7 @@ class Baselines:
         import torch
 
         from edgefed.data.examples import Example, read_examples
-        from edgefed.models.checkpoint import resolve_model
+        from edgefed.models.finding import resolve_model
         from edgefed.training.base_model import load_base
 
         torch.set_num_threads(job.threads)

@@ -24,7 +24,8 @@ from edgefed.devices.compute import ComputeProfile, DataType, MachineProbe
 from edgefed.devices.measurement import absent, measured
 from edgefed.devices.memory import read_host_memory, training_memory
 from edgefed.errors import ConfigError, DataError, ModelError
-from edgefed.models.checkpoint import check_directory, linear_shapes, resolve_model
+from edgefed.models.checkpoint import check_directory, linear_shapes
+from edgefed.models.finding import resolve_model
 from edgefed.models.layout import FLAN_T5, ModelLayout, read_layout
 from edgefed.models.random_checkpoint import layout_tensors, write_random_checkpoint
 from edgefed.protocol.records import RoundRecord

@@ -18,7 +18,8 @@ from edgefed.errors import AdapterError, DataError
 from edgefed.lora.adapters import Adapter, adapter_rank, levelled, truncated
 from edgefed.lora.files import join_layers, read_adapter, write_adapter
 from edgefed.lora.low_rank import LowRank
-from edgefed.models.checkpoint import linear_shapes, resolve_model
+from edgefed.models.checkpoint import linear_shapes
+from edgefed.models.finding import resolve_model
 from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.protocol.records import MAX_STEP_RECORDS, EvaluationRecord, RoundRecord, StepRecord
 from edgefed.protocol.tasks import SummarizationTask

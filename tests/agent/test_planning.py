@@ -15,7 +15,7 @@ from edgefed.devices.emulation import emulate
 from edgefed.devices.measurement import measured
 from edgefed.devices.memory import HostMemory, training_memory
 from edgefed.devices.profile import DeviceProfile, read_profile
-from edgefed.models.checkpoint import resolve_model
+from edgefed.models.finding import resolve_model
 from edgefed.planner.history import decode_history
 from edgefed.protocol.messages.manifest import Manifest
 from edgefed.protocol.messages.retained import RoundOpen

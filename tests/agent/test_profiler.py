@@ -15,8 +15,13 @@ from edgefed.agent.profiler import Identity, Profiler, identify
 from edgefed.agent.worker_process import WorkerProcess
 from edgefed.data.source import DataSource
 from edgefed.devices.compute import LEFT_OUT, ComputeProfile, MachineProbe
+from edgefed.devices.instruments import Instruments
 from edgefed.devices.measurement import absent, measured
+from edgefed.devices.power.base import Found
+from edgefed.devices.power.rapl import find_rapl
 from edgefed.devices.profile import DeviceProfile
+from edgefed.devices.sensors import AbsentSensor
+from tests.shared.power_reader_suite import copy_of
 
 FULL = MachineProbe(
     compute=ComputeProfile(
@@ -91,7 +96,8 @@ async def test_what_was_measured_is_remembered_by_the_next_agent(tmp_path: Path)
     assert later.reasons_to_measure() == []
     assert rates(later.profile()) == rates(first)
     assert later.profile().measured_unix_s == first.measured_unix_s
-    assert msgspec.json.decode(msgspec.json.encode(later.profile()), type=DeviceProfile) == later.profile()
+    known = later.profile()
+    assert msgspec.json.decode(msgspec.json.encode(known), type=DeviceProfile) == known
 
 
 async def test_a_new_power_mode_is_a_reason_to_measure_again(tmp_path: Path) -> None:
@@ -177,3 +183,21 @@ async def test_the_real_worker_measures_this_machine(tmp_path: Path, real_worker
     assert profile.quick
     assert "memory bandwidth (6 of 6)" in steps
     assert real_worker.pid is None, "what it held must not count as used by others"
+
+
+async def test_the_profile_tells_the_power_sensors_and_which_is_used(tmp_path: Path) -> None:
+    packages = find_rapl(copy_of("x86-rapl", tmp_path / "tree"))
+    locked = AbsentSensor(name="NVML", reason="NVML says: Not Supported")
+    one = Profiler(
+        options(tmp_path),
+        tmp_path,
+        worker(tmp_path, FULL),
+        None,
+        instruments=Instruments(power=Found(readers=packages.readers, absent=(locked,))),
+    )
+    assert one.hardware is None
+    profile = await one.measure()
+    assert one.hardware == "cpu"
+    assert profile.power is not None
+    assert [(sensor.name, sensor.method, sensor.used) for sensor in profile.power.sensors] == [("RAPL", "rapl", True)]
+    assert profile.power.absent == (locked,)

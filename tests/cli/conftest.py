@@ -48,7 +48,8 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from edgefed.lora.low_rank import LowRank
     from edgefed.lora.peft_files import write_peft
-    from edgefed.models.checkpoint import linear_shapes, resolve_model
+    from edgefed.models.checkpoint import linear_shapes
+    from edgefed.models.finding import resolve_model
 
     random = np.random.default_rng(0)
     adapter = {

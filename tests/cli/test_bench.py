@@ -23,7 +23,7 @@ from edgefed.devices.compute import ComputeProfile, MachineProbe
 from edgefed.devices.gpu import GpuProfile
 from edgefed.devices.measurement import absent, measured
 from edgefed.devices.usage import Energy, HardwareUse
-from edgefed.models.checkpoint import resolve_model
+from edgefed.models.finding import resolve_model
 from edgefed.protocol.records import RoundRecord
 from edgefed.reports.reference import BenchFile, BenchResult, read_references
 from edgefed.training.bench_work import BenchOutcome, BenchWork

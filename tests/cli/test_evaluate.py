@@ -9,7 +9,7 @@ import pytest
 
 from edgefed.cli.inference import read_adapter
 from edgefed.data.examples import read_examples
-from edgefed.models.checkpoint import resolve_model
+from edgefed.models.finding import resolve_model
 from edgefed.protocol.tasks import SummarizationTask
 
 pytestmark = pytest.mark.torch

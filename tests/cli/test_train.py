@@ -96,7 +96,8 @@ def test_it_starts_where_a_device_starts(edgefed: Run, data: Path, tmp_path: Pat
     if aggregation == "delta":
         np.testing.assert_allclose(norms, 1.0, atol=1e-4)
         from edgefed.lora.adapters import initial_adapter
-        from edgefed.models.checkpoint import linear_shapes, resolve_model
+        from edgefed.models.checkpoint import linear_shapes
+        from edgefed.models.finding import resolve_model
 
         sent = initial_adapter(linear_shapes(resolve_model("edgefed/tiny-t5"), ["q", "v"]), 4, seed=5)
         for module, matrix in read_peft(tmp_path / "out")[0].items():

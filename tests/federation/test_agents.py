@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from edgefed.models.checkpoint import resolve_model
+from edgefed.models.finding import resolve_model
+from tests.shared.power_reader_suite import copy_of
 from tools.mosquitto import RunningMosquitto
 
 pytestmark = [pytest.mark.broker, pytest.mark.torch, pytest.mark.federation]
@@ -121,7 +122,12 @@ def test_a_federation_from_end_to_end(place: Place, aggregation: str) -> None:
     aggregator = place.start("aggregator", "-c", "federation.toml")
     agents = [
         place.start("agent", "--once", "-c", str(place.agent("one", rank=2))),
-        place.start("agent", "--once", "-c", str(place.agent("two", rank=4, quantization="nf4", more=PLAYS))),
+        place.start(
+            "agent",
+            "--once",
+            "-c",
+            str(_with_a_power_sensor(place.agent("two", rank=4, quantization="nf4", more=PLAYS))),
+        ),
     ]
     assert aggregator.wait(PATIENCE_S) == 0, place.log(aggregator)
     for agent in agents:
@@ -142,9 +148,19 @@ def test_a_federation_from_end_to_end(place: Place, aggregation: str) -> None:
     assert lines[0]["devices"]["one"]["record"]["emulated"] is None
     assert record["use"]["samples"] > 0
     assert record["use"]["worker_peak_resident_bytes"] > 50_000_000
-    assert record["use"]["energy"]["joules"] is None
+    energy = record["use"]["energy"]
+    assert (energy["scope"], energy["joules"]) == ("package", None), "the recorded counter stands still"
+    assert "no power at all" in energy["reason"] or "window too short" in energy["reason"]
     assert (place.path / "run" / "report.html").is_file()
     _loads_without_edgefed(place.path / "run" / "adapter")
+
+
+def _with_a_power_sensor(agent: Path) -> Path:
+    """Gives an agent the recorded counters of a machine to look at, and the real /proc."""
+    root = copy_of("x86-rapl", agent.parent / "machine")
+    (root / "proc").symlink_to("/proc")
+    agent.write_text(f'root = "{root}"\n{agent.read_text()}')
+    return agent
 
 
 def _loads_without_edgefed(adapter: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from edgefed.errors import ModelError
-from edgefed.models.checkpoint import fingerprint, linear_shapes, resolve_model, weight_files
+from edgefed.models.checkpoint import fingerprint, linear_shapes, weight_files
+from edgefed.models.finding import resolve_model
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_what_can_only_be_a_directory_is_not_looked_for_on_the_hub(name: str) ->
 
 def test_a_hub_id_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     script = (
-        "from edgefed.models.checkpoint import resolve_model\n"
+        "from edgefed.models.finding import resolve_model\n"
         "from edgefed.errors import ModelError\n"
         "try:\n    resolve_model('edgefed-tests/absent')\nexcept ModelError as error:\n    print(error)\n"
     )
@@ -126,7 +127,8 @@ def test_a_broken_header_is_a_model_error(copy: Path, content: bytes) -> None:
 
 def test_asking_about_models_loads_no_heavy_library() -> None:
     script = (
-        "import sys; from edgefed.models.checkpoint import resolve_model, fingerprint, linear_shapes\n"
+        "import sys; from edgefed.models.checkpoint import fingerprint, linear_shapes\n"
+        "from edgefed.models.finding import resolve_model\n"
         "path = resolve_model('edgefed/tiny-t5'); fingerprint(path); linear_shapes(path, ['q'])\n"
         "print(sorted({'torch', 'numpy', 'transformers', 'safetensors', 'huggingface_hub'} & set(sys.modules)))"
     )

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from edgefed.errors import ModelError
-from edgefed.models.checkpoint import linear_shapes, resolve_model
+from edgefed.models.checkpoint import linear_shapes
+from edgefed.models.finding import resolve_model
 from edgefed.models.layout import FLAN_T5, find_layout, read_layout
 
 

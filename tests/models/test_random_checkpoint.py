@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from edgefed.errors import ModelError
-from edgefed.models.checkpoint import check_directory, resolve_model
+from edgefed.models.checkpoint import check_directory
+from edgefed.models.finding import resolve_model
 from edgefed.models.layout import FLAN_T5, ModelLayout, read_layout
 from edgefed.models.random_checkpoint import Stored, checkpoint_bytes, layout_tensors, write_random_checkpoint
 

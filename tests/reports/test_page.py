@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from edgefed.devices.usage import Energy, HardwareUse
 from edgefed.errors import ConfigError
 from edgefed.reports.build import build_report
 from edgefed.reports.page import render_page
@@ -94,6 +95,28 @@ def test_a_page_of_any_run(devices: int, rounds: int, known: bool) -> None:
     assert page.tags.count("tr") == (1 + devices) + (1 + rounds + 1) + devices * (1 + rounds + 1)
     assert page.bars["phases"] == devices * 9 + 9  # each phase of each device, and the legend
     assert (page.bars.get("mfu", 0) > 2) == known
+
+
+def test_a_device_that_measured_its_energy_shows_how_much_and_how() -> None:
+    run = make_run(1, 1)
+    (delivery,) = (one for one in run.deliveries if one.round == 1)
+    assert delivery.record is not None
+    energy = Energy(
+        joules=618.0, mean_w=12.0, method="ina3221", scope="module", coverage="VDD_IN: the module, not its carrier",
+        measured_share=1.0,
+    )  # fmt: skip
+    record = msgspec.structs.replace(
+        delivery.record, data_s=0.0, forward_s=20.0, backward_s=25.0, optimizer_s=5.0, source_tokens=7350,
+        target_tokens=2650, emulated=None, use=HardwareUse(window_s=51.5, samples=103, energy=energy),
+    )  # fmt: skip
+    report = build_report(msgspec.structs.replace(run, deliveries=[msgspec.structs.replace(delivery, record=record)]))
+    (use,) = (device.use for device in report.devices)
+    assert use.joules.value == report.totals.joules.value == 618.0
+    assert use.tokens_per_s_per_w.value == pytest.approx(200 / 12)
+    page = Page(render_page(report))
+    for shown in ("618 J", "12.0 W", "16.7", "ina3221, scope: module, 100% of the time measured, VDD_IN: the module"):
+        assert shown in page.text, shown
+    assert page.bars["eta"] > 0
 
 
 def test_widths_stay_on_the_paper(whole: Report) -> None:

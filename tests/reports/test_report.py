@@ -3,11 +3,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Callable
 
 import msgspec
 import pytest
 
 from edgefed.errors import ConfigError
+from edgefed.protocol.records import RoundRecord
 from edgefed.reports.build import build_report
 from edgefed.reports.comparison import compare
 from edgefed.reports.report import Report
@@ -38,6 +40,30 @@ def test_energy_of_emulated_devices_is_not_added_up(whole: Report) -> None:
     only = build_report(make_run(), device=emulated[0])
     assert only.totals.joules.value is None
     assert "share one machine" in only.totals.joules.reason
+
+
+def test_energy_of_agents_that_share_a_machine_is_not_added_up() -> None:
+    run = make_run()
+
+    def shared(record: RoundRecord, agents: int) -> RoundRecord:
+        if record.use is None:
+            return record
+        energy = msgspec.structs.replace(record.use.energy, agents=agents)
+        return msgspec.structs.replace(record, use=msgspec.structs.replace(record.use, energy=energy))
+
+    def with_agents(agents: Callable[[str], int]) -> Report:
+        deliveries = [
+            msgspec.structs.replace(one, record=one.record and shared(one.record, agents(one.device)))
+            for one in run.deliveries
+        ]
+        return build_report(msgspec.structs.replace(run, deliveries=deliveries))
+
+    nobody = with_agents(lambda _: 2).totals.joules
+    assert nobody.value is None
+    assert nobody.reason == "several agents share one machine, whose energy cannot be told apart by device"
+    one = with_agents(lambda device: 1 if device == "agx-01" else 5)
+    (agx,) = (device for device in one.devices if device.device == "agx-01")
+    assert one.totals.joules.value == pytest.approx(agx.use.joules.value)
 
 
 def test_the_loss_is_the_round_machines(whole: Report) -> None:

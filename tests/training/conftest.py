@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from edgefed.data.examples import Example, read_examples
-from edgefed.models.checkpoint import linear_shapes, resolve_model
+from edgefed.models.checkpoint import linear_shapes
+from edgefed.models.finding import resolve_model
 from edgefed.protocol.tasks import SummarizationTask
 from edgefed.training.base_model import LoadedModel, load_base
 

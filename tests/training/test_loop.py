@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from edgefed.data.examples import Example
 from edgefed.errors import DataError, WorkerError, WorkerOutOfMemory
 from edgefed.lora.low_rank import LowRank
-from edgefed.models.checkpoint import linear_shapes, resolve_model
+from edgefed.models.checkpoint import linear_shapes
+from edgefed.models.finding import resolve_model
 from edgefed.protocol.tasks import SummarizationTask
 from edgefed.training.adapters import install
 from edgefed.training.base_model import LoadedModel, load_base
