@@ -1,4 +1,4 @@
-"""Where a base model is: shipped with the package, in a directory, in the local cache, or to be fetched from the hub."""
+"""Where a base model is: shipped with the package, in a directory, in the local cache, or fetched from the hub."""
 
 from __future__ import annotations
 

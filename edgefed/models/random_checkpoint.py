@@ -196,7 +196,7 @@ def _config(layout: ModelLayout, stored: Stored) -> dict[str, Any]:
         "num_heads": layout.heads,
         "relative_attention_num_buckets": layout.buckets,
         "relative_attention_max_distance": 128,
-        "dropout_rate": 0.1,
+        "dropout_rate": 0.1 if layout.dropout else 0.0,
         "layer_norm_epsilon": 1e-6,
         "feed_forward_proj": "gated-gelu" if layout.gated else "relu",
         "tie_word_embeddings": layout.tied,
