@@ -15,6 +15,7 @@ import typer
 
 if TYPE_CHECKING:
     from edgefed.cli.fleet_view import FleetView
+    from edgefed.protocol.records import RoundRecord
     from edgefed.simulation.baselines import Comparison
     from edgefed.simulation.demo_plan import DemoPlan
     from edgefed.simulation.local_fleet import LocalFleet
@@ -31,9 +32,10 @@ def demo(
 ) -> None:
     """Run a whole federation on this machine: broker, aggregator and six agents, each a process of its own.
 
-    The devices differ in rank (2 to 16), precision (fp32, bf16, int8, NF4) and topics of their dialogues; the model is
-    a tiny T5 that ships with edgefed. Nothing is downloaded. At the end the federation is compared, on dialogues that
-    no device has seen, with the base model, the devices on their own, and training on everything in one place.
+    Every device plays a board with the memory and the link that its agent.toml tells, plans its rank and precision from
+    that, and says why; the topics of their dialogues differ. The model is a tiny T5 that ships with edgefed. Nothing is
+    downloaded. At the end the federation is compared, on dialogues that no device has seen, with the base model, the
+    devices on their own, and training on everything in one place.
 
     The configuration files it writes are ordinary ones: look at them, change them, use them.
 
@@ -53,7 +55,7 @@ def demo(
     topics = write_plan(plan)
     for device in plan.devices:
         what = ", ".join(topics[device.name])
-        _say(f"  {device.name:12} rank ≤ {device.max_rank:2}  {device.quantization:4}  dialogues about {what}")
+        _say(f"  {device.name:12} plays {device.board:21} dialogues about {what}")
     run_stoppable(_federate(plan))
     comparison = run_stoppable(_compare(plan))
     took_s = time.monotonic() - started_s
@@ -147,12 +149,14 @@ async def _compare(plan: DemoPlan) -> Comparison:
     from edgefed.simulation.baselines import Comparison, Job, Participant
     from edgefed.simulation.local_fleet import end_with_parent
 
+    plans = _plans(plan)
     participants = [
-        Participant(name=device.name, data=str(plan.data(device)), rank=device.max_rank) for device in plan.devices
+        Participant(name=device.name, data=str(plan.data(device)), rank=plans[device.name].rank)
+        for device in plan.devices
     ]
     job = Job(
         options=read_federation(plan.federation),
-        adapter=str(plan.run / "adapter"),
+        adapter=str(plan.adapter),
         held_out=str(plan.held_out),
         participants=participants,
     )
@@ -184,6 +188,21 @@ async def _compare(plan: DemoPlan) -> Comparison:
     return msgspec.json.decode(result_path.read_bytes(), type=Comparison)
 
 
+def _plans(plan: DemoPlan) -> dict[str, RoundRecord]:
+    """Returns every device's record of the last round that it trained in."""
+    import msgspec
+
+    from edgefed.protocol.records import RoundRecord
+
+    records: dict[str, RoundRecord] = {}
+    for line in (plan.run / "history.jsonl").read_text().splitlines():
+        for name, told in msgspec.json.decode(line)["devices"].items():
+            record = msgspec.convert(told["record"], RoundRecord)
+            if record.steps:
+                records[name] = record
+    return records
+
+
 async def _follow(process: asyncio.subprocess.Process, *, steps: int) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -206,6 +225,16 @@ async def _follow(process: asyncio.subprocess.Process, *, steps: int) -> None:
 def _show(plan: DemoPlan, comparison: Comparison, took_s: float) -> None:
     from edgefed.cli.output import write_table
 
+    typer.echo("")
+    plans = _plans(plan)
+    write_table(
+        ("device", "plays (emulated)", "rank", "base", "because"),
+        [
+            (device.name, device.board, plans[device.name].rank, plans[device.name].quantization, told)
+            for device in plan.devices
+            if (told := plans[device.name].plan_reason)
+        ],
+    )
     median = comparison.median_local
     rows = [
         ("base model", comparison.base),
@@ -225,7 +254,7 @@ def _show(plan: DemoPlan, comparison: Comparison, took_s: float) -> None:
         typer.echo(f"\n{number}. {' / '.join(sample.source.splitlines())}")
         for name, text in (("wanted", sample.reference), ("base", sample.base), ("federation", sample.federation)):
             typer.echo(f"   {name:11} {text}")
-    typer.echo(f"\nadapter (PEFT): {plan.run / 'adapter'}")
+    typer.echo(f"\nadapter (PEFT): {plan.adapter}")
     typer.echo(f"report:         {plan.run / 'report.html'}")
     typer.echo(f"records:        {plan.run / 'history.jsonl'}")
     typer.echo(f"configuration:  {plan.federation} and {plan.directory / 'devices'}")
@@ -237,8 +266,17 @@ def _document(plan: DemoPlan, comparison: Comparison, took_s: float) -> dict[str
 
     return {
         **msgspec.to_builtins(comparison),
+        "plans": {
+            name: {
+                "emulated": record.emulated,
+                "rank": record.rank,
+                "quantization": record.quantization,
+                "reason": record.plan_reason,
+            }
+            for name, record in _plans(plan).items()
+        },
         "median_local": comparison.median_local.name,
-        "adapter": str(plan.run / "adapter"),
+        "adapter": str(plan.adapter),
         "history": str(plan.run / "history.jsonl"),
         "report": str(plan.run / "report.html"),
         "took_s": took_s,

@@ -126,7 +126,7 @@ class FleetView:
                 (
                     device,
                     *(("", "", "") if profile is None else _hardware(profile)),
-                    "" if profile is None else str(profile.max_rank),
+                    "" if profile is None else str(profile.max_rank or "auto"),
                     "" if profile is None else profile.quantization,
                     state.status,
                     str(state.round or ""),

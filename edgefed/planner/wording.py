@@ -18,12 +18,12 @@ __all__ = [
 
 
 def readable_bytes(count: float) -> str:
-    """Returns a number of bytes for people, such as `1.2 GiB`."""
+    """Returns a number of bytes for people, such as `1.23 GiB`."""
     for unit in ("B", "KiB", "MiB"):
         if abs(count) < 1024:
             return f"{count:.0f} {unit}" if count >= 100 or unit == "B" else f"{count:.3g} {unit}"
         count /= 1024
-    return f"{count:.1f} GiB"
+    return f"{count:.3g} GiB"
 
 
 def in_words(choice: Choice) -> str:
@@ -107,10 +107,11 @@ def _nothing_to_look_at(workload: Workload, limits: Limits) -> str:
 
 
 def _why_rank(choice: Choice, candidates: Sequence[Candidate], workload: Workload, limits: Limits) -> str:
-    larger = [one for one in candidates if one.choice.rank > choice.rank]
+    larger = [one for one in candidates if one.choice.rank > choice.rank and one.time is not None]
     if larger:
-        nearest = larger[-1]
-        return f"rank {choice.rank}, for rank {nearest.choice.rank} ({nearest.choice.quantization}) {nearest.lost}"
+        next_rank = min(one.choice.rank for one in larger)
+        nearest = min((one for one in larger if one.choice.rank == next_rank), key=lambda one: one.memory.needed_bytes)
+        return f"rank {choice.rank}, for rank {next_rank} ({nearest.choice.quantization}) {nearest.lost}"
     if limits.max_rank is not None and max(workload.ranks) > limits.max_rank:
         return f"rank {choice.rank}, the largest that the owner allows"
     return f"rank {choice.rank}, the largest that the federation trains"

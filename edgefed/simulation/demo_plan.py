@@ -1,4 +1,4 @@
-"""What the demo runs: six devices with topics, ranks and precisions of their own, as the files that users write."""
+"""What the demo runs: six devices that play boards, with topics of their own, as the files that users write."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 
 from edgefed.data.partition import by_key
 from edgefed.errors import ConfigError
-from edgefed.protocol.tasks import Quantization
 
 __all__ = ["DEVICES", "DemoDevice", "DemoPlan", "prepare_directory", "write_plan"]
 
@@ -26,23 +25,33 @@ class DemoDevice:
 
     Attributes:
         name: its id.
-        max_rank: what its owner allows.
-        quantization: precision of its base weights.
+        board: that it plays.
+        emulate: lines of its `[emulate]` table: what the board has less of than its sheet says.
+        limits: lines of its `[limits]` table: what its owner says.
     """
 
     name: str
-    max_rank: int
-    quantization: Quantization
+    board: str
+    emulate: str = ""
+    limits: str = ""
 
 
 DEVICES = (
-    DemoDevice("clinic-nano", 2, "int8"),
-    DemoDevice("depot-pi", 4, "fp32"),
-    DemoDevice("garage-nano", 4, "nf4"),
-    DemoDevice("hotel-nx", 8, "bf16"),
-    DemoDevice("office-orin", 16, "fp32"),
-    DemoDevice("shop-nx", 8, "fp32"),
+    DemoDevice("clinic-nano", "jetson-nano-4gb", emulate="uplink_bits_per_s = 40_000"),
+    DemoDevice("depot-pi", "raspberry-pi-5-8gb", emulate="uplink_bits_per_s = 10_000 # a radio for sensors"),
+    DemoDevice(
+        "garage-nano",
+        "jetson-orin-nano-4gb",
+        emulate="memory_available_bytes = 2_320_000_000 # a camera has the rest\nuplink_bits_per_s = 20_000",
+    ),
+    DemoDevice("hotel-nx", "jetson-xavier-nx-8gb", limits='quantization = "nf4"'),
+    DemoDevice("office-orin", "jetson-agx-orin-64gb"),
+    DemoDevice("shop-nx", "jetson-orin-nx-16gb", limits="max_rank = 8"),
 )
+"""Slow links, little memory, and owners with a word of their own: every plan has another reason."""
+
+RANKS = (2, 4, 8, 16)
+DEADLINE_S = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +81,11 @@ class DemoPlan:
     def run(self) -> Path:
         """The aggregator's directory."""
         return self.directory / "run"
+
+    @property
+    def adapter(self) -> Path:
+        """The federation's adapter: of the round that the devices found best."""
+        return self.run / "adapter-best"
 
     @property
     def held_out(self) -> Path:
@@ -114,11 +128,17 @@ def write_plan(plan: DemoPlan) -> dict[str, Counter[str]]:
         plan.agent(device).parent.mkdir(parents=True)
         lines = [json.dumps(rows[index], ensure_ascii=False) for index in share]
         plan.data(device).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        plan.agent(device).write_text(_AGENT.format(device=device, fleet=FLEET, port=plan.port), encoding="utf-8")
+        text = _AGENT.format(device=device, fleet=FLEET, port=plan.port)
+        plan.agent(device).write_text(text, encoding="utf-8")
         topics[device.name] = Counter(rows[index]["topic"] for index in share)
-    ranks = sorted({device.max_rank for device in plan.devices})
     text = _FEDERATION.format(
-        fleet=FLEET, port=plan.port, rounds=plan.rounds, steps=plan.local_steps, ranks=ranks, devices=len(plan.devices)
+        fleet=FLEET,
+        port=plan.port,
+        rounds=plan.rounds,
+        steps=plan.local_steps,
+        ranks=list(RANKS),
+        devices=len(plan.devices),
+        deadline_s=DEADLINE_S,
     )
     plan.federation.write_text(text, encoding="utf-8")
     return topics
@@ -136,9 +156,12 @@ port = {port}
 path = "dialogues.jsonl"
 
 [limits]
-max_rank = {device.max_rank}
-quantization = "{device.quantization}"
 threads = 1
+{device.limits}
+
+[emulate]
+board = "{device.board}"
+{device.emulate}
 
 [profile]
 measure = "quick"
@@ -175,6 +198,7 @@ max_examples = 24
 expected_devices = {devices}
 quorum = {devices}
 gather_s = 120
+deadline_s = {deadline_s}
 
 [broker]
 port = {port}
