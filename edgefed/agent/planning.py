@@ -12,6 +12,7 @@ import msgspec
 
 from edgefed.agent.options import Limits as OwnersLimits
 from edgefed.agent.plan import CannotTakePart, owners_plan
+from edgefed.devices.emulation import real_profile
 from edgefed.devices.profile import DeviceProfile
 from edgefed.errors import ConfigError, ModelError
 from edgefed.files import replace_file
@@ -20,7 +21,7 @@ from edgefed.planner.history import Outcome, decode_history
 from edgefed.planner.machines import machine_of
 from edgefed.planner.plan import decide, raw_memory
 from edgefed.planner.seconds import step_seconds
-from edgefed.planner.values import QUANTIZATIONS, Candidate, Limits, Machine, Workload
+from edgefed.planner.values import QUANTIZATIONS, Candidate, Choice, Limits, Machine, MemoryEstimate, Workload
 from edgefed.planner.wording import in_words
 from edgefed.planner.workloads import workload_of
 from edgefed.protocol.messages.manifest import Plan
@@ -40,8 +41,9 @@ class Planned:
     Attributes:
         plan: as it is announced and worked by.
         reason: why this one, in words.
-        candidate: what it is expected to cost.
-        machine: that it was made for.
+        candidate: what it was chosen as.
+        machine: that it was chosen for.
+        worked_on: that does the work: another one where the device plays a board; null where nobody measured it.
         workload: that it was made for.
     """
 
@@ -49,20 +51,21 @@ class Planned:
     reason: str
     candidate: Candidate | None = None
     machine: Machine | None = None
+    worked_on: Machine | None = None
     workload: Workload | None = None
 
     def described(self, record: RoundRecord) -> RoundRecord:
-        """Returns the record with what was expected beside what was measured."""
+        """Returns the record with what was to be expected of the machine that did the work, and why it did this."""
         told = msgspec.structs.replace(record, plan_reason=self.reason)
-        if self.candidate is None or self.machine is None:
+        if self.candidate is None or self.worked_on is None or self.workload is None:
             return told
-        memory, time = self.candidate.memory, self.candidate.time
-        discrete = self.machine.memory_kind == "discrete"
-        return msgspec.structs.replace(
-            told,
-            predicted_peak_bytes=memory.allocated_bytes if discrete else memory.total_bytes,
-            predicted_step_s=time.step_s if time else None,
-        )
+        if self.worked_on is self.machine and self.candidate.time is not None:
+            peak_bytes, step_s = _comparable(self.worked_on, self.candidate.memory), self.candidate.time.step_s
+        else:
+            choice = self.candidate.choice
+            peak_bytes = _comparable(self.worked_on, raw_memory(self.worked_on, self.workload, choice))
+            step_s = step_seconds(self.worked_on, self.workload, choice)
+        return msgspec.structs.replace(told, predicted_peak_bytes=peak_bytes, predicted_step_s=step_s)
 
 
 class Planning:
@@ -86,8 +89,9 @@ class Planning:
         Raises:
             CannotTakePart: nothing that the federation asks for fits; says what the nearest plan needs.
         """
+        profile = self._profile()
         try:
-            machine, layout = machine_of(self._profile()), read_layout(model_path, announced.model.name)
+            machine, layout = machine_of(profile), read_layout(model_path, announced.model.name)
         except (ConfigError, ModelError) as error:
             return Planned(owners_plan(announced, self._limits, str(error)), f"as the owner has set it: {error}")
         workload = workload_of(
@@ -111,7 +115,8 @@ class Planning:
             gradient_checkpointing=choice.gradient_checkpointing,
         )
         _log.info("round %d: %s: %s", announced.round, in_words(choice), decision.reason)
-        return Planned(plan, decision.reason, decision.chosen, machine, workload)
+        worked_on = machine if profile.emulated is None else _measured(profile, choice)
+        return Planned(plan, decision.reason, decision.chosen, machine, worked_on, workload)
 
     def succeeded(self, planned: Planned, record: RoundRecord) -> None:
         """Remembers what a plan really took. What an emulated board would have taken, nobody knows."""
@@ -131,9 +136,7 @@ class Planning:
             model=workload.layout.name,
             hardware=machine.hardware,
             quantization=candidate.choice.quantization,
-            predicted_peak_bytes=(
-                expected.allocated_bytes if machine.memory_kind == "discrete" else expected.total_bytes
-            ),
+            predicted_peak_bytes=_comparable(machine, expected),
             needed_bytes=expected.needed_bytes,
             predicted_step_s=step_seconds(machine, workload, candidate.choice),
             peak_bytes=peak_bytes,
@@ -144,6 +147,20 @@ class Planning:
         self._history = self._history.after(outcome)
         with contextlib.suppress(OSError):  # a full disk costs the experience, not the round
             replace_file(self._path, [msgspec.json.encode(self._history)])
+
+
+def _measured(profile: DeviceProfile, choice: Choice) -> Machine | None:
+    """Returns the machine behind a board that is played; None where it has no rate for the choice."""
+    with contextlib.suppress(ConfigError):
+        machine = machine_of(real_profile(profile))
+        if choice.quantization in machine.flops_per_s:
+            return machine
+    return None
+
+
+def _comparable(machine: Machine, memory: MemoryEstimate) -> int:
+    """Returns what the record's peak is to be compared with: a GPU's allocator does not see libraries and context."""
+    return memory.allocated_bytes if machine.hardware == "cuda" else memory.total_bytes
 
 
 def limits_of(owner: OwnersLimits) -> Limits:

@@ -18,7 +18,11 @@ from edgefed.devices.network import NetworkProfile, unmeasured_network
 from edgefed.devices.profile import DeviceProfile, RealParts
 from edgefed.devices.sensors import PowerProfile
 
-__all__ = ["Sheet", "emulate"]
+__all__ = ["Sheet", "emulate", "real_profile"]
+
+
+_REPLACED = ("board", "memory", "gpu", "compute", "network")
+"""Parts of a profile that become the board's."""
 
 
 class Sheet(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,10 +104,29 @@ def emulate(
     )
 
 
+def real_profile(profile: DeviceProfile) -> DeviceProfile:
+    """Returns the profile of the machine itself, whatever board it plays."""
+    real = profile.real
+    if profile.emulated is None or real is None:
+        return profile
+    power = profile.power or PowerProfile()
+    return msgspec.structs.replace(
+        profile,
+        emulated=None,
+        real=None,
+        board=real.board,
+        memory=real.memory,
+        gpu=real.gpu,
+        compute=real.compute,
+        network=real.network,
+        power=msgspec.structs.replace(power, mode=real.power_mode),
+        why_null={name.removeprefix("real."): why for name, why in profile.why_null.items() if name not in _REPLACED},
+    )
+
+
 def _reasons(profile: DeviceProfile, sheet: Sheet) -> dict[str, str]:
     """Returns why parts are null: the board's own gaps, those of the real machine under `real.`."""
-    parts = ("board", "memory", "gpu", "compute", "network")
-    reasons = {(f"real.{name}" if name in parts else name): why for name, why in profile.why_null.items()}
+    reasons = {(f"real.{name}" if name in _REPLACED else name): why for name, why in profile.why_null.items()}
     if sheet.gpu_name is None:
         reasons["gpu"] = f"{sheet.board} computes on its CPU"
     return reasons

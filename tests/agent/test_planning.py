@@ -142,6 +142,13 @@ def test_an_emulated_board_learns_nothing_from_this_machine(tmp_path: Path, tiny
     keeper = Planning(Limits(), lambda: emulate(profile(tmp_path), sheet), path)
     planned = keeper.plan(announced(), tiny, TEXTS)
     assert planned.plan.quantization == "bf16"
+    told = planned.described(record(planned))
+    assert planned.candidate is not None
+    assert planned.candidate.time is not None
+    assert told.predicted_peak_bytes is not None
+    assert told.predicted_peak_bytes < planned.candidate.memory.total_bytes, "of this machine, which has no GPU"
+    assert told.predicted_step_s is not None
+    assert told.predicted_step_s > 2 * planned.candidate.time.step_s
     keeper.succeeded(planned, record(planned))
     assert not path.exists()
     keeper.ran_out(planned)

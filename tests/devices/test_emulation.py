@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from edgefed.devices.compute import ComputeProfile
-from edgefed.devices.emulation import Sheet, emulate
+from edgefed.devices.emulation import Sheet, emulate, real_profile
 from edgefed.devices.measurement import measured
 from edgefed.devices.memory import HostMemory, training_memory
 from edgefed.devices.network import NetworkProfile, unmeasured_network
@@ -128,3 +128,12 @@ def test_a_link_can_be_emulated_where_none_was_measured(real: DeviceProfile) -> 
     assert network is not None
     assert network.uplink_bytes_per_s.value == 1e6
     assert network.downlink_bytes_per_s.reason == "no broker"
+
+
+@pytest.mark.parametrize("sheet", [ORIN_NANO, NANO, PI])
+def test_the_machine_behind_the_board_is_still_known(real: DeviceProfile, sheet: Sheet) -> None:
+    behind = real_profile(emulate(real, sheet, uplink_bits_per_s=1e6))
+    assert behind.power is not None
+    assert msgspec.structs.replace(behind, power=real.power) == real
+    assert behind.power.mode == (real.power.mode if real.power else None)
+    assert real_profile(real) is real
