@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -55,11 +56,10 @@ def read_host_memory(root: Path = Path("/")) -> HostMemory:
     memory = psutil.virtual_memory()
     total, available = memory.total, memory.available
     limited_by: Literal["", "cgroup"] = ""
-    for group in _control_groups(root):
-        limit, used = _number(group / "memory.max"), _number(group / "memory.current")
+    for group, files in _control_groups(root):
+        limit, used = _number(group / files.limit), _number(group / files.used)
         if limit is not None and used is not None:
-            reclaimable = _reclaimable(group / "memory.stat")
-            left = max(0, limit - used + reclaimable)
+            left = max(0, limit - used + _reclaimable(group / "memory.stat", files.reclaimable))
             if limit < total or left < available:
                 total, available, limited_by = min(total, limit), min(available, left), "cgroup"
     return HostMemory(total_bytes=total, available_bytes=available, limited_by=limited_by)
@@ -97,19 +97,46 @@ def training_memory(host: HostMemory, gpu: GpuProfile | None) -> MemoryProfile:
     )
 
 
-def _control_groups(root: Path) -> list[Path]:
-    """Returns the directories of this process's control group (version 2) and of those around it."""
-    mount = root / "sys/fs/cgroup"
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """Names of a control group's files.
+
+    Attributes:
+        limit: bytes it may have.
+        used: bytes it has.
+        reclaimable: entries of memory.stat that the kernel gives up before it ends anybody.
+    """
+
+    limit: str
+    used: str
+    reclaimable: tuple[str, ...]
+
+
+_VERSION_2 = _Files("memory.max", "memory.current", ("inactive_file", "slab_reclaimable"))
+_VERSION_1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file",))
+
+
+def _control_groups(root: Path) -> list[tuple[Path, _Files]]:
+    """Returns the directories of this process's memory control group and of those around it, in either version."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return []
-    path = next((line[3:] for line in lines if line.startswith("0::")), None)
-    if path is None:
-        return []
+    groups: list[tuple[Path, _Files]] = []
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            groups += [(group, _VERSION_2) for group in _around(root / "sys/fs/cgroup", path)]
+        elif "memory" in controllers.split(","):
+            groups += [(group, _VERSION_1) for group in _around(root / "sys/fs/cgroup/memory", path)]
+    return groups
+
+
+def _around(mount: Path, path: str) -> list[Path]:
+    if ".." in path:  # it leads out of a container's own view
+        return [mount]
     own = mount / path.lstrip("/")
-    inside = [group for group in (own, *own.parents) if group == mount or mount in group.parents]
-    return inside if ".." not in path else [mount]  # a path that leads out of a container's own view
+    return [group for group in (own, *own.parents) if group == mount or mount in group.parents]
 
 
 def _number(path: Path) -> int | None:
@@ -119,11 +146,11 @@ def _number(path: Path) -> int | None:
         return None
 
 
-def _reclaimable(path: Path) -> int:
+def _reclaimable(path: Path, names: tuple[str, ...]) -> int:
     """Returns the bytes of file cache in a group, which the kernel gives up before it ends anybody."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
         return 0
     values = dict(line.split(maxsplit=1) for line in lines if " " in line)
-    return sum(int(values.get(name, "0")) for name in ("inactive_file", "slab_reclaimable"))
+    return sum(int(values.get(name, "0")) for name in names)

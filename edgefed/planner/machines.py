@@ -59,6 +59,7 @@ def machine_of(profile: DeviceProfile) -> Machine:
         uplink_bytes_per_s=network.uplink_bytes_per_s.value if network else None,
         downlink_bytes_per_s=network.downlink_bytes_per_s.value if network else None,
         native_bf16=rates.get("bf16", 0.0) > rates.get("fp32", 0.0),
+        own_limit=memory.host.limited_by == "cgroup" and not profile.emulated,
         emulated=profile.emulated,
     )
 

@@ -45,6 +45,7 @@ class Machine:
         uplink_bytes_per_s: to the aggregator through the broker; null where not measured.
         downlink_bytes_per_s: the other way.
         native_bf16: the hardware multiplies bf16 faster than fp32.
+        own_limit: the memory is what a control group leaves to the agent alone.
         emulated: id of the board that is emulated; null on the real machine.
     """
 
@@ -60,6 +61,7 @@ class Machine:
     uplink_bytes_per_s: float | None = None
     downlink_bytes_per_s: float | None = None
     native_bf16: bool = False
+    own_limit: bool = False
     emulated: str | None = None
 
     @property
@@ -67,9 +69,11 @@ class Machine:
         """What stays free for everything else that runs here.
 
         A gibibyte or 12 % on a board whose memory the desktop, the camera and the GPU share; half a gibibyte or 5 %
-        elsewhere, where what others use is already gone from the available memory.
+        elsewhere, where what others use is already gone from the available memory; less in a control group of its own.
         """
         least, share = (1 << 30, 0.12) if self.memory_kind == "unified" else (1 << 29, 0.05)
+        if self.own_limit and self.memory_kind == "host":
+            least, share = 1 << 27, 0.05
         return max(least, round(share * self.memory_total_bytes))
 
 

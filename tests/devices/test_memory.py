@@ -81,6 +81,21 @@ def test_the_limit_of_a_slice_around_the_service_counts_too(tmp_path: Path) -> N
     assert read_host_memory(tmp_path).available_bytes == 31 * mebi
 
 
+def test_the_older_control_groups_limit_too(tmp_path: Path) -> None:
+    mebi = 1 << 20
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("9:name=systemd:/\n4:cpu,memory:/docker/1\n0::/\n")
+    group = tmp_path / "sys/fs/cgroup/memory/docker/1"
+    group.mkdir(parents=True)
+    (group / "memory.limit_in_bytes").write_text(f"{64 * mebi}\n")
+    (group / "memory.usage_in_bytes").write_text(f"{40 * mebi}\n")
+    (group / "memory.stat").write_text(f"inactive_file 1\ntotal_inactive_file {8 * mebi}\n")
+    host = read_host_memory(tmp_path)
+    assert (host.total_bytes, host.available_bytes, host.limited_by) == (64 * mebi, 32 * mebi, "cgroup")
+    (group / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert read_host_memory(tmp_path).limited_by == ""
+
+
 @pytest.mark.parametrize("cgroup", ["", "0::/../outside\n", "4:memory:/docker/1\n", "0::/\n"])
 def test_without_a_limit_it_is_the_whole_machine(tmp_path: Path, cgroup: str) -> None:
     group(tmp_path, "", limit="max", used=5)

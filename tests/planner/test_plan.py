@@ -190,6 +190,11 @@ def test_something_stays_free(kind: str, total_gib: int, reserve_gib: float) -> 
     assert memory_budget(one, Limits()) == pytest.approx((total_gib - reserve_gib) * GIB, rel=1e-6)
 
 
+def test_in_a_control_group_of_its_own_little_is_kept_free() -> None:
+    one = machine(memory_total_bytes=2 * GIB, memory_available_bytes=2 * GIB, own_limit=True)
+    assert memory_budget(one, Limits()) == 2 * GIB - GIB // 8
+
+
 @settings(max_examples=40, deadline=None)
 @given(less=st.integers(1, 40), more=st.integers(0, 40), source=st.sampled_from([64, 256, 512]), frozen=st.booleans())
 def test_more_memory_never_makes_a_worse_plan(less: int, more: int, source: int, frozen: bool) -> None:
