@@ -57,7 +57,7 @@ from edgefed.protocol.messages.up import (
 )
 from edgefed.protocol.messages.wire import MAX_RANGES, encode
 from edgefed.protocol.records import MAX_STEP_RECORDS, EvaluationRecord, RoundRecord, StepRecord
-from edgefed.protocol.tasks import Evaluation, LoraMethod, ModelReference, SummarizationTask, Training
+from edgefed.protocol.tasks import Evaluation, LoraMethod, ModelReference, Privacy, SummarizationTask, Training
 
 Decode = Callable[[bytes], msgspec.Struct]
 
@@ -170,6 +170,7 @@ SAMPLES: dict[str, tuple[Decode, msgspec.Struct]] = {
             evaluates=True,
             deadline_s=600.0,
             late_is_used=True,
+            privacy=Privacy(example_noise_multiplier=1.0, example_clip_norm=0.5, max_epsilon=8.0),
             seed=7,
             manifest=MANIFEST,
         ),
