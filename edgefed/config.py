@@ -111,6 +111,7 @@ def example_agent() -> str:
             "data.fields": {"dialogue": "conversation"},
             "eligibility.max_temperature_c": 80.0,
             "eligibility.max_load_per_core": 1.5,
+            "privacy.max_epsilon": 8.0,
             "emulate.memory_available_bytes": 4_294_967_296,
             "emulate.uplink_bits_per_s": 10_000_000,
             "emulate.downlink_bits_per_s": 50_000_000,

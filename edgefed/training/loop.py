@@ -15,7 +15,7 @@ from edgefed.errors import DataError, WorkerError, WorkerOutOfMemory
 from edgefed.models.flops import ExampleFlops
 from edgefed.protocol.tasks import SummarizationTask
 from edgefed.training.adapters import AdaptedModel
-from edgefed.training.options import TrainOptions
+from edgefed.training.options import TrainOptions, sample_rate
 from edgefed.training.privacy import PrivateGradients, poisson_batches, private_gradients
 from edgefed.training.round_work import Suspend
 from edgefed.training.steps import StepRecord, TrainResult, summed
@@ -196,7 +196,7 @@ def _pass_size(options: TrainOptions, private: PrivateGradients | None) -> int:
 
 def _batches_of(options: TrainOptions, count: int) -> Iterator[list[int]]:
     if options.privacy is not None:
-        return poisson_batches(count, options.sample_rate(count))
+        return poisson_batches(count, sample_rate(options.batch_size, count))
     return _batches(count, options.batch_size, options.seed)
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from edgefed.errors import ConfigError
 
-__all__ = ["ExamplePrivacy", "LoraOptions", "Quantization", "RankScaling", "TrainOptions", "lora_scale"]
+__all__ = ["ExamplePrivacy", "LoraOptions", "Quantization", "RankScaling", "TrainOptions", "lora_scale", "sample_rate"]
 
 Quantization = Literal["fp32", "bf16", "int8", "nf4"]
 """How base weights are kept. No fp16: FLAN-T5's activations overflow in it."""
@@ -19,6 +19,11 @@ RankScaling = Literal["alpha/r", "alpha/sqrt(r)"]
 def lora_scale(alpha: float, rank: int, scaling: RankScaling) -> float:
     """Return s of ΔW = s·B·A: α/r (arXiv 2106.09685), or the rank-stabilised α/√r (arXiv 2312.03732)."""
     return alpha / (rank if scaling == "alpha/r" else math.sqrt(rank))
+
+
+def sample_rate(batch_size: int, examples: int) -> float:
+    """Return the probability that a private step takes an example, of so many on the device."""
+    return min(1.0, batch_size / examples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +117,6 @@ class TrainOptions:
         _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "at least 0")
         _require(0 <= self.max_grad_norm < math.inf, "max_grad_norm", self.max_grad_norm, "at least 0")
         _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)")
-
-    def sample_rate(self, examples: int) -> float:
-        """Return the probability that a private step takes an example, of so many."""
-        return min(1.0, self.batch_size / examples)
 
     def learning_rate_at(self, step: int) -> float:
         """Return the learning rate of step `step`, counted from 0."""

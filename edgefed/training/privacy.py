@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from edgefed.training.adapters import AdaptedModel
-from edgefed.training.options import ExamplePrivacy, TrainOptions
+from edgefed.training.options import ExamplePrivacy, TrainOptions, sample_rate
 from edgefed.training.summarization import Batch, example_losses
 
 __all__ = ["PrivateGradients", "poisson_batches", "private_gradients", "secret_normal"]
@@ -109,7 +109,7 @@ def private_gradients(model: AdaptedModel, options: TrainOptions, examples: int)
     """
     assert options.privacy is not None
     one_by_one = options.gradient_checkpointing
-    expected = options.sample_rate(examples) * examples
+    expected = sample_rate(options.batch_size, examples) * examples
     gradients = PrivateGradients(model.parameters(), options.privacy, expected, one_by_one=one_by_one)
     if one_by_one:
         yield gradients

@@ -106,6 +106,9 @@ RECORD = RoundRecord(
         )
     ],
     evaluation=EvaluationRecord(loss=5.75, target_tokens=640, examples=10, evaluate_s=1.5),
+    epsilon=2.5,
+    delta=1e-5,
+    privacy_assumptions="noise is exact",
 )
 MANIFEST = Manifest(
     parts=[
