@@ -90,6 +90,7 @@ def example_federation() -> str:
             "target_loss": 2.0,
             "server_optimizer.learning_rate": 1.0,
             "privacy.max_epsilon": 8.0,
+            "client_privacy.max_epsilon": 8.0,
             "aggregator.merge_memory_bytes": 268_435_456,
             "models": {"google/flan-t5-small": "models/flan-t5-small"},
         },

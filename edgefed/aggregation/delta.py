@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgefed.aggregation.method import Aggregation
-from edgefed.aggregation.product_space import Weighted, stepping, trainable_state, update_terms
+from edgefed.aggregation.client_privacy import stepping_privately
+from edgefed.aggregation.method import Aggregation, Contribution
+from edgefed.aggregation.product_space import Weighted, loaded_update, stepping, trainable_state, update_terms
 from edgefed.errors import AdapterError
 from edgefed.lora.low_rank import LowRank
 from edgefed.lora.merge import Term
@@ -45,4 +46,17 @@ def _same(one: LowRank, other: LowRank) -> bool:
     return one is other or (np.array_equal(one.left, other.left) and np.array_equal(one.right, other.right))
 
 
-DELTA = Aggregation("delta", "truncated", False, trainable_state, stepping(_change_terms), decomposes=True)
+def _change(one: Contribution, module: str, shape: tuple[int, int]) -> LowRank:
+    held = one.start(module).truncated(one.held_rank)
+    return LowRank.stack([loaded_update(one, module, shape), held.scaled(-1.0)])
+
+
+DELTA = Aggregation(
+    "delta",
+    "truncated",
+    False,
+    trainable_state,
+    stepping(_change_terms),
+    decomposes=True,
+    apply_private=stepping_privately(_change_terms, _change),
+)

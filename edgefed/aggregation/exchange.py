@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from edgefed.aggregation.options import ClientPrivacy
 from edgefed.aggregation.server_optimizers import ServerOptimizer
 from edgefed.protocol.messages.manifest import Manifest, Plan
 from edgefed.protocol.tasks import Method
@@ -79,7 +80,7 @@ class Exchange(Protocol):
         ...
 
     def merge(self, before: Path, delivered: Sequence[Delivered], round_: int, after: Path) -> MergedState:
-        """Merges a round into a new state directory; the same input always gives the same bytes."""
+        """Merges a round into a new state directory; the same input gives the same bytes, but for private noise."""
         ...
 
     def export(self, state: Path, output: Path, *, rank: int | None = None) -> None:
@@ -99,6 +100,7 @@ class ExchangeMaker(Protocol):
         model_name: str,
         seed: int,
         memory_limit_bytes: int | None = None,
+        privacy: ClientPrivacy | None = None,
     ) -> Exchange:
         """Returns the exchange.
 
@@ -109,6 +111,7 @@ class ExchangeMaker(Protocol):
             model_name: as the result shall name it.
             seed: of everything that is drawn.
             memory_limit_bytes: bound on a merge's working memory; None for no bound.
+            privacy: noise in every merge; None, or a noise multiplier of 0, adds none.
 
         Raises:
             ModelError: the model has none of the method's target modules.

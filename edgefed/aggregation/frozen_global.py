@@ -8,11 +8,18 @@ that whatever the server's rank cannot hold is dropped at each merge.
 
 from __future__ import annotations
 
+from edgefed.aggregation.client_privacy import stepping_privately
 from edgefed.aggregation.method import Aggregation
-from edgefed.aggregation.product_space import empty_state, stepping, update_terms
+from edgefed.aggregation.product_space import empty_state, loaded_update, stepping, update_terms
 
 __all__ = ["FROZEN_GLOBAL"]
 
 FROZEN_GLOBAL = Aggregation(
-    "frozen_global", "frozen", False, empty_state, stepping(update_terms, completed=False), decomposes=True
+    "frozen_global",
+    "frozen",
+    False,
+    empty_state,
+    stepping(update_terms, completed=False),
+    decomposes=True,
+    apply_private=stepping_privately(update_terms, loaded_update, completed=False),
 )

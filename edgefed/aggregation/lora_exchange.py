@@ -14,6 +14,7 @@ import numpy as np
 from edgefed.aggregation.exchange import Delivered, MergedState
 from edgefed.aggregation.method import Contribution, GlobalState, load_state, save_state
 from edgefed.aggregation.methods import METHODS
+from edgefed.aggregation.options import ClientPrivacy
 from edgefed.aggregation.server_optimizers import ServerOptimizer
 from edgefed.errors import AdapterError, ConfigError
 from edgefed.files import hash_file, replace_file, sync_directory
@@ -53,8 +54,10 @@ class LoraExchange:
         model_name: str,
         seed: int,
         memory_limit_bytes: int | None = None,
+        privacy: ClientPrivacy | None = None,
     ) -> None:
         self._method = method
+        self._privacy = privacy if privacy is not None and privacy.noise_multiplier else None
         self._optimizer = optimizer
         self._aggregation = METHODS[method.aggregation]
         self._shapes = linear_shapes(model_path, method.target_modules)
@@ -66,6 +69,8 @@ class LoraExchange:
             raise ConfigError(
                 f"method.ranks: rank {max(method.ranks)} is over {smallest}, the smaller side of the smallest matrix"
             )
+        if self._privacy is not None:
+            self._check_privacy()
         if memory_limit_bytes is not None:
             self._check_memory_limit(memory_limit_bytes)
 
@@ -105,14 +110,20 @@ class LoraExchange:
 
     def merge(self, before: Path, delivered: Sequence[Delivered], round_: int, after: Path) -> MergedState:
         """Merges a round; a left-over of an interrupted merge of the same round is replaced."""
-        state = self._aggregation.apply(
-            load_state(before / _STATE),
-            [_contribution(one, self._starting_layers(one.start)) for one in delivered],
-            rank=self._method.global_rank,
-            optimizer=self._optimizer,
-            seed=self._seed + round_,
-            memory_limit_bytes=self._memory_limit_bytes,
-        )
+        state = load_state(before / _STATE)
+        contributions = [_contribution(one, self._starting_layers(one.start)) for one in delivered]
+        rank, optimizer, seed = self._method.global_rank, self._optimizer, self._seed + round_
+        if self._privacy is not None:
+            apply_private = self._aggregation.apply_private
+            assert apply_private is not None, "checked when this was made"
+            state = apply_private(
+                state, contributions, rank=rank, optimizer=optimizer, seed=seed, privacy=self._privacy
+            )
+        else:
+            limit_bytes = self._memory_limit_bytes
+            state = self._aggregation.apply(
+                state, contributions, rank=rank, optimizer=optimizer, seed=seed, memory_limit_bytes=limit_bytes
+            )
         return self._write(after, state, previous=self.load(before).manifest.parts)
 
     def export(self, state: Path, output: Path, *, rank: int | None = None) -> None:
@@ -124,6 +135,19 @@ class LoraExchange:
             rank=rank,
             target_modules=self._method.target_modules,
         )
+
+    def _check_privacy(self) -> None:
+        if self._aggregation.apply_private is None:
+            able = sorted(name for name, method in METHODS.items() if method.apply_private is not None)
+            raise ConfigError(
+                f"client_privacy needs a method that adds up changes, and aggregation {self._method.aggregation} does "
+                f"not: take {' or '.join(able)}, or leave client_privacy out"
+            )
+        if self._memory_limit_bytes is not None:
+            raise ConfigError(
+                "client_privacy and aggregator.merge_memory_bytes do not go together: noise must be added before "
+                "anything is cut, to whole matrices; leave one of them out"
+            )
 
     def _check_memory_limit(self, limit_bytes: int) -> None:
         """Refuses a limit that nothing keeps to, or that a merge could not keep: better now than after a round."""

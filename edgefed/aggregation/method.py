@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgefed.aggregation.options import ClientPrivacy
 from edgefed.aggregation.server_optimizers import ServerOptimizer
 from edgefed.errors import AdapterError
 from edgefed.lora.low_rank import LowRank
@@ -27,6 +28,7 @@ __all__ = [
     "Contribution",
     "GlobalState",
     "InitFunction",
+    "PrivateApplyFunction",
     "load_state",
     "normalized",
     "save_state",
@@ -125,6 +127,33 @@ class ApplyFunction(Protocol):
         """
 
 
+class PrivateApplyFunction(Protocol):
+    """Merges a round so that no device can be told from it."""
+
+    def __call__(
+        self,
+        state: GlobalState,
+        contributions: Sequence[Contribution],
+        *,
+        rank: int,
+        optimizer: ServerOptimizer,
+        seed: int,
+        privacy: ClientPrivacy,
+    ) -> GlobalState:
+        """The state after the round, with fresh noise in it each time.
+
+        Args as of `ApplyFunction`, whose errors it raises; the weights of the contributions do not count.
+
+        Args:
+            state: before the round.
+            contributions: at least one, and one per device.
+            rank: of the server.
+            optimizer: the server's step.
+            seed: of random rows.
+            privacy: clip norm and noise.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Aggregation:
     """One published way to combine updates of different ranks.
@@ -138,6 +167,7 @@ class Aggregation:
         init: makes the state before round 1.
         apply: merges a round.
         decomposes: whether merging decomposes sums, which takes memory that can be bounded.
+        apply_private: merges a round with noise; None where the method is no sum of changes that could be bounded.
     """
 
     name: str
@@ -146,6 +176,7 @@ class Aggregation:
     init: InitFunction
     apply: ApplyFunction
     decomposes: bool = False
+    apply_private: PrivateApplyFunction | None = None
 
 
 def normalized(contributions: Sequence[Contribution]) -> list[tuple[float, Contribution]]:

@@ -1,18 +1,23 @@
-"""Which server optimizer a federation uses, as `federation.toml` says it; the steps are in `server_optimizers`.
+"""Which server optimizer and which noise a federation uses, as `federation.toml` says it.
 
-It stands apart from the arithmetic so that configurations can be read where numpy is not installed.
+The steps are in `server_optimizers`, the noise in `client_privacy`. This stands apart from the arithmetic so that
+configurations can be read where numpy is not installed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
-from typing import Literal
+from math import inf, isfinite
+from typing import Annotated, Literal
 
+import msgspec
+from msgspec import Meta
+
+from edgefed.aggregation.gaussian_accounting import gaussian_epsilon
 from edgefed.errors import ConfigError
 
-__all__ = ["OptimizerName", "ServerOptimizer"]
+__all__ = ["CLIENT_ASSUMPTIONS", "ClientPrivacy", "OptimizerName", "ServerOptimizer"]
 
 OptimizerName = Literal["averaging", "momentum", "adam", "adamw"]
 
@@ -71,3 +76,48 @@ class ServerOptimizer:
     def rate(self) -> float:
         """The learning rate η, the name's default where none was given."""
         return _DEFAULT_RATES[self.name] if self.learning_rate is None else self.learning_rate
+
+
+CLIENT_ASSUMPTIONS = (
+    "for all that one device contributes, replaced by no change at all, against whoever sees the global adapters; the "
+    "aggregator is trusted; noise is exact, floating point and all; counted for the device that is in the most sums, "
+    "nothing being gained from selection. Not covered: who takes part, and what devices report beside their updates, "
+    "evaluated losses and the choice of the best round included"
+)
+"""What ε of a federation stands on, in words: it is kept and shown beside the number."""
+
+
+class ClientPrivacy(msgspec.Struct, frozen=True, kw_only=True):
+    """Differential privacy of whole devices in what the aggregator makes of them.
+
+    Every device's change of the global adapter is scaled down to a Frobenius norm, over all matrices together; all
+    devices weigh the same, and Gaussian noise is added to the mean of each whole matrix before it is cut to the
+    server's rank, which then costs nothing more (as in arXiv 1710.06963, in the space of products). The noise is of
+    full rank: it takes many devices to see anything through it.
+
+    Attributes:
+        noise_multiplier: standard deviation of the noise on the sum, over `clip_norm`; 0 adds none.
+        clip_norm: a device's change is scaled down to this norm.
+        delta: δ of the guarantee; well below one over the number of devices.
+        max_epsilon: the federation ends before ε would pass this; without it ε is only counted.
+    """
+
+    noise_multiplier: Annotated[float, Meta(ge=0)] = 0.0
+    clip_norm: Annotated[float, Meta(gt=0)] = 1.0
+    delta: Annotated[float, Meta(gt=0, lt=1)] = 1e-5
+    max_epsilon: Annotated[float, Meta(gt=0)] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses a budget of something that is not counted, or that does not last for a single round."""
+        if self.max_epsilon is None:
+            return
+        if not self.noise_multiplier:
+            raise ValueError("max_epsilon is given, and noise_multiplier is 0: without noise there is no ε")
+        if (first := self.epsilon(1)) > self.max_epsilon:
+            raise ValueError(
+                f"max_epsilon is {self.max_epsilon:g}, and one round costs {first:.3g}: raise noise_multiplier"
+            )
+
+    def epsilon(self, sums: int) -> float:
+        """Returns ε for a device that was in so many sums."""
+        return gaussian_epsilon(self.noise_multiplier, sums, self.delta) if self.noise_multiplier else inf

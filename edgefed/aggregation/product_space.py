@@ -13,7 +13,7 @@ from edgefed.lora.low_rank import LowRank
 from edgefed.lora.merge import Term
 from edgefed.lora.svd import Float32
 
-__all__ = ["empty_state", "loaded_update", "stepping", "trainable_state", "update_terms"]
+__all__ = ["Weighted", "empty_state", "loaded_update", "step_modules", "stepping", "trainable_state", "update_terms"]
 
 Weighted = Sequence[tuple[float, Contribution]]
 
@@ -72,21 +72,53 @@ def stepping(
         memory_limit_bytes: int | None = None,
     ) -> GlobalState:
         weighted = normalized(contributions)
-        adapter: dict[str, LowRank] = {}
-        memory: dict[str, Float32] = {}
-        for module in sorted(state.adapter):
-            value = state.adapter[module]
-            adapter[module], slots = step_matrix(
-                optimizer,
-                value,
-                gradient(module, weighted, value.shape),
-                state.slots(module),
-                value_weight=value_weight,
-                rank=rank,
-                seed=module_seed(module, seed) if completed else None,
-                memory_limit_bytes=memory_limit_bytes,
-            )
-            memory.update({f"{module}:{slot}": array for slot, array in slots.items()})
-        return GlobalState(adapter, memory, state.round + 1)
+        return step_modules(
+            state,
+            lambda module, shape: gradient(module, weighted, shape),
+            value_weight=value_weight,
+            rank=rank,
+            optimizer=optimizer,
+            seed=seed if completed else None,
+            memory_limit_bytes=memory_limit_bytes,
+        )
 
     return apply
+
+
+def step_modules(
+    state: GlobalState,
+    gradient: Callable[[str, tuple[int, int]], Sequence[Term]],
+    *,
+    value_weight: float = 0.0,
+    rank: int,
+    optimizer: ServerOptimizer,
+    seed: int | None,
+    memory_limit_bytes: int | None = None,
+) -> GlobalState:
+    """Returns the state after every module took an optimizer step along its own pseudo-gradient.
+
+    Args:
+        state: before.
+        gradient: (module, shape) -> terms of the pseudo-gradient.
+        value_weight: how much of the global matrix itself is in it.
+        rank: of the server.
+        optimizer: which step.
+        seed: of the rows that fill the result up to `rank`; None leaves a result of lower rank as it is.
+        memory_limit_bytes: see `ApplyFunction`.
+    """
+    adapter: dict[str, LowRank] = {}
+    memory: dict[str, Float32] = {}
+    for module in sorted(state.adapter):
+        value = state.adapter[module]
+        adapter[module], slots = step_matrix(
+            optimizer,
+            value,
+            gradient(module, value.shape),
+            state.slots(module),
+            value_weight=value_weight,
+            rank=rank,
+            seed=None if seed is None else module_seed(module, seed),
+            memory_limit_bytes=memory_limit_bytes,
+        )
+        memory.update({f"{module}:{slot}": array for slot, array in slots.items()})
+    return GlobalState(adapter, memory, state.round + 1)

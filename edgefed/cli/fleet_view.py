@@ -62,6 +62,8 @@ def describe_aggregator(state: AggregatorState) -> str:
     if state.best_loss is not None:
         parts.append(f"best {state.best_loss:.3f} after round {state.best_round}")
     parts.append(f"in {human_bytes(state.received_bytes)}, out {human_bytes(state.broadcast_bytes)}")
+    if state.epsilon is not None and state.delta is not None:
+        parts.append(f"ε of devices {state.epsilon:.3g} at δ = {state.delta:g}")
     if state.rejected:
         parts.append(f"{state.rejected} updates rejected")
     if state.note:

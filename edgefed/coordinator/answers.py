@@ -49,6 +49,9 @@ class MergedRound(msgspec.Struct, frozen=True, kw_only=True):
         merge_s: seconds the merge took.
         broadcast_bytes, received_bytes: payload bytes sent and received while the round was open.
         opened_unix_s, merged_unix_s: the aggregator's wall clock.
+        epsilon: of devices, over all sums so far with this one; null where no noise was added.
+        delta: δ that it holds at.
+        privacy_assumptions: what that guarantee stands on and what it leaves out, in words.
     """
 
     round: int
@@ -60,3 +63,6 @@ class MergedRound(msgspec.Struct, frozen=True, kw_only=True):
     received_bytes: int
     opened_unix_s: float
     merged_unix_s: float
+    epsilon: float | None = None
+    delta: float | None = None
+    privacy_assumptions: str = ""

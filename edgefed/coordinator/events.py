@@ -95,9 +95,10 @@ class EvaluationReceived(msgspec.Struct, frozen=True, tag="evaluation"):
 
 
 class Merged(msgspec.Struct, frozen=True, tag="merged"):
-    """The round's sum is durable."""
+    """The round's sum is durable. `last_because` says why no other may follow; "" where one may."""
 
     round: int
+    last_because: str = ""
 
 
 class Tick(msgspec.Struct, frozen=True, tag="tick"):

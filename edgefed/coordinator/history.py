@@ -70,4 +70,7 @@ def _merged_line(merged: MergedRound, answers: list[Answer], loss_before: float 
         "broadcast_bytes": merged.broadcast_bytes,
         "opened_unix_s": merged.opened_unix_s,
         "merged_unix_s": merged.merged_unix_s,
+        "epsilon": merged.epsilon,
+        "delta": merged.delta,
+        "privacy_assumptions": merged.privacy_assumptions,
     }

@@ -52,10 +52,15 @@ class Ledger:
         self.state = state
         return actions
 
-    def apply_merged(self, merged: MergedRound) -> tuple[events.Action, ...]:
-        """Takes the end of a merge, keeps its record, and returns what to do next."""
+    def apply_merged(self, merged: MergedRound, *, last_because: str = "") -> tuple[events.Action, ...]:
+        """Takes the end of a merge, keeps its record, and returns what to do next.
+
+        Args:
+            merged: the record.
+            last_because: why no other merge may follow; "" where one may.
+        """
         now_s = self.now_s()
-        event = events.Merged(merged.round)
+        event = events.Merged(merged.round, last_because)
         state, actions = rounds.step(self.state, event, now_s, self._rules)
         self._store.add_merged(event, now_s, merged)
         self.state = state

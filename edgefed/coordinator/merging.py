@@ -45,13 +45,15 @@ def merge_round(
     round_: int,
     updates: Sequence[Update],
     traffic: RoundTraffic,
+    *,
+    equal_weights: bool = False,
 ) -> tuple[MergedRound, MergedState]:
     """Returns the record of the merge and the new state, which is durable. Slow: call it in a thread.
 
-    An update that is k rounds old counts with the weight that `Selection.late_weight` gives it.
+    An update that is k rounds old counts with the weight that `Selection.late_weight` gives it, or all count the same.
     """
     started_s = time.monotonic()
-    delivered = [_delivered(directory, selection, round_, update) for update in updates]
+    delivered = [_delivered(directory, selection, round_, update, equal_weights) for update in updates]
     merged = exchange.merge(directory.state(round_ - 1), delivered, round_, directory.state(round_))
     total = sum(one.weight for one in delivered)
     weights: dict[str, float] = {}
@@ -82,11 +84,11 @@ def tidy(directory: RunDirectory, selection: Selection, state: State, merged: in
     directory.drop_updates(directory.update(u.device, u.round, u.sha256) for u in waiting)
 
 
-def _delivered(directory: RunDirectory, selection: Selection, round_: int, update: Update) -> Delivered:
+def _delivered(directory: RunDirectory, selection: Selection, round_: int, update: Update, equal: bool) -> Delivered:
     return Delivered(
         device=update.device,
         round=update.round,
-        weight=selection.late_weight(update.examples, round_ - update.round),
+        weight=1.0 if equal else selection.late_weight(update.examples, round_ - update.round),
         rank=update.rank,
         held_rank=update.held_rank,
         update=directory.update(update.device, update.round, update.sha256),

@@ -97,7 +97,9 @@ class Notices:
         """Lets the state be published again even where it has not changed."""
         self._published = None
 
-    def describe(self, state: State, *, rejected: int, received_bytes: int, broadcast_bytes: int) -> AggregatorState:
+    def describe(
+        self, state: State, *, rejected: int, received_bytes: int, broadcast_bytes: int, epsilon: float | None = None
+    ) -> AggregatorState:
         """Returns what the aggregator says about itself.
 
         Args:
@@ -105,6 +107,7 @@ class Notices:
             rejected: updates refused so far.
             received_bytes: payload bytes of updates that came in.
             broadcast_bytes: payload bytes of the global adapter that went out.
+            epsilon: of devices, over all sums so far; None where no noise is added.
         """
         best = state.best
         return AggregatorState(
@@ -124,5 +127,7 @@ class Notices:
             last_loss=state.losses[-1][1] if state.losses else None,
             received_bytes=received_bytes,
             broadcast_bytes=broadcast_bytes,
+            epsilon=epsilon,
+            delta=None if epsilon is None else self._options.client_privacy.delta,
             note=state.finished_reason,
         )

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from edgefed.aggregation.options import ServerOptimizer
+from edgefed.aggregation.options import ClientPrivacy, ServerOptimizer
 from edgefed.coordinator.round_state import Rules
 from edgefed.coordinator.selection import Selection
 from edgefed.errors import ConfigError
@@ -73,6 +73,7 @@ class FederationOptions(msgspec.Struct, frozen=True, kw_only=True):
         training: local training in each round.
         evaluation: evaluation on the devices.
         privacy: differential privacy of the examples on the devices.
+        client_privacy: differential privacy of whole devices in what the aggregator sends out.
         selection: who takes part, and when a round closes.
         transfers: chunks and windows.
         aggregator: what the aggregator may take of its machine.
@@ -92,6 +93,7 @@ class FederationOptions(msgspec.Struct, frozen=True, kw_only=True):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     privacy: Privacy = Privacy()
+    client_privacy: ClientPrivacy = ClientPrivacy()
     selection: Selection = Selection()
     transfers: Transfers = Transfers()
     aggregator: AggregatorMachine = AggregatorMachine()
@@ -106,6 +108,8 @@ class FederationOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(str(error)) from None
         if self.target_loss is not None and not self.evaluation.every:
             raise ValueError("target_loss needs evaluation: set evaluation.every to 1 or more")
+        if self.client_privacy.noise_multiplier and self.selection.late != "drop":
+            raise ValueError('client_privacy needs selection.late = "drop": late, a device could be in a sum twice')
 
     @property
     def rules(self) -> Rules:

@@ -58,6 +58,9 @@ def run_records(store: Store) -> RunRecords:
                 received_bytes=merged.received_bytes,
                 broadcast_bytes=merged.broadcast_bytes,
                 adapter_rank=merged.manifest.rank,
+                epsilon=merged.epsilon,
+                delta=merged.delta,
+                privacy_assumptions=merged.privacy_assumptions,
             )
             for merged in store.merged_rounds()
         ),

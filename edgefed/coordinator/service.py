@@ -20,6 +20,7 @@ from edgefed.aggregation.exchange import Exchange, MergedState
 from edgefed.coordinator import events, rounds
 from edgefed.coordinator.answers import MergedRound
 from edgefed.coordinator.broadcast import Broadcast
+from edgefed.coordinator.client_budget import spent_by, with_privacy
 from edgefed.coordinator.history import write_history
 from edgefed.coordinator.intake import Intake
 from edgefed.coordinator.ledger import Ledger
@@ -127,6 +128,7 @@ class Aggregator:
             perform=self._perform,
         )
         self._traffic = RoundTraffic(lambda: self._intake.received_bytes, lambda: self._broadcast.sent_bytes)
+        self._epsilon = next((one.epsilon for one in reversed(store.merged_rounds())), None)
         self._tasks: set[asyncio.Task[None]] = set()
         self._finished = False
 
@@ -265,11 +267,16 @@ class Aggregator:
             action.round,
             action.updates,
             self._traffic,
+            equal_weights=bool(self._options.client_privacy.noise_multiplier),
         )
         await self._inbox.put(_MergeDone(record, state))
 
     def _after_merge(self, done: _MergeDone) -> None:
-        self._perform(self._ledger.apply_merged(done.record))
+        privacy, earlier = self._options.client_privacy, self._store.merged_rounds()
+        record = with_privacy(done.record, earlier, privacy)
+        spent = spent_by(record, earlier, privacy)
+        self._epsilon = record.epsilon
+        self._perform(self._ledger.apply_merged(record, last_because=spent))
         write_history(self._directory.history, self._store, self._ledger.state)
         tidy(self._directory, self._options.selection, self._ledger.state, len(self._store.merged_rounds()))
 
@@ -293,4 +300,5 @@ class Aggregator:
             rejected=self._reception.rejected,
             received_bytes=self._intake.received_bytes,
             broadcast_bytes=self._broadcast.sent_bytes,
+            epsilon=self._epsilon,
         )

@@ -63,6 +63,7 @@ async def run_aggregator(
         model_name=options.model.name,
         seed=options.seed,
         memory_limit_bytes=options.aggregator.merge_memory_bytes,
+        privacy=options.client_privacy,
     )
     store = Store.open(Path(options.directory), _identity(options, model))
     show = watch or (lambda _: None)

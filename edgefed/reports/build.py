@@ -43,7 +43,7 @@ def build_report(records: RunRecords, *, device: str | None = None) -> Report:
         fleet=records.fleet,
         model=records.model,
         method=records.method,
-        totals=_totals(rows, devices, rounds),
+        totals=_totals(rows, devices, rounds, records.rounds[-1] if records.rounds else None),
         rounds=rounds,
         devices=devices,
         device_rounds=tuple(rows),
@@ -189,7 +189,12 @@ def _fleet_joules(records: Sequence[RoundRecord]) -> Figure:
     return Figure(sum(known), left_out)
 
 
-def _totals(rows: Sequence[DeviceRound], devices: Sequence[DeviceReport], rounds: Sequence[RoundReport]) -> FleetTotals:
+def _totals(
+    rows: Sequence[DeviceRound],
+    devices: Sequence[DeviceReport],
+    rounds: Sequence[RoundReport],
+    latest: MergedFacts | None,
+) -> FleetTotals:
     times = [one.opened_unix_s for one in rounds if one.opened_unix_s is not None]
     ends = [one.closed_unix_s for one in rounds if one.closed_unix_s] + [row.received_unix_s for row in rows]
     return FleetTotals(
@@ -204,4 +209,7 @@ def _totals(rows: Sequence[DeviceRound], devices: Sequence[DeviceReport], rounds
         upload_bytes=sum(device.upload_bytes for device in devices),
         broadcast_bytes=sum(one.broadcast_bytes or 0 for one in rounds),
         wall_s=max(ends) - min(times) if times and ends else None,
+        epsilon=latest.epsilon if latest else None,
+        delta=latest.delta if latest else None,
+        privacy_assumptions=latest.privacy_assumptions if latest else "",
     )

@@ -15,7 +15,7 @@ from edgefed.reports import page_charts as charts
 from edgefed.reports.comparison import Comparison, compare
 from edgefed.reports.page_tables import Table, comparison_tables, device_table, fleet_table, plan_words, round_table
 from edgefed.reports.reference import Reference
-from edgefed.reports.report import DeviceReport, Report
+from edgefed.reports.report import DeviceReport, FleetTotals, Report
 from edgefed.reports.utilization import Figure
 from edgefed.reports.wording import figure_text, number, quantity, seconds, utc
 
@@ -47,6 +47,7 @@ def render_page(report: Report, *, references: Sequence[Reference] = (), before:
         references=references,
         fleet=fleet_table(report),
         rounds=round_table(report),
+        privacy=_privacy_words(report.totals),
         phases=charts.phase_bars(report),
         timeline=charts.time_lines(report),
         mfu=charts.mfu_bars(report, references),
@@ -108,8 +109,10 @@ def _tiles(report: Report) -> list[_Tile]:
     ]
 
 
-def _privacy_words(device: DeviceReport) -> str:
-    return f"ε = {device.epsilon:.3g} at δ = {device.delta:g}, {device.privacy_assumptions}"
+def _privacy_words(of: DeviceReport | FleetTotals) -> str:
+    if of.epsilon is None:
+        return ""
+    return f"ε = {of.epsilon:.3g} at δ = {of.delta:g}, {of.privacy_assumptions}"
 
 
 def _sheet(device: DeviceReport, report: Report) -> _Sheet:
@@ -130,7 +133,7 @@ def _sheet(device: DeviceReport, report: Report) -> _Sheet:
             f"down {_with_reason(use.download_bytes_per_s, 'B/s')}; up {_with_reason(use.upload_bytes_per_s, 'B/s')}",
         ),
         ("energy sensor", _energy_words(device, report)),
-        *([] if device.epsilon is None else [("privacy", _privacy_words(device))]),
+        *([("privacy", words)] if (words := _privacy_words(device)) else []),
     ]
     rows = [row for row in report.device_rounds if row.device == device.device]
     return _Sheet(device, device.plan_reason or "the device gave no reason for its plan", facts, device_table(rows))

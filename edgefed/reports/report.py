@@ -137,6 +137,8 @@ class FleetTotals(msgspec.Struct, frozen=True, kw_only=True):
         download_bytes, upload_bytes: what the devices took and sent.
         broadcast_bytes: what the aggregator sent, once for all.
         wall_s: from the first round's opening to the last delivery or merge; null for a run that has none.
+        epsilon, delta: what the run's sums have cost of the devices' privacy; null where no noise was added.
+        privacy_assumptions: what ε stands on, in words.
     """
 
     devices: int
@@ -150,6 +152,9 @@ class FleetTotals(msgspec.Struct, frozen=True, kw_only=True):
     upload_bytes: int
     broadcast_bytes: int
     wall_s: float | None
+    epsilon: float | None = None
+    delta: float | None = None
+    privacy_assumptions: str = ""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):

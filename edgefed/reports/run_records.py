@@ -42,6 +42,8 @@ class MergedFacts(msgspec.Struct, frozen=True, kw_only=True):
         received_bytes: payload of the updates that came in while it was open, chunk headers included.
         broadcast_bytes: payload of the global adapter that went out, repairs included.
         adapter_rank: of the global adapter after it.
+        epsilon, delta: what all sums so far have cost of the devices' privacy; null where no noise was added.
+        privacy_assumptions: what ε stands on, in words.
     """
 
     round: int
@@ -51,6 +53,9 @@ class MergedFacts(msgspec.Struct, frozen=True, kw_only=True):
     received_bytes: int
     broadcast_bytes: int
     adapter_rank: int
+    epsilon: float | None = None
+    delta: float | None = None
+    privacy_assumptions: str = ""
 
 
 class RunRecords(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,6 @@ private training is never repeated to the same bits, and a suspended one has no 
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,14 +19,12 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from edgefed.lora.secret_noise import secret_normal, secret_uniform
 from edgefed.training.adapters import AdaptedModel
 from edgefed.training.options import ExamplePrivacy, TrainOptions, sample_rate
 from edgefed.training.summarization import Batch, example_losses
 
-__all__ = ["PrivateGradients", "poisson_batches", "private_gradients", "secret_normal"]
-
-_BITS = 53
-"""Of a uniform number: what a double holds."""
+__all__ = ["PrivateGradients", "poisson_batches", "private_gradients"]
 
 
 class PrivateGradients:
@@ -70,7 +67,7 @@ class PrivateGradients:
         """Puts the noisy mean gradient of the step where the optimizer looks for it, and begins anew."""
         deviation = self._privacy.noise_multiplier * self._privacy.clip_norm
         for parameter, total in zip(self._parameters, self._sums, strict=True):
-            noisy = total.double() + deviation * secret_normal(total.shape).to(total.device)
+            noisy = total.double() + deviation * torch.from_numpy(secret_normal(total.shape)).to(total.device)
             assert parameter.grad is not None
             parameter.grad.copy_(noisy / self._expected_examples)
             total.zero_()
@@ -129,21 +126,4 @@ def private_gradients(model: AdaptedModel, options: TrainOptions, examples: int)
 def poisson_batches(examples: int, rate: float) -> Iterator[list[int]]:
     """Yields row numbers for ever: every row with probability `rate`, each time anew; a batch may well be empty."""
     while True:
-        yield np.flatnonzero(_secret_uniform(examples) <= rate).tolist()
-
-
-def secret_normal(shape: Sequence[int]) -> torch.Tensor:
-    """Returns standard normal numbers in float64 that nobody can foretell, by Box and Muller's transform."""
-    count = int(np.prod(shape, dtype=np.int64))
-    pairs = -(-count // 2)
-    radius = np.sqrt(-2.0 * np.log(_secret_uniform(pairs)))
-    angle = 2.0 * np.pi * _secret_uniform(pairs)
-    drawn = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
-    return torch.from_numpy(drawn).reshape(tuple(shape))
-
-
-def _secret_uniform(count: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Returns numbers in (0, 1], equally spaced, from the operating system."""
-    whole = np.frombuffer(os.urandom(8 * count), dtype=np.uint64) >> np.uint64(64 - _BITS)
-    uniform: np.ndarray[tuple[int], np.dtype[np.float64]] = (whole.astype(np.float64) + 1.0) * 2.0**-_BITS
-    return uniform
+        yield np.flatnonzero(secret_uniform(examples) <= rate).tolist()

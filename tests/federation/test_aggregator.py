@@ -326,3 +326,47 @@ def test_no_broker_is_said_in_words(tmp_path: Path, model: Path) -> None:
     assert result.returncode == 6
     assert "localhost:1" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_private_federation_ends_in_order_when_its_budget_has_run_out(
+    tmp_path: Path, model: Path, mosquitto: RunningMosquitto
+) -> None:
+    toml = federation_toml(
+        model,
+        tmp_path / "run",
+        mosquitto.port,
+        selection='expected_devices = 2\nquorum = 2\nlate = "drop"\n',
+    )
+    toml += "[client_privacy]\nnoise_multiplier = 4.0\nmax_epsilon = 1.5\n"  # one round 0.9, two 1.36, three 1.7
+    with running(tmp_path, toml) as run:
+        devices = [StandIn(name, model, tmp_path, mosquitto.port, examples=9**at) for at, name in enumerate("ab", 1)]
+        finish(run, devices)
+    reason = "the privacy budget has run out: ε of devices is 1.36 (δ = 1e-05), another round could make it 1.7"
+    assert devices[0].finished is not None
+    assert devices[0].finished.reason.startswith(reason)
+    lines = [line for line in run.history() if line["kind"] == "train"]
+    assert len(lines) == 2, "of three rounds"
+    assert [round(line["epsilon"], 3) for line in lines] == [0.929, 1.356]  # type: ignore[call-overload]
+    assert "aggregator is trusted" in str(lines[-1]["privacy_assumptions"])
+    assert {device["weight"] for line in lines for device in line["devices"].values()} == {0.5}  # type: ignore[attr-defined]
+    assert read_peft(run.directory / "adapter").factors
+    assert "Privacy of devices: ε = 1.36 at δ = 1e-05" in (run.directory / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("tables", "more", "said"),
+    [
+        ({"method": 'aggregation = "flexlora"\n'}, "", "take delta or frozen_global, or leave client_privacy out"),
+        ({}, "[aggregator]\nmerge_memory_bytes = 100000000\n", "do not go together"),
+        ({"selection": 'late = "discount"\n'}, "", 'client_privacy needs selection.late = "drop"'),
+    ],
+)
+def test_privacy_that_could_not_be_kept_is_refused_at_once(
+    tmp_path: Path, model: Path, mosquitto: RunningMosquitto, tables: dict[str, str], more: str, said: str
+) -> None:
+    tables = {"selection": 'late = "drop"\n', **tables}
+    toml = federation_toml(model, tmp_path / "run", mosquitto.port, **tables) + more
+    with running(tmp_path, toml + "[client_privacy]\nnoise_multiplier = 4.0\n") as run:
+        assert run.process is not None
+        assert run.process.wait(PATIENCE_S) == 3
+        assert said in run.log.read_text()

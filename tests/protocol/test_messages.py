@@ -137,6 +137,8 @@ SAMPLES: dict[str, tuple[Decode, msgspec.Struct]] = {
             last_loss=6.0,
             received_bytes=2048,
             broadcast_bytes=4096,
+            epsilon=3.5,
+            delta=1e-6,
             note="so far",
         ),
     ),

@@ -13,7 +13,7 @@ from edgefed.training.adapters import AdaptedModel, install
 from edgefed.training.base_model import LoadedModel, load_base
 from edgefed.training.loop import train
 from edgefed.training.options import ExamplePrivacy, LoraOptions, TrainOptions
-from edgefed.training.privacy import PrivateGradients, poisson_batches, private_gradients, secret_normal
+from edgefed.training.privacy import PrivateGradients, poisson_batches, private_gradients
 from edgefed.training.round_work import Suspend
 from edgefed.training.steps import StepRecord
 from edgefed.training.summarization import collate, example_losses, summed_loss
@@ -136,14 +136,6 @@ def test_noise_has_the_deviation_that_was_asked_for_and_hits_every_entry() -> No
     assert (first != 0).all()
     gradients.finish()
     assert float((weight.grad * first).mean()) == pytest.approx(0.0, abs=6 * 0.375**2 / 100_000**0.5)
-
-
-def test_secret_numbers_are_normal() -> None:
-    drawn = np.sort(secret_normal((3, 33_333)).numpy().ravel())
-    assert drawn.size == 99_999
-    for quantile, value in ((0.0228, -2.0), (0.1587, -1.0), (0.5, 0.0), (0.8413, 1.0), (0.9772, 2.0)):
-        assert np.searchsorted(drawn, value) / drawn.size == pytest.approx(quantile, abs=0.008)
-    assert not np.array_equal(secret_normal((9,)), secret_normal((9,)))
 
 
 def test_every_row_is_taken_with_the_same_probability() -> None:

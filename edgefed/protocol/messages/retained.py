@@ -25,7 +25,10 @@ Phase = Literal["gathering", "training", "merging", "finished"]
 
 
 class AggregatorState(Wire, frozen=True, kw_only=True):
-    """Host state. `status` is `lost` in the will; devices then keep what they have and wait."""
+    """Host state. `status` is `lost` in the will; devices then keep what they have and wait.
+
+    `epsilon` is what the sums so far have cost of the devices' privacy at `delta`; null where no noise is added.
+    """
 
     status: Literal["online", "finished", "stopped", "lost"]
     instance: str
@@ -43,6 +46,8 @@ class AggregatorState(Wire, frozen=True, kw_only=True):
     last_loss: float | None = None
     received_bytes: Count = 0
     broadcast_bytes: Count = 0
+    epsilon: float | None = None
+    delta: float | None = None
     note: Text = ""
 
 
