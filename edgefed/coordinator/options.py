@@ -11,7 +11,16 @@ from edgefed.aggregation.options import ClientPrivacy, ServerOptimizer
 from edgefed.coordinator.round_state import Rules
 from edgefed.coordinator.selection import Selection
 from edgefed.errors import ConfigError
-from edgefed.protocol.tasks import Evaluation, LoraMethod, Method, ModelReference, Privacy, SummarizationTask, Training
+from edgefed.protocol.tasks import (
+    LEAST_NOISE,
+    Evaluation,
+    LoraMethod,
+    Method,
+    ModelReference,
+    Privacy,
+    SummarizationTask,
+    Training,
+)
 from edgefed.protocol.topics import check_id
 from edgefed.transport.options import Broker
 
@@ -108,7 +117,13 @@ class FederationOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(str(error)) from None
         if self.target_loss is not None and not self.evaluation.every:
             raise ValueError("target_loss needs evaluation: set evaluation.every to 1 or more")
-        if self.client_privacy.noise_multiplier and self.selection.late != "drop":
+        noise = self.client_privacy.noise_multiplier
+        if 0 < noise < LEAST_NOISE:
+            raise ValueError(
+                f"client_privacy.noise_multiplier is {noise:g}; below {LEAST_NOISE} ε says nothing: "
+                "take 0, or at least that"
+            )
+        if noise and self.selection.late != "drop":
             raise ValueError('client_privacy needs selection.late = "drop": late, a device could be in a sum twice')
 
     @property

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 __all__ = [
+    "LEAST_NOISE",
     "Aggregation",
     "Evaluation",
     "LoraMethod",
@@ -39,7 +40,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 Quantization = Literal["fp32", "bf16", "int8", "nf4"]
 RankScaling = Literal["alpha/r", "alpha/sqrt(r)"]
 
-_LEAST_NOISE = 0.2
+LEAST_NOISE = 0.2
 """Of a noise multiplier: a single step over all examples with less than that has ε over 30 at δ = 1e-5."""
 
 
@@ -196,8 +197,8 @@ class Privacy(msgspec.Struct, frozen=True, kw_only=True):
         """Refuses a budget of something that is not counted, and noise too small for ε to mean anything."""
         if self.max_epsilon is not None and not self.example_noise_multiplier:
             raise ValueError("max_epsilon is given, and example_noise_multiplier is 0: without noise there is no ε")
-        if 0 < self.example_noise_multiplier < _LEAST_NOISE:
+        if 0 < self.example_noise_multiplier < LEAST_NOISE:
             raise ValueError(
-                f"example_noise_multiplier is {self.example_noise_multiplier:g}; below {_LEAST_NOISE} ε says nothing: "
+                f"example_noise_multiplier is {self.example_noise_multiplier:g}; below {LEAST_NOISE} ε says nothing: "
                 "take 0, or at least that"
             )

@@ -24,14 +24,14 @@ def test_known_values(noise: float, releases: int, delta: float, epsilon: float)
     assert epsilon - 0.002 < gaussian_epsilon(noise, releases, delta) < epsilon
 
 
-@given(noise=st.floats(0.05, 100), releases=st.integers(1, 10_000), delta=st.sampled_from([1e-9, 1e-5, 1e-2]))
+@given(noise=st.floats(0.1, 100), releases=st.integers(1, 10_000), delta=st.sampled_from([1e-9, 1e-5, 1e-2]))
 def test_it_is_the_smallest_epsilon_that_holds_and_grows_with_every_release(
     noise: float, releases: int, delta: float
 ) -> None:
     epsilon = gaussian_epsilon(noise, releases, delta)
     mu = math.sqrt(releases) / noise
     assert _delta(mu, epsilon) <= delta * (1 + 1e-6)
-    if epsilon > 1e-6:
+    if 1e-6 < epsilon < math.inf:
         assert _delta(mu, epsilon * (1 - 1e-6)) > delta * (1 - 1e-4)
     assert gaussian_epsilon(noise, releases + 1, delta) >= epsilon
     assert gaussian_epsilon(noise * 2, releases * 4, delta) == pytest.approx(epsilon, rel=1e-6, abs=1e-9)
