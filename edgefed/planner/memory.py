@@ -108,10 +108,16 @@ def parts_of(workload: Workload, choice: Choice, hardware: Hardware) -> dict[str
         "held adapter": held if workload.start == "frozen" else 0,
         "trained factors": lora,
         "gradients": lora,
+        "gradients of examples": lora * (1 + _examples_at_once(workload, choice)) if workload.private else 0,
         "optimizer state": 2 * lora,
         "activations": shape.kept_bytes(),
         "logits": shape.logits_bytes(),
     }
+
+
+def _examples_at_once(workload: Workload, choice: Choice) -> int:
+    """Returns whose gradients lie beside each other; private training recomputes for one example at a time."""
+    return 1 if choice.gradient_checkpointing else choice.micro_batch_size or workload.batch_size
 
 
 def slack_bases(workload: Workload, choice: Choice) -> dict[str, int]:

@@ -97,6 +97,7 @@ class Workload:
         upload_precision: of the factors sent.
         broadcast_precision: of the factors received.
         deadline_s: seconds for download, training and upload; null without one.
+        private: gradients are kept for every example of a pass, to be clipped each.
     """
 
     layout: ModelLayout
@@ -114,6 +115,7 @@ class Workload:
     upload_precision: Precision = "fp16"
     broadcast_precision: Precision = "fp16"
     deadline_s: float | None = None
+    private: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,19 @@ def test_the_parts_are_named_and_add_up() -> None:
     assert "held adapter" not in peak_memory(workload(), choice()).parts
 
 
+def test_private_training_keeps_a_gradient_for_every_example_of_a_pass_and_their_sum() -> None:
+    gradient = 4 * BASE.lora_parameters(["q", "v"], 8)
+    for plan, examples in (
+        (choice(micro_batch_size=4), 4),
+        (choice(micro_batch_size=0), workload().batch_size),
+        (choice(micro_batch_size=4, gradient_checkpointing=True), 1),
+    ):
+        plain, private = (peak_memory(workload(private=yes), plan) for yes in (False, True))
+        assert private.parts["gradients of examples"] == (examples + 1) * gradient
+        assert "gradients of examples" not in plain.parts
+        assert private.total_bytes > plain.total_bytes
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     quantization=st.sampled_from(QUANTIZATIONS),
