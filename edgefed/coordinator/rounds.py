@@ -237,9 +237,9 @@ def _after_merge(state: State, event: Merged, now_s: float, rules: Rules) -> tup
     target = rules.target_loss
     if target is not None and any(loss <= target for _, loss in state.losses):
         return _finish(merged, f"the target loss of {target:g} was reached")
-    if event.last_because:
-        return _finish(merged, event.last_because)
     if state.round < rules.rounds:
+        if event.last_because:
+            return _finish(merged, event.last_because)
         return _open(merged, state.round + 1, "train", now_s)
     if rules.final_evaluation:
         return _open(merged, state.round + 1, "evaluate", now_s)

@@ -335,6 +335,23 @@ def test_what_does_not_matter_while_merging_changes_nothing(event: Event) -> Non
     assert federation.state is before
 
 
+def test_a_merge_after_which_none_may_follow_ends_the_federation_with_the_reason() -> None:
+    federation = Federation(rules(final_evaluation=True))
+    federation.begins("a")
+    federation.happens(20.0, received("a"))
+    assert federation.happens(30.0, Merged(1, "the budget has run out")) == [Finish("the budget has run out")]
+    assert federation.state.phase == "finished"
+    assert recover(federation.state) == (Finish("the budget has run out"),)
+
+
+def test_a_budget_that_lasts_just_to_the_last_round_changes_nothing() -> None:
+    federation = Federation(rules(rounds=1, final_evaluation=True))
+    federation.begins("a")
+    federation.happens(20.0, received("a"))
+    assert federation.happens(30.0, Merged(1, "the budget has run out")) == [Announce()]
+    assert federation.state.kind == "evaluate"
+
+
 def test_a_merge_is_reported_once() -> None:
     federation = Federation(rules())
     federation.begins("a")
