@@ -18,6 +18,7 @@ _PACKAGES = (
     "bitsandbytes",
     "msgspec",
     "numpy",
+    "opacus",
     "paho-mqtt",
     "peft",
     "safetensors",

@@ -210,13 +210,22 @@ def main() -> None:
     result = {
         **provenance(),
         "load_average": os.getloadavg(),
-        "config": {"devices": DEVICES, "steps": STEPS, "batch": BATCH, "rank": RANK, "delta": DELTA, **vars(options)},
+        "config": {
+            "devices": DEVICES,
+            "steps": STEPS,
+            "batch": BATCH,
+            "rank": RANK,
+            "delta": DELTA,
+            "threads": options.threads,
+            "rounds": options.rounds,
+            "seeds": options.seeds,
+        },
         "trials": trials,
         "step_time": step_times(options.turns),
     }
     print(json.dumps(result["step_time"], indent=2))
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=2, default=str) + "\n")
+    options.output.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
