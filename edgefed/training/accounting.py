@@ -2,8 +2,9 @@
 
 Mironov, Talwar, Zhang: "Rényi Differential Privacy of the Sampled Gaussian Mechanism" (arXiv 1908.10530); from there to
 (ε, δ) as in Balle et al. (arXiv 1905.09982). opacus' tighter accountant (PRV, arXiv 2106.02848) convolves over a grid
-that grows with ε: for 3000 steps with little noise it took more memory than a board has. Rényi's bound needs a
-constant amount, and was 5 to 11 % above it where both could be had.
+that grows with ε: for 1000 steps with a noise multiplier of 0.5 on half the examples it took 13 s here and found no
+bound, and with less noise it ran out of memory. Rényi's takes a constant amount, and was 5 to 11 % above it where both
+could be had.
 """
 
 from __future__ import annotations
