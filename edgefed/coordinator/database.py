@@ -13,6 +13,7 @@ import msgspec
 import sqlalchemy as sql
 from sqlalchemy.exc import SQLAlchemyError
 
+from edgefed.coordinator.crash_points import AtWrite, crash_point
 from edgefed.errors import StoreError
 
 __all__ = ["SCHEMA_VERSION", "Database", "answers_table", "journal_table", "rounds_table"]
@@ -55,24 +56,32 @@ rounds_table = sql.Table(
 class Database:
     """The tables of one run. Open it with `Database.open` or `Database.reading`, and close it."""
 
-    def __init__(self, engine: sql.Engine, lock_file: int | None, directory: Path) -> None:
+    def __init__(
+        self, engine: sql.Engine, lock_file: int | None, directory: Path, at_write: AtWrite = lambda _: None
+    ) -> None:
         self._engine = engine
         self._lock_file = lock_file
+        self._at_write = at_write
         self.directory = directory
 
     @classmethod
-    def open(cls, directory: Path) -> Database:
+    def open(cls, directory: Path, at_write: AtWrite | None = None) -> Database:
         """Opens or creates the database of a run, for one process at a time.
+
+        Args:
+            directory: the run's directory.
+            at_write: called before and after each durable write; without it, the environment says whether to die there.
 
         Raises:
             StoreError: it is in use (the message has the process id), unreadable, or of another version.
         """
+        at_write = at_write or crash_point(os.environ)
         try:
             directory.mkdir(parents=True, exist_ok=True)
             lock_file = _lock(directory / "store.lock")
         except OSError as error:
             raise StoreError(f"the run directory {directory} cannot be used: {error}") from error
-        database = cls(_engine(directory / "store.sqlite"), lock_file, directory)
+        database = cls(_engine(directory / "store.sqlite"), lock_file, directory, at_write)
         try:
             database._check_version()
         except BaseException:
@@ -127,8 +136,10 @@ class Database:
         Raises:
             StoreError: they could not be written (a full disk, say); nothing was.
         """
+        self._at_write("before")
         with self._errors_of_the_library("written"), self._engine.begin() as connection:
             yield connection
+        self._at_write("after")
 
     def get_meta(self, key: str) -> str | None:
         """Returns a named value, or None."""
