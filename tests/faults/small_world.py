@@ -281,6 +281,8 @@ class World:
         self.kills = 0
         self.writes = 0
         self._fatal: tuple[Side, int] | None = None
+        self._tally: list[tuple[WrittenUpdate, int]] = []
+        self._tally_at: tuple[int, int] | None = None
         self._dead = False
         self.exchange = TallyExchange(self._at_write)
         self.directory = RunDirectory(Path(options.directory))
@@ -347,7 +349,7 @@ class World:
             raise Killed
 
     def _notice_death(self) -> bool:
-        """Returns whether the aggregator died; what it does in its death throes reaches neither the store nor the network."""
+        """Returns whether the aggregator died. What it does in its death throes reaches neither store nor network."""
         if self._dead:
             self._running.cancel()
             self.loop.settle()
@@ -438,7 +440,10 @@ class World:
 
     def tally(self) -> list[tuple[WrittenUpdate, int]]:
         """What is in the latest sum that counts."""
-        return self.exchange.tally(self.directory.state(len(self.store.merged_rounds())))
+        if self._tally_at != (self.writes, self.kills):
+            self._tally_at = (self.writes, self.kills)
+            self._tally = self.exchange.tally(self.directory.state(len(self.store.merged_rounds())))
+        return self._tally
 
     def check_hashes(self) -> None:
         """Every update that waits for its merge is on disk, whole."""

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from edgefed.coordinator.options import FederationOptions, Transfers
 from edgefed.coordinator.selection import Selection
 from edgefed.protocol.tasks import Evaluation, ModelReference
-from tests.faults.small_world import CHUNK_BYTES, World, WrittenUpdate
+from tests.faults.small_world import CHUNK_BYTES, World
 
 RUNS = int(os.environ.get("EDGEFED_FAULT_RUNS", "2000"))
 DEVICES = ("a", "b", "c")
@@ -32,7 +32,7 @@ def federations(draw: st.DrawFn) -> FederationOptions:
     participants = draw(st.integers(0, 2))
     return FederationOptions(
         fleet="test",
-        rounds=draw(st.integers(1, 4)),
+        rounds=draw(st.integers(1, 3)),
         target_loss=draw(st.sampled_from([None, None, 0.7])),
         model=ModelReference(name="none", fingerprint="f" * 64),
         evaluation=Evaluation(every=1),
@@ -207,12 +207,13 @@ class Story(RuleBasedStateMachine):
 
     def deliver_everything(self) -> None:
         world = self.world
-        for _ in range(2000):
-            if world.up:
-                world.deliver_up(0)
-            elif world.down:
+        for _ in range(1000):
+            while world.up:
+                world.deliver_up(0, settle=False)
+            world.settle()
+            while world.down:
                 world.deliver_down(0)
-            else:
+            if not world.up:
                 return
         raise AssertionError("the messages never end")
 
@@ -220,7 +221,7 @@ class Story(RuleBasedStateMachine):
 TestStory = Story.TestCase
 TestStory.settings = settings(
     max_examples=RUNS,
-    stateful_step_count=20,
+    stateful_step_count=16,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     print_blob=True,

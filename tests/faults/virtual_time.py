@@ -30,17 +30,20 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         future = self.create_future()
         try:
             future.set_result(func(*args))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - as an executor does
             future.set_exception(error)
         return future
 
     def settle(self) -> None:
         """Runs until nothing is left to do at this moment."""
-        for _ in range(_MOST_TURNS):
-            if not self._ready:  # type: ignore[attr-defined]
-                return
-            self.call_soon(self.stop)
-            self.run_forever()
+        asyncio._set_running_loop(self)
+        try:
+            for _ in range(_MOST_TURNS):
+                if not self._ready:  # type: ignore[attr-defined]
+                    return
+                self._run_once()  # type: ignore[attr-defined]
+        finally:
+            asyncio._set_running_loop(None)
         raise AssertionError("something keeps the loop busy without time passing")
 
     def advance(self, seconds: float) -> None:
@@ -49,8 +52,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.settle()
         while (due_s := self._next_timer_s()) is not None and due_s <= until_s:
             self.now_s = max(self.now_s, due_s)
-            self.call_soon(self.stop)
-            self.run_forever()  # moves what is due to what is ready
+            self.call_soon(lambda: None)  # a turn moves what is due to what is ready
             self.settle()
         self.now_s = until_s
 

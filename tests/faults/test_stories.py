@@ -1,0 +1,56 @@
+"""Single stories worth telling by themselves: what the random ones found, or reach too seldom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgefed.coordinator.options import FederationOptions, Transfers
+from edgefed.coordinator.selection import Selection
+from edgefed.protocol.tasks import Evaluation, ModelReference
+from tests.faults.small_world import CHUNK_BYTES, World
+
+SELECTION = Selection(expected_devices=2, quorum=1, gather_s=2.0, deadline_s=8.0, late="discount", max_staleness=2)
+
+
+def options(directory: Path, **changes: object) -> FederationOptions:
+    return FederationOptions(
+        fleet="test",
+        directory=str(directory / "run"),
+        model=ModelReference(name="none", fingerprint="f" * 64),
+        selection=SELECTION,
+        evaluation=Evaluation(every=1),
+        transfers=Transfers(chunk_bytes=CHUNK_BYTES),
+        **{"rounds": 2, **changes},  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(options(tmp_path), ["one", "two"])
+    yield world
+    world.close()
+
+
+def deliver(world: World, *, settle: bool = True) -> None:
+    """Delivers all that is on its way up, then all that comes down; what devices say to that is on its way up after."""
+    while world.up:
+        world.deliver_up(0, settle=settle)
+    world.settle()
+    while world.down:
+        world.deliver_down(0)
+
+
+def test_an_update_offered_once_more_as_its_last_byte_arrives_counts_once(world: World) -> None:
+    deliver(world)  # the announcement: both join
+    deliver(world)  # both are accepted, and offer
+    deliver(world)  # both may send
+    world.nag("one")
+    world.nag("two")  # behind the chunks
+    deliver(world, settle=False)
+    deliver(world)
+    outcomes = [word.outcome for phone in world.phones.values() for word in phone.acknowledged]
+    assert set(outcomes) == {"counted"}
+    assert sorted((update.device, merged_in) for update, merged_in in world.tally()) == [("one", 1), ("two", 1)]
