@@ -261,9 +261,10 @@ class World:
         writes: durable writes so far.
     """
 
-    def __init__(self, options: FederationOptions, names: Sequence[str]) -> None:
+    def __init__(self, options: FederationOptions, names: Sequence[str], *, threads_take_s: float = 0.0) -> None:
         self.options = options
         self.loop = VirtualLoop()
+        self.loop.threads_take_s = threads_take_s
         self.loop.set_exception_handler(_raise_unless_killed)
         self.wall_offset_s = 0.0
         clock = SimpleNamespace(monotonic=lambda: self.loop.now_s, time=lambda: self.loop.now_s + self.wall_offset_s)
@@ -311,9 +312,7 @@ class World:
     def kill(self) -> None:
         """Kills it now; it is started again at once."""
         self._dead = True
-        self._running.cancel()
-        self.loop.settle()
-        self._bury(self._running)
+        self._notice_death()
         self.start()
 
     def kill_at(self, side: Side, in_writes: int) -> None:
@@ -335,9 +334,7 @@ class World:
 
     def close(self) -> None:
         self._dead = True
-        self._running.cancel()
-        self.loop.settle()
-        self.store.close()
+        self._notice_death()
         self.loop.close()
         for patch in self._patches:
             patch.stop()
@@ -351,8 +348,11 @@ class World:
     def _notice_death(self) -> bool:
         """Returns whether the aggregator died. What it does in its death throes reaches neither store nor network."""
         if self._dead:
+            self.line = None
             self._running.cancel()
             self.loop.settle()
+            while not self._running.done():
+                self.loop.advance(self.loop.threads_take_s)
             self._bury(self._running)
             return True
         if self._running.done():

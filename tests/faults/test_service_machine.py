@@ -55,11 +55,11 @@ class Story(RuleBasedStateMachine):
 
     devices = st.sampled_from(DEVICES)
 
-    @initialize(options=federations())
-    def begin(self, options: FederationOptions) -> None:
+    @initialize(options=federations(), threads_take_s=st.sampled_from([0.0, 0.0, 1.0]))
+    def begin(self, options: FederationOptions, threads_take_s: float) -> None:
         self.place = Path(tempfile.mkdtemp(prefix="edgefed-story-", dir=MEMORY if MEMORY.is_dir() else None))
         self.options = options = msgspec.structs.replace(options, directory=str(self.place / "run"))
-        self.world = World(options, DEVICES)
+        self.world = World(options, DEVICES, threads_take_s=threads_take_s)
         self.told: dict[tuple[str, int, str], str] = {}
 
     # --- what happens ---------------------------------------------------------------------------------------------
@@ -178,6 +178,8 @@ class Story(RuleBasedStateMachine):
 
     def everybody_behaves(self) -> None:
         world = self.world
+        for name in DEVICES:
+            world.sleep(name)  # what was lost was lost with the connection: after a reconnect the broker says it again
         for _ in range(8 * (self.options.rounds + 2)):
             for name in DEVICES:
                 world.wake(name)

@@ -54,3 +54,44 @@ def test_an_update_offered_once_more_as_its_last_byte_arrives_counts_once(world:
     outcomes = [word.outcome for phone in world.phones.values() for word in phone.acknowledged]
     assert set(outcomes) == {"counted"}
     assert sorted((update.device, merged_in) for update, merged_in in world.tally()) == [("one", 1), ("two", 1)]
+
+
+def play(world: World, *, until_round: int) -> None:
+    """Everybody who is awake does what it should until a round is open."""
+    for _ in range(20):
+        if world.state.round == until_round or world.finished:
+            return
+        deliver(world)
+        world.pass_time(SELECTION.gather_s)
+        for name in world.phones:
+            world.nag(name)
+    raise AssertionError(f"round {until_round} does not come: {world.state}")
+
+
+def test_an_update_that_comes_late_to_the_last_sum_before_the_target_is_not_promised_a_place(tmp_path: Path) -> None:
+    """It used to be acknowledged as late, for a next round that never came."""
+    world = World(options(tmp_path, rounds=5, target_loss=1.1), ["one", "two"])
+    try:
+        deliver(world)
+        deliver(world)  # both are accepted, and have something to deliver
+        world.sleep("two")
+        play(world, until_round=2)
+        world.loop.threads_take_s = 5.0
+        for _ in range(30):
+            if world.state.phase == "merging":
+                break
+            world.nag("one")
+            deliver(world)
+            world.pass_time(1.0)
+        assert world.state.losses[-1] == (1, 1.0)
+        world.loop.threads_take_s = 0.0
+        world.wake("two")
+        for _ in range(5):
+            deliver(world)
+        (word,) = world.phones["two"].acknowledged
+        assert (word.round, word.outcome) == (1, "dropped")
+        world.pass_time(60.0)
+        assert world.finished
+        assert [(update.device, update.round) for update, _ in world.tally()] == [("one", 1), ("one", 2)]
+    finally:
+        world.close()

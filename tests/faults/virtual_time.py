@@ -1,4 +1,4 @@
-"""An event loop whose time a test sets and whose threads run at once: the same calls give the same story every time."""
+"""An event loop whose time a test sets, and whose threads take as long as it says: the same calls, the same story."""
 
 from __future__ import annotations
 
@@ -16,22 +16,28 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     Attributes:
         now_s: its clock; only `advance` moves it.
+        threads_take_s: how long what runs in a thread takes.
     """
 
     def __init__(self) -> None:
         self.now_s = 1000.0
+        self.threads_take_s = 0.0
         super().__init__()
 
     def time(self) -> float:
         return self.now_s
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
-        """Runs it here and now, so that no thread decides what comes first."""
+        """Does it here and now, and says so when its time is over."""
         future = self.create_future()
         try:
-            future.set_result(func(*args))
+            say, word = future.set_result, func(*args)
         except Exception as error:  # noqa: BLE001 - as an executor does
-            future.set_exception(error)
+            say, word = future.set_exception, error
+        if self.threads_take_s:
+            self.call_later(self.threads_take_s, lambda: future.done() or say(word))
+        else:
+            say(word)
         return future
 
     def settle(self) -> None:
