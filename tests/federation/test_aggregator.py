@@ -41,12 +41,13 @@ class Run:
         self.log = tmp_path / "aggregator.log"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self, **environment: str) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "edgefed", "-v", "aggregator", "--config", str(self.config)],
                 stdout=log,
                 stderr=log,
+                env={**os.environ, **environment},
             )
         return self.process
 
