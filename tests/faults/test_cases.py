@@ -1,0 +1,56 @@
+"""Federations of real processes in trouble: they end by themselves, and every acknowledged update is in one sum."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.faults.cases import CASES, Case
+from tests.faults.fleet import Account, federate
+
+pytestmark = [pytest.mark.broker, pytest.mark.federation]
+
+_AT_ONCE = 4
+
+
+@pytest.fixture(scope="module")
+def accounts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Account | BaseException]:
+    """All cases, some at a time: each waits more than it works."""
+    directory = tmp_path_factory.mktemp("cases")
+
+    async def play_all() -> dict[str, Account | BaseException]:
+        turn = asyncio.Semaphore(_AT_ONCE)
+
+        async def play(name: str, case: Case) -> Account:
+            async with turn:
+                options = {"selection": case.selection} if case.selection else {}
+                return await federate(
+                    directory / name, case.trouble, mischief=case.mischief, persistence=case.persistence, **options
+                )
+
+        played = await asyncio.gather(*(play(*one) for one in CASES.items()), return_exceptions=True)
+        return dict(zip(CASES, played, strict=True))
+
+    return asyncio.run(play_all())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_federation_lives_through_it(accounts: dict[str, Account | BaseException], name: str) -> None:
+    account, undisturbed = accounts[name], accounts["undisturbed"]
+    if isinstance(account, BaseException):
+        raise account
+    assert (account.lost, account.counted_twice) == (0, 0)
+    assert account.left_over == ()
+    assert account.acknowledged <= account.answered
+    if CASES[name].everybody:
+        assert isinstance(undisturbed, Account)
+        assert account.merged == undisturbed.merged == {(d, r): 1 for d in ("one", "two") for r in (1, 2, 3)}
+        assert account.adapter == undisturbed.adapter
+
+
+def test_an_old_update_counts_late(accounts: dict[str, Account | BaseException]) -> None:
+    account = accounts["asleep"]
+    assert isinstance(account, Account)
+    assert ("one", 1) in account.acknowledged
