@@ -28,7 +28,7 @@ from edgefed.agent.supervised_work import SupervisedWork
 from edgefed.agent.uploads import Uploads
 from edgefed.agent.worker_process import WorkerProcess
 from edgefed.devices.conditions import read_conditions
-from edgefed.errors import EdgefedError
+from edgefed.errors import EdgefedError, WorkerError
 from edgefed.files import hash_file
 from edgefed.protocol.messages.down import Accepted, Refused, RoundAnswer
 from edgefed.protocol.messages.manifest import Plan
@@ -134,7 +134,8 @@ class Participation:
             note = f"round {announced.round}: {refusal}"
         except (CannotTakePart, EdgefedError) as reason:
             note = f"round {announced.round}: {reason}"
-            self._done.add((announced.run, announced.round))
+            if not isinstance(reason, WorkerError):  # the next worker may do better, if the round is announced again
+                self._done.add((announced.run, announced.round))
             await self._send(Decline(run=announced.run, round=announced.round, reason=str(reason)[:4096]))
         if note:
             _log.warning("%s", note)
