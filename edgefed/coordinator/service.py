@@ -254,6 +254,8 @@ class Aggregator:
         state = self._ledger.state
         if state.round and state.phase in ("gathering", "training"):
             self._notices.post_round(state, self._exchange.load(self._directory.state(state.round - 1)).manifest)
+        elif state.phase == "finished":
+            self._notices.post_end(state.round, state.finished_reason)
 
     async def _merge(self, action: events.Merge) -> None:
         _log.info("round %d: merging %d updates", action.round, len(action.updates))
