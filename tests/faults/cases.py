@@ -20,7 +20,7 @@ class Case:
     Attributes:
         what: happens, in words.
         trouble: makes it happen.
-        everybody: whether every device's update of every round must be in its sum, so that the result is known to a bit.
+        everybody: whether every update must be in the sum of its own round, so that the result is known to a bit.
         selection: lines of `[selection]` that it needs; empty for everybody in every round.
         mischief: of a worker.
         persistence: whether the broker keeps sessions and retained messages over a restart.
@@ -90,7 +90,7 @@ def broker_gone(gone_s: float) -> Callable[[Fleet], Awaitable[None]]:
 
 async def _connections_cut(fleet: Fleet) -> None:
     while "the federation is over" not in fleet.run.log.read_text():
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(3.0)
         fleet.proxy.cut()
 
 
@@ -124,7 +124,7 @@ CASES = {
     "broker": Case("the broker is killed and forgets everything", _broker_restarted),
     "broker-keeps": Case("the broker is restarted and remembers", _broker_stopped_and_started, persistence=True),
     "broker-gone": Case("the broker is gone for 8 s", broker_gone(8.0)),
-    "cuts": Case("every connection of the agents is cut every second", _connections_cut),
+    "cuts": Case("every connection of the agents is cut every three seconds", _connections_cut),
     "black-hole": Case("nothing gets through for 12 s", _black_hole),
     "half-open": Case("the broker ends connections, and the agents do not notice", _half_open),
     "asleep": Case(

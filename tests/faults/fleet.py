@@ -1,4 +1,4 @@
-"""A fleet of real processes behind a fault proxy: Mosquitto, the aggregator, agents; and the account when it is over."""
+"""A fleet of real processes: Mosquitto, the aggregator, agents behind a fault proxy; and the account in the end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from tools.mosquitto import RunningMosquitto, running_mosquitto
 __all__ = ["Account", "Fleet", "Mischief", "federate"]
 
 PATIENCE_S = 120.0
-_LOOK_S = 0.05
+_LOOK_S = 0.02
+_DELAY_S = 0.05  # of every message to and from an agent: what a test waits for must last long enough to be seen
 
 _AGENT = """\
 device = "{name}"
@@ -237,7 +238,7 @@ async def _fleet(
     (directory / "data.jsonl").write_text('{"dialogue": "a", "summary": "b"}\n')
     model = make_paper_model(directory / "model")
     with running_mosquitto(persistence_dir=kept if persistence else None) as broker:
-        async with FaultProxy(broker.port, seed=1) as proxy:
+        async with FaultProxy(broker.port, seed=1, delay_s=_DELAY_S) as proxy:
             toml = federation_toml(
                 model, directory / "run", broker.port, selection=selection, broker="keepalive_s = 5\n"
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +11,7 @@ from tests.faults.fleet import Account, federate
 
 pytestmark = [pytest.mark.broker, pytest.mark.federation]
 
-_AT_ONCE = 4
+_AT_ONCE = 7
 
 
 @pytest.fixture(scope="module")
