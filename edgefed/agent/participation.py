@@ -107,6 +107,10 @@ class Participation:
         """Takes a chunk of the broadcast."""
         self._downloads.receive(chunk)
 
+    def interrupt(self) -> None:
+        """The connection is gone: an upload under way stops, and goes on where the aggregator says."""
+        self._uploads.interrupt()
+
     def ask_again(self) -> None:
         """After a reconnect: what was on its way, in either direction, may be gone."""
         self._downloads.ask_again()

@@ -100,6 +100,7 @@ class Supervisor:
                 self._participation.ask_again()
                 self._reappear()
             elif isinstance(event, ConnectionLost):
+                self._participation.interrupt()
                 _log.warning("connection to the broker lost: %s", event.reason)
 
     def _reappear(self) -> None:

@@ -24,6 +24,7 @@ class Case:
         selection: lines of `[selection]` that it needs; empty for everybody in every round.
         mischief: of a worker.
         persistence: whether the broker keeps sessions and retained messages over a restart.
+        in_tests: whether the tests run it, and not only the benchmark.
     """
 
     what: str
@@ -32,6 +33,7 @@ class Case:
     selection: str = ""
     mischief: Mischief | None = None
     persistence: bool = False
+    in_tests: bool = True
 
 
 async def nothing(fleet: Fleet) -> None:
@@ -118,15 +120,17 @@ CASES = {
     "undisturbed": Case("nothing", nothing),
     "aggregator": Case("the aggregator is killed twice in every round", _aggregator_killed),
     "supervisor": Case("a supervisor is killed while its worker trains, and while it delivers", _supervisor_killed),
-    "worker": Case("a worker is killed", _worker_killed),
+    "worker": Case("a worker is killed", _worker_killed, in_tests=False),
     "hang": Case("a worker hangs", nothing, mischief=Mischief("one", "hang", 2)),
-    "garbage": Case("a worker writes garbage", nothing, mischief=Mischief("one", "garbage", 2)),
+    "garbage": Case("a worker writes garbage", nothing, mischief=Mischief("one", "garbage", 2), in_tests=False),
     "broker": Case("the broker is killed and forgets everything", _broker_restarted),
-    "broker-keeps": Case("the broker is restarted and remembers", _broker_stopped_and_started, persistence=True),
-    "broker-gone": Case("the broker is gone for 8 s", broker_gone(8.0)),
+    "broker-keeps": Case(
+        "the broker is restarted and remembers", _broker_stopped_and_started, persistence=True, in_tests=False
+    ),
+    "broker-gone": Case("the broker is gone for 8 s", broker_gone(8.0), in_tests=False),
     "cuts": Case("every connection of the agents is cut every three seconds", _connections_cut),
     "black-hole": Case("nothing gets through for 12 s", _black_hole),
-    "half-open": Case("the broker ends connections, and the agents do not notice", _half_open),
+    "half-open": Case("the broker ends connections, and the agents do not notice", _half_open, in_tests=False),
     "asleep": Case(
         "a device comes back two rounds later with its old update",
         _asleep,

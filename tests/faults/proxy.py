@@ -166,15 +166,15 @@ class FaultProxy:
             await asyncio.Event().wait()  # the client's half stays up until it gives up by itself, or all is over
 
     async def _timed(self, reader: asyncio.StreamReader) -> AsyncIterator[tuple[float, bytes]]:
-        """Yields what arrives, and when it is due at the other end."""
+        """Yields what arrives, as fast as the link takes it, and when it is due at the other end."""
         loop = asyncio.get_running_loop()
         free_s = due_s = 0.0
         with contextlib.suppress(ConnectionError):
             while piece := await reader.read(_PIECE_BYTES):
-                if self._bytes_per_s is not None:
+                if self._bytes_per_s is not None:  # the rest stays with the sender, where a cut cannot lose it
                     free_s = max(free_s, loop.time()) + len(piece) / self._bytes_per_s
-                sent_s = max(free_s, loop.time())
-                due_s = max(due_s, sent_s + self._delay_s + self._draw.uniform(0.0, self._jitter_s))
+                    await asyncio.sleep(free_s - loop.time())
+                due_s = max(due_s, loop.time() + self._delay_s + self._draw.uniform(0.0, self._jitter_s))
                 yield due_s, piece
 
     async def _deliver(
