@@ -34,6 +34,7 @@ class Uploads:
         self._credit: Credit | None = None
         self._sending = ""
         self._sender: asyncio.Task[None] | None = None
+        self._interrupted = False
 
     def hear(self, message: UploadGrant | UploadProgress | Acknowledged) -> None:
         """Takes what the aggregator says about an upload."""
@@ -45,6 +46,7 @@ class Uploads:
         """The connection is gone: nothing is sent again unasked, since the receiver will say what it has."""
         if self._sender is not None:
             self._sender.cancel()
+            self._interrupted = True
 
     def ask_again(self) -> None:
         """After a reconnect: what was said meanwhile may be lost, so offer again at once."""
@@ -66,15 +68,26 @@ class Uploads:
                 if isinstance(message, Acknowledged) and (message.round, message.sha256) == (offer.round, sha256):
                     return message
                 if isinstance(message, UploadGrant) and message.sha256 == sha256 and path is not None:
-                    await _stop(self._sender)
+                    await self._end_sender()
                     self._sender = asyncio.create_task(self._send_file(message, path), name="send-update")
+                if self._interrupted:
+                    await self._end_sender()
                 silent = message is None
                 patience_s = min(_LONGEST_PATIENCE_S, patience_s * 1.5) if silent else _FIRST_PATIENCE_S
                 if silent and (self._sender is None or self._sender.done()):
                     await self._send(offer)
         finally:
-            await _stop(self._sender)
-            self._sender = None
+            await self._end_sender()
+
+    async def _end_sender(self) -> None:
+        """Ends the sending; what went wrong in it is no matter, since what is missing is asked for again."""
+        sender, self._sender, self._interrupted = self._sender, None, False
+        if sender is None:
+            return
+        sender.cancel()
+        (outcome,) = await asyncio.gather(sender, return_exceptions=True)
+        if isinstance(outcome, Exception):
+            _log.warning("sending an update was interrupted: %s", outcome)
 
     async def _next(self, patience_s: float) -> UploadGrant | UploadProgress | Acknowledged | None:
         """Returns the next word from the aggregator, or None when it is time to offer again."""
@@ -101,13 +114,3 @@ class Uploads:
             window=_CHUNKS_IN_FLIGHT,
             credit=self._credit,
         )
-
-
-async def _stop(task: asyncio.Task[None] | None) -> None:
-    """Ends a sender; what went wrong in it is no matter, since what is missing is asked for again."""
-    if task is None:
-        return
-    task.cancel()
-    (outcome,) = await asyncio.gather(task, return_exceptions=True)
-    if isinstance(outcome, Exception):
-        _log.warning("sending an update was interrupted: %s", outcome)

@@ -29,9 +29,11 @@ class _Link:
     client: asyncio.StreamWriter
     broker: asyncio.StreamWriter
     dangling: bool = False
+    is_cut: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def abort(self) -> None:
+        self.is_cut = True
         for writer in (self.client, self.broker):
             writer.transport.abort()
 
@@ -153,6 +155,8 @@ class FaultProxy:
         delivering = asyncio.create_task(self._deliver(link, pieces, writer, upwards=upwards))
         try:
             async for due_s, piece in self._timed(reader):
+                if link.is_cut:  # what the proxy had read ahead never left
+                    break
                 if upwards:
                     self.up_bytes += len(piece)
                 await pieces.put((due_s, piece))
