@@ -20,7 +20,8 @@
     │   ├── WorkerDied               it ended without an answer
     │   └── WorkerOutOfMemory        it ended, or said so, for lack of memory
     ├── DeviceIdTaken           11   another live agent uses this device id
-    └── FederationFailed        12   a federation ended without reaching its last round
+    ├── FederationFailed        12   a federation ended without reaching its last round
+    └── FleetTaken              14   another live aggregator serves this fleet
 
 Exit codes 0 (done), 2 (wrong command line) and 130 (interrupted) come from outside this tree.
 """
@@ -40,6 +41,7 @@ __all__ = [
     "Disconnected",
     "EdgefedError",
     "FederationFailed",
+    "FleetTaken",
     "MessageError",
     "ModelError",
     "PayloadTooLarge",
@@ -153,3 +155,9 @@ class FederationFailed(EdgefedError):
     """A federation ended without reaching its last round."""
 
     exit_code = 12
+
+
+class FleetTaken(EdgefedError):
+    """Another live aggregator serves this fleet."""
+
+    exit_code = 14

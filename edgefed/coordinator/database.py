@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ class Database:
         self._engine = engine
         self._lock_file = lock_file
         self._at_write = at_write
+        self._fence: str | None = None
         self.directory = directory
 
     @classmethod
@@ -84,6 +86,7 @@ class Database:
         database = cls(_engine(directory / "store.sqlite"), lock_file, directory, at_write)
         try:
             database._check_version()
+            database._take_over()
         except BaseException:
             database.close()
             raise
@@ -134,10 +137,11 @@ class Database:
         """Gives a connection whose changes are on disk, all or none, when the block ends.
 
         Raises:
-            StoreError: they could not be written (a full disk, say); nothing was.
+            StoreError: they could not be written (a full disk, or another process has opened it since); nothing was.
         """
         self._at_write("before")
         with self._errors_of_the_library("written"), self._engine.begin() as connection:
+            self._check_fence(connection)
             yield connection
         self._at_write("after")
 
@@ -174,6 +178,26 @@ class Database:
             self._refuse_other_version(found)
         with self.write() as connection:
             metadata.create_all(connection)
+
+    def _take_over(self) -> None:
+        """Shuts out whoever opened it before: a lock on a file holds little on a network's file system."""
+        fence = secrets.token_hex(8)
+        with self.write() as connection:
+            taken = connection.execute(sql.update(meta_table).where(meta_table.c.key == "fence").values(value=fence))
+            if not taken.rowcount:
+                connection.execute(sql.insert(meta_table).values(key="fence", value=fence))
+        self._fence = fence
+
+    def _check_fence(self, connection: sql.Connection) -> None:
+        """Refuses to write where another process has the fence; as an update, it also keeps that from changing now."""
+        if self._fence is None:
+            return
+        ours = sql.and_(meta_table.c.key == "fence", meta_table.c.value == self._fence)
+        if not connection.execute(sql.update(meta_table).where(ours).values(value=self._fence)).rowcount:
+            raise StoreError(
+                f"another aggregator has opened the run directory {self.directory} since this one did: "
+                "only one may work in it, and this one ends"
+            )
 
     def _refuse_other_version(self, found: str | None) -> None:
         if found != str(SCHEMA_VERSION):

@@ -29,7 +29,13 @@ from edgefed.files import hash_file, replace_file
 from edgefed.protocol.chunks import Ranges, encode_chunk
 from edgefed.protocol.messages.down import Accepted, Acknowledged, DownMessage, UploadGrant, decode_down
 from edgefed.protocol.messages.manifest import Manifest, Plan
-from edgefed.protocol.messages.retained import DeviceState, FederationFinished, RoundMessage, decode_round
+from edgefed.protocol.messages.retained import (
+    AggregatorState,
+    DeviceState,
+    FederationFinished,
+    RoundMessage,
+    decode_round,
+)
 from edgefed.protocol.messages.up import EvaluationReport, Join, UpdateOffer, UpMessage
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.records import EvaluationRecord, RoundRecord
@@ -237,7 +243,9 @@ class _Line:
             self._world.heard_from_aggregator(topic, payload)
 
     async def subscribe(self, topic_filter: str) -> None:
-        pass
+        if topic_filter == self._world.topics.aggregator_state:  # the will of the one before
+            gone = AggregatorState(status="lost", instance="")
+            self.inbox.put_nowait(Message(topic_filter, encode(gone)))
 
     async def unsubscribe(self, topic_filter: str) -> None:
         pass

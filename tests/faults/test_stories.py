@@ -95,3 +95,13 @@ def test_an_update_that_comes_late_to_the_last_sum_before_the_target_is_not_prom
         assert [(update.device, update.round) for update, _ in world.tally()] == [("one", 1), ("one", 2)]
     finally:
         world.close()
+
+
+def test_a_clock_on_the_wall_that_jumps_a_day_makes_no_round_longer_or_shorter(world: World) -> None:
+    lasted_s = []
+    for round_, days in ((1, 1), (2, -2)):
+        world.wall_offset_s += days * 86400
+        play(world, until_round=round_ + 1)
+        merged = world.store.merged_rounds()[-1]
+        lasted_s.append(merged.merged_unix_s - merged.opened_unix_s)
+    assert all(0 <= seconds <= 60 for seconds in lasted_s)
