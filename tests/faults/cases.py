@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from tests.faults.fleet import Fleet, Mischief
+from edgefed.errors import FleetTaken
+from tests.faults.fleet import Account, Fleet, Mischief, federate
+from tests.federation.test_aggregator import Run
 
-__all__ = ["CASES", "LATE", "Case", "nothing"]
+__all__ = ["CASES", "Case", "broker_gone", "play"]
 
 LATE = "expected_devices = 2\nquorum = 1\ngather_s = 1\ndeadline_s = 2\n"
 
@@ -34,6 +37,12 @@ class Case:
     mischief: Mischief | None = None
     persistence: bool = False
     in_tests: bool = True
+
+
+async def play(case: Case, directory: Path) -> Account:
+    """Runs a federation through a case in a new directory, and returns the account. Raises as `federate`."""
+    options = {"selection": case.selection} if case.selection else {}
+    return await federate(directory, case.trouble, mischief=case.mischief, persistence=case.persistence, **options)
 
 
 async def nothing(fleet: Fleet) -> None:
@@ -116,6 +125,20 @@ async def _asleep(fleet: Fleet) -> None:
     agent.mischief_done.unlink()
 
 
+async def _second_aggregator(fleet: Fleet) -> None:
+    """Another federation is started in the fleet, in a directory of its own."""
+    await fleet.until_round(2)
+    directory = fleet.directory / "second"
+    directory.mkdir()
+    config = fleet.run.config.read_text().replace(str(fleet.run.directory), str(directory / "run"))
+    second = Run(directory, config)
+    try:
+        code = await asyncio.to_thread(second.start().wait)
+        assert code == FleetTaken.exit_code, second.log.read_text()
+    finally:
+        second.end()
+
+
 CASES = {
     "undisturbed": Case("nothing", nothing),
     "aggregator": Case("the aggregator is killed twice in every round", _aggregator_killed),
@@ -131,6 +154,7 @@ CASES = {
     "cuts": Case("every connection of the agents is cut every three seconds", _connections_cut),
     "black-hole": Case("nothing gets through for 12 s", _black_hole),
     "half-open": Case("the broker ends connections, and the agents do not notice", _half_open, in_tests=False),
+    "second": Case("another aggregator is started for the fleet", _second_aggregator, in_tests=False),
     "asleep": Case(
         "a device comes back two rounds later with its old update",
         _asleep,

@@ -29,7 +29,6 @@ from tests.faults.proxy import FaultProxy
 
 __all__ = ["Moved", "move_update"]
 
-_DEVICE = "one"
 _TOPICS = Topics("test")
 
 
@@ -65,6 +64,7 @@ async def move_update(
     cut_every_s: float,
     transfers: Transfers | None = None,
     seed: int = 0,
+    device: str = "one",
 ) -> Moved:
     """Moves one update over a slow link that is cut now and then, and returns what it took."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -72,15 +72,15 @@ async def move_update(
     content = os.urandom(payload_bytes)
     blob.write_bytes(content)
     link = FaultProxy(broker_port, seed=seed, delay_s=delay_s, bytes_per_s=bytes_per_s, cut_every_s=cut_every_s)
-    async with _aggregator(directory, broker_port, transfers or Transfers()), link:
+    async with _aggregator(directory, broker_port, transfers or Transfers(), device), link:
         started_s = time.monotonic()
-        await _deliver(link.port, blob, hashlib.sha256(content).hexdigest())
+        await _deliver(link.port, blob, hashlib.sha256(content).hexdigest(), device)
         return Moved(payload_bytes, link.up_bytes, link.cuts, time.monotonic() - started_s)
 
 
 @contextlib.asynccontextmanager
-async def _aggregator(directory: Path, port: int, transfers: Transfers) -> AsyncIterator[None]:
-    options = MqttOptions("127.0.0.1", port, client_id="aggregator", session_expiry_s=0)
+async def _aggregator(directory: Path, port: int, transfers: Transfers, device: str) -> AsyncIterator[None]:
+    options = MqttOptions("127.0.0.1", port, client_id=f"aggregator-of-{device}", session_expiry_s=0)
     async with connect_mqtt(options) as transport:
         outbox = Outbox(transport, _TOPICS)
         intake = Intake(
@@ -91,8 +91,8 @@ async def _aggregator(directory: Path, port: int, transfers: Transfers) -> Async
             broke=_raise,
             max_payload_bytes=lambda: transport.max_payload_bytes,
         )
-        await transport.subscribe(_TOPICS.every_device("up"))
-        await transport.subscribe(_TOPICS.every_device("state"))
+        await transport.subscribe(_TOPICS.device(device, "up"))
+        await transport.subscribe(_TOPICS.device(device, "state"))
         tasks = [asyncio.create_task(_listen(transport, intake)), asyncio.create_task(outbox.run())]
         try:
             yield
@@ -117,11 +117,11 @@ async def _listen(transport: Transport, intake: Intake) -> None:
             intake.offer(topic.device, word)
 
 
-async def _deliver(port: int, blob: Path, sha256: str) -> None:
+async def _deliver(port: int, blob: Path, sha256: str, device: str) -> None:
     """Offers the update over the link, as an agent does, until it is acknowledged."""
-    up, down = _TOPICS.device(_DEVICE, "up"), _TOPICS.device(_DEVICE, "down")
-    will = Will(_TOPICS.device(_DEVICE, "state"), encode(DeviceState(status="lost", instance="")))
-    options = MqttOptions("127.0.0.1", port, client_id="device", session_expiry_s=0)
+    up, down = _TOPICS.device(device, "up"), _TOPICS.device(device, "down")
+    will = Will(_TOPICS.device(device, "state"), encode(DeviceState(status="lost", instance="")))
+    options = MqttOptions("127.0.0.1", port, client_id=device, session_expiry_s=0)
     async with connect_mqtt(options, will, retry_first=True) as transport:
 
         async def send(message: UpMessage) -> None:
@@ -142,7 +142,7 @@ async def _deliver(port: int, blob: Path, sha256: str) -> None:
         await transport.subscribe(down)
         hearing = asyncio.create_task(hear())
         try:
-            await uploads.deliver(_offer(blob.stat().st_size, sha256), blob)
+            await uploads.deliver(_offer(blob.stat().st_size, sha256, device), blob)
         finally:
             hearing.cancel()
 
@@ -151,8 +151,8 @@ def _acknowledged(offer: UpdateOffer) -> Acknowledged:
     return Acknowledged(run=offer.run, round=offer.round, sha256=offer.sha256, outcome="counted")
 
 
-def _offer(size_bytes: int, sha256: str) -> UpdateOffer:
-    record = RoundRecord(device=_DEVICE, round=1, rank=2, held_rank=2, quantization="fp32", examples=10)
+def _offer(size_bytes: int, sha256: str, device: str) -> UpdateOffer:
+    record = RoundRecord(device=device, round=1, rank=2, held_rank=2, quantization="fp32", examples=10)
     return UpdateOffer(
         run="run",
         round=1,

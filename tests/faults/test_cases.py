@@ -9,8 +9,8 @@ import asyncio
 
 import pytest
 
-from tests.faults.cases import CASES, Case
-from tests.faults.fleet import Account, federate
+from tests.faults.cases import CASES, Case, play
+from tests.faults.fleet import Account
 
 pytestmark = [pytest.mark.broker, pytest.mark.federation]
 
@@ -26,14 +26,11 @@ def accounts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Account | Ba
     async def play_all() -> dict[str, Account | BaseException]:
         turn = asyncio.Semaphore(_AT_ONCE)
 
-        async def play(name: str, case: Case) -> Account:
+        async def play_in_turn(name: str, case: Case) -> Account:
             async with turn:
-                options = {"selection": case.selection} if case.selection else {}
-                return await federate(
-                    directory / name, case.trouble, mischief=case.mischief, persistence=case.persistence, **options
-                )
+                return await play(case, directory / name)
 
-        played = await asyncio.gather(*(play(*one) for one in _HERE.items()), return_exceptions=True)
+        played = await asyncio.gather(*(play_in_turn(*one) for one in _HERE.items()), return_exceptions=True)
         return dict(zip(_HERE, played, strict=True))
 
     return asyncio.run(play_all())
