@@ -9,7 +9,9 @@ import pytest
 
 from edgefed.coordinator.options import FederationOptions, Transfers
 from edgefed.coordinator.selection import Selection
+from edgefed.protocol.messages.retained import FederationFinished
 from edgefed.protocol.tasks import Evaluation, ModelReference
+from edgefed.transport.base import Connected
 from tests.faults.small_world import CHUNK_BYTES, World
 
 SELECTION = Selection(expected_devices=2, quorum=1, gather_s=2.0, deadline_s=8.0, late="discount", max_staleness=2)
@@ -59,9 +61,11 @@ def test_an_update_offered_once_more_as_its_last_byte_arrives_counts_once(world:
 def play(world: World, *, until_round: int) -> None:
     """Everybody who is awake does what it should until a round is open."""
     for _ in range(20):
-        if world.state.round == until_round or world.finished:
+        if world.state.round == until_round:
             return
         deliver(world)
+        if world.state.phase == "finished":  # not for long: it leaves soon after
+            return
         world.pass_time(SELECTION.gather_s)
         for name in world.phones:
             world.nag(name)
@@ -105,3 +109,13 @@ def test_a_clock_on_the_wall_that_jumps_a_day_makes_no_round_longer_or_shorter(w
         merged = world.store.merged_rounds()[-1]
         lasted_s.append(merged.merged_unix_s - merged.opened_unix_s)
     assert all(0 <= seconds <= 60 for seconds in lasted_s)
+
+
+def test_a_broker_that_forgot_the_end_is_told_again(world: World) -> None:
+    play(world, until_round=4)
+    assert isinstance(world.announcement, FederationFinished)
+    end, world.announcement = world.announcement, None
+    assert world.line is not None
+    world.line.inbox.put_nowait(Connected(session_resumed=False, max_payload_bytes=1_000_000))
+    world.settle()
+    assert world.announcement == end
