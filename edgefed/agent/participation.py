@@ -90,7 +90,7 @@ class Participation:
         self._up = topics.device(options.device, "up")
         self._downloads = Downloads(transport, topics, self._send, state.parts)
         self._uploads = Uploads(transport, self._up, self._send)
-        self._answers: asyncio.Queue[Accepted | Refused] = asyncio.Queue()
+        self._answers: asyncio.Queue[Accepted | Refused | None] = asyncio.Queue()
         self._done: set[tuple[str, int]] = set()
         self._last_work_s: dict[Plan, float] = {}
 
@@ -114,6 +114,11 @@ class Participation:
     def ask_again(self) -> None:
         """After a reconnect: what was on its way, in either direction, may be gone."""
         self._downloads.ask_again()
+        self._uploads.ask_again()
+
+    def say_again(self) -> None:
+        """The open round was announced again: a restarted aggregator does not know who asked to join, or offered."""
+        self._answers.put_nowait(None)
         self._uploads.ask_again()
 
     async def _send(self, message: UpMessage) -> None:
@@ -181,18 +186,23 @@ class Participation:
             model=announced.model.name,
             examples=prepared.training_set.examples,
         )
+        while not self._answers.empty():
+            self._answers.get_nowait()  # of before
         while True:
             await self._send(join)
+            answer = None
             with contextlib.suppress(asyncio.TimeoutError):
                 answer = await asyncio.wait_for(self._answer_to(announced), _JOIN_PATIENCE_S)
-                if isinstance(answer, Refused):
-                    raise _NotSelected(answer.reason)
+            if isinstance(answer, Refused):
+                raise _NotSelected(answer.reason)
+            if answer is not None:
                 return answer.remaining_s
 
-    async def _answer_to(self, announced: RoundOpen) -> Accepted | Refused:
+    async def _answer_to(self, announced: RoundOpen) -> Accepted | Refused | None:
+        """Returns the aggregator's answer, or None when it should be asked again."""
         while True:
             answer = await self._answers.get()
-            if (answer.run, answer.round) == (announced.run, announced.round):
+            if answer is None or (answer.run, answer.round) == (announced.run, announced.round):
                 return answer
 
     def _check_time(self, plan: Plan, remaining_s: float) -> None:
