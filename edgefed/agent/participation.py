@@ -33,7 +33,7 @@ from edgefed.agent.uploads import Uploads
 from edgefed.agent.worker_process import WorkerProcess
 from edgefed.devices.conditions import read_conditions
 from edgefed.devices.sampling import Sampler
-from edgefed.errors import EdgefedError, WorkerOutOfMemory
+from edgefed.errors import EdgefedError, WorkerError, WorkerOutOfMemory
 from edgefed.files import hash_file
 from edgefed.protocol.messages.down import Accepted, Refused, RoundAnswer
 from edgefed.protocol.messages.manifest import Plan
@@ -100,7 +100,7 @@ class Participation:
         self._up = topics.device(options.device, "up")
         self._downloads = Downloads(transport, topics, self._send, state.parts)
         self._uploads = Uploads(transport, self._up, self._send)
-        self._answers: asyncio.Queue[Accepted | Refused] = asyncio.Queue()
+        self._answers: asyncio.Queue[Accepted | Refused | None] = asyncio.Queue()
         self._done: set[tuple[str, int]] = set()
         self._last_work_s: dict[Plan, float] = {}
 
@@ -117,9 +117,18 @@ class Participation:
         """Takes a chunk of the broadcast."""
         self._downloads.receive(chunk)
 
+    def interrupt(self) -> None:
+        """The connection is gone: an upload under way stops, and goes on where the aggregator says."""
+        self._uploads.interrupt()
+
     def ask_again(self) -> None:
         """After a reconnect: what was on its way, in either direction, may be gone."""
         self._downloads.ask_again()
+        self._uploads.ask_again()
+
+    def say_again(self) -> None:
+        """The open round was announced again: a restarted aggregator does not know who asked to join, or offered."""
+        self._answers.put_nowait(None)
         self._uploads.ask_again()
 
     async def _send(self, message: UpMessage) -> None:
@@ -144,7 +153,8 @@ class Participation:
             note = f"round {announced.round}: {refusal}"
         except (CannotTakePart, EdgefedError) as reason:
             note = f"round {announced.round}: {reason}"
-            self._done.add((announced.run, announced.round))
+            if not isinstance(reason, WorkerError):  # the next worker may do better, if the round is announced again
+                self._done.add((announced.run, announced.round))
             await self._send(Decline(run=announced.run, round=announced.round, reason=str(reason)[:4096]))
         if note:
             _log.warning("%s", note)
@@ -205,18 +215,23 @@ class Participation:
             model=announced.model.name,
             examples=prepared.training_set.examples,
         )
+        while not self._answers.empty():
+            self._answers.get_nowait()  # of before
         while True:
             await self._send(join)
+            answer = None
             with contextlib.suppress(asyncio.TimeoutError):
                 answer = await asyncio.wait_for(self._answer_to(announced), _JOIN_PATIENCE_S)
-                if isinstance(answer, Refused):
-                    raise _NotSelected(answer.reason)
+            if isinstance(answer, Refused):
+                raise _NotSelected(answer.reason)
+            if answer is not None:
                 return answer.remaining_s
 
-    async def _answer_to(self, announced: RoundOpen) -> Accepted | Refused:
+    async def _answer_to(self, announced: RoundOpen) -> Accepted | Refused | None:
+        """Returns the aggregator's answer, or None when it should be asked again."""
         while True:
             answer = await self._answers.get()
-            if (answer.run, answer.round) == (announced.run, announced.round):
+            if answer is None or (answer.run, answer.round) == (announced.run, announced.round):
                 return answer
 
     def _check_time(self, plan: Plan, remaining_s: float) -> None:

@@ -22,13 +22,16 @@ from edgefed.transport.mqtt import connect_mqtt
 __all__ = ["run_agent"]
 
 
-async def run_agent(options: AgentOptions, *, once: bool = False, wait_for_broker: bool = True) -> None:
+async def run_agent(
+    options: AgentOptions, *, once: bool = False, wait_for_broker: bool = True, worker: WorkerProcess | None = None
+) -> None:
     """Runs an agent until it is cancelled, or with `once` until the federation is over.
 
     Args:
         options: what `agent.toml` says.
         once: return when the federation is over.
         wait_for_broker: keep trying when no broker answers at first.
+        worker: who trains; without one, the worker that comes with edgefed.
 
     Raises:
         DataError: the examples are not where the options say.
@@ -40,7 +43,7 @@ async def run_agent(options: AgentOptions, *, once: bool = False, wait_for_broke
         if not Path(path).exists():
             raise DataError(f"data: there is no file or directory {path}")
     state = StateDirectory(Path(options.state))
-    worker = WorkerProcess(silence_s=options.worker.silence_s)
+    worker = worker or WorkerProcess(silence_s=options.worker.silence_s)
     presence = Presence(Topics(options.fleet), options.device)
     # Each process its own client id and no session at the broker: whatever was missed is asked for again, and nothing
     # piles up for a process that is gone.

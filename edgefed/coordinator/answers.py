@@ -48,7 +48,8 @@ class MergedRound(msgspec.Struct, frozen=True, kw_only=True):
         norm: Frobenius norm of the whole global adapter.
         merge_s: seconds the merge took.
         broadcast_bytes, received_bytes: payload bytes sent and received while the round was open.
-        opened_unix_s, merged_unix_s: the aggregator's wall clock.
+        opened_unix_s, merged_unix_s: when, by the aggregator's wall clock as it stood when the merge was over; one that
+            jumped before that makes the round neither shorter nor longer.
     """
 
     round: int

@@ -16,7 +16,7 @@ __all__ = ["RoundTraffic", "merge_round", "tidy"]
 
 
 class RoundTraffic:
-    """Payload bytes and wall-clock time since a round was opened.
+    """Payload bytes and seconds since a round was opened.
 
     Args:
         received_bytes, sent_bytes: return the running totals.
@@ -24,8 +24,13 @@ class RoundTraffic:
 
     def __init__(self, received_bytes: Callable[[], int], sent_bytes: Callable[[], int]) -> None:
         self._totals = (received_bytes, sent_bytes)
-        self.opened_unix_s = time.time()
+        self._opened_s = time.monotonic()
         self._received_bytes, self._sent_bytes = received_bytes(), sent_bytes()
+
+    @property
+    def lasted_s(self) -> float:
+        """Seconds since then, whatever became of the clock on the wall."""
+        return time.monotonic() - self._opened_s
 
     @property
     def received_bytes(self) -> int:
@@ -57,6 +62,7 @@ def merge_round(
     weights: dict[str, float] = {}
     for one in delivered:
         weights[one.device] = weights.get(one.device, 0.0) + one.weight / total
+    merged_unix_s = time.time()
     record = MergedRound(
         round=round_,
         manifest=merged.manifest,
@@ -65,8 +71,8 @@ def merge_round(
         merge_s=time.monotonic() - started_s,
         broadcast_bytes=traffic.broadcast_bytes,
         received_bytes=traffic.received_bytes,
-        opened_unix_s=traffic.opened_unix_s,
-        merged_unix_s=time.time(),
+        opened_unix_s=merged_unix_s - traffic.lasted_s,
+        merged_unix_s=merged_unix_s,
     )
     return record, merged
 

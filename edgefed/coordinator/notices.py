@@ -52,7 +52,7 @@ class Notices:
         self._topics = Topics(options.fleet)
         self._outbox = outbox
         self._watch = watch
-        self._instance = uuid.uuid4().hex
+        self.instance = uuid.uuid4().hex
         self._published: AggregatorState | None = None
         self._published_at_s = 0.0
 
@@ -108,7 +108,7 @@ class Notices:
         best = state.best
         return AggregatorState(
             status="finished" if state.phase == "finished" else "online",
-            instance=self._instance,
+            instance=self.instance,
             run=self._run,
             phase=state.phase,
             round=state.round,

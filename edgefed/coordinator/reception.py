@@ -101,6 +101,9 @@ class Reception:
 
     async def take_in(self, device: str, offer: UpdateOffer, path: Path) -> None:
         """Judges an update that has arrived whole, keeps it, and acknowledges it."""
+        if self._is_answered(device, offer):  # offered once more between its last byte and this moment
+            path.unlink(missing_ok=True)
+            return
         try:
             await asyncio.to_thread(self._exchange.check, path, offer.plan)
         except AdapterError as error:
@@ -187,9 +190,7 @@ class Reception:
             self._perform(self._ledger.apply(events.DeviceLeft(device)))
 
     def _consider(self, device: str, offer: UpdateOffer) -> None:
-        known = self._store.find_answer(offer.round, device, offer.sha256)
-        if known is not None:
-            self._acknowledge(device, offer.round, offer.sha256, known.outcome, known.reason)
+        if self._is_answered(device, offer):
             return
         verdict = judge_offer(self._ledger.state, self._rules, device, offer.round)
         if self._model.fingerprint != offer.fingerprint:
@@ -219,6 +220,13 @@ class Reception:
             actions = self._ledger.apply(event, answer=answer)
             self._acknowledge(device, report.round, "", "evaluated")
             self._perform(actions)
+
+    def _is_answered(self, device: str, offer: UpdateOffer) -> bool:
+        """Returns whether it was answered before; the answer is then given again."""
+        known = self._store.find_answer(offer.round, device, offer.sha256)
+        if known is not None:
+            self._acknowledge(device, offer.round, offer.sha256, known.outcome, known.reason)
+        return known is not None
 
     # --- answers --------------------------------------------------------------------------------------------------
 

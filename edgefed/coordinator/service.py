@@ -20,6 +20,7 @@ from edgefed.aggregation.exchange import Exchange, MergedState
 from edgefed.coordinator import events, rounds
 from edgefed.coordinator.answers import MergedRound
 from edgefed.coordinator.broadcast import Broadcast
+from edgefed.coordinator.claim import CLAIM_S, FleetClaim
 from edgefed.coordinator.history import write_history
 from edgefed.coordinator.intake import Intake
 from edgefed.coordinator.ledger import Ledger
@@ -99,6 +100,7 @@ class Aggregator:
         self._inbox: asyncio.Queue[Event | _Arrived | _MergeDone | _Broken] = asyncio.Queue(maxsize=256)
         self._outbox = Outbox(transport, self._topics)
         self._notices = Notices(options, model, run, self._outbox, watch=watch)
+        self._claim = FleetClaim(options.fleet, run, self._notices.instance)
         self._broadcast = Broadcast(
             transport,
             self._topics,
@@ -137,12 +139,14 @@ class Aggregator:
             StoreError: the disk fails.
             TransportError: the broker refuses what the aggregator needs.
             AdapterError: a state on disk is damaged.
+            FleetTaken: another aggregator serves the fleet.
         """
         for background in (self._pump(), self._broadcast.run(), self._outbox.run()):
             self._spawn(background)
         try:
             self._directory.remove_leftovers()
             await asyncio.to_thread(self._exchange.begin, self._directory.state(0))
+            await self._take_the_fleet()
             await self._transport.subscribe(self._topics.every_device("up"))
             await self._transport.subscribe(self._topics.every_device("state"))
             self._perform(rounds.recover(self._ledger.state) or self._ledger.apply(events.Begin()))
@@ -156,10 +160,37 @@ class Aggregator:
             await self._intake.close()
         return self._ledger.state.finished_reason
 
-    def goodbye(self) -> AggregatorState:
-        """Returns the state to leave behind when this process ends."""
+    def goodbye(self) -> AggregatorState | None:
+        """Returns the state to leave behind when this process ends; None where the fleet is another aggregator's."""
+        if not self._claim.holds:
+            return None
         state = self._describe()
         return state if self._finished else msgspec.structs.replace(state, status="stopped")
+
+    async def _take_the_fleet(self) -> None:
+        """Looks at what the broker keeps of an aggregator before saying anything."""
+        await self._transport.subscribe(self._topics.aggregator_state)
+        until_s = time.monotonic() + CLAIM_S
+        while (left_s := until_s - time.monotonic()) > 0:
+            try:
+                item = await asyncio.wait_for(self._inbox.get(), left_s)
+            except asyncio.TimeoutError:
+                break
+            if isinstance(item, _Broken):
+                await self._take(item)
+            if isinstance(item, Message) and item.topic == self._topics.aggregator_state:
+                self._hear_of_an_aggregator(item.payload)
+                break
+        self._claim.take()
+
+    def _hear_of_an_aggregator(self, payload: bytes) -> None:
+        """Replaces a word on our topic that is not ours: the last one of a process or a connection that is gone."""
+        try:
+            if payload and self._claim.hear(payload) == "own":
+                return
+        except MessageError as error:
+            _log.warning("on %s: %s", self._topics.aggregator_state, error)
+        self._notices.forget_posted()
 
     # --- the loop -------------------------------------------------------------------------------------------------
 
@@ -177,7 +208,9 @@ class Aggregator:
         self._notices.post_state(self._describe())
 
     async def _take(self, item: Event | _Arrived | _MergeDone | _Broken) -> None:
-        if isinstance(item, Message):
+        if isinstance(item, Message) and item.topic == self._topics.aggregator_state:
+            self._hear_of_an_aggregator(item.payload)
+        elif isinstance(item, Message):
             try:
                 self._reception.hear(item)
             except MessageError as error:
@@ -254,6 +287,8 @@ class Aggregator:
         state = self._ledger.state
         if state.round and state.phase in ("gathering", "training"):
             self._notices.post_round(state, self._exchange.load(self._directory.state(state.round - 1)).manifest)
+        elif state.phase == "finished":
+            self._notices.post_end(state.round, state.finished_reason)
 
     async def _merge(self, action: events.Merge) -> None:
         _log.info("round %d: merging %d updates", action.round, len(action.updates))

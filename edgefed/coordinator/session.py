@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ async def run_aggregator(
         ModelError: the base model is not to be had, or lacks the target modules.
         StoreError: the run's store is in use, damaged, full, or of another federation.
         TransportError: no broker answers and `wait_for_broker` is off, or it refuses this client.
+        FleetTaken: another aggregator serves the fleet.
         ConfigError: options that do not go together, or metrics that cannot be served there.
     """
     path = resolve_model(options.model.name, options.models)
@@ -85,14 +87,17 @@ async def _federate(
     wait_for_broker: bool,
 ) -> str:
     topics = Topics(options.fleet)
-    mqtt = options.broker.mqtt(f"{options.fleet}-aggregator", session_expiry_s=0)
+    # Each process its own client id: with a common one, a second aggregator would throw the first one off the broker
+    # before it could learn that there is one.
+    mqtt = options.broker.mqtt(f"{options.fleet}-aggregator-{secrets.token_hex(4)}", session_expiry_s=0)
     async with connect_mqtt(mqtt, aggregator_will(topics), retry_first=wait_for_broker) as transport:
         aggregator = Aggregator(options, model, store.run, transport, store, exchange, watch=watch)
         try:
             return await aggregator.run()
         finally:
             goodbye = aggregator.goodbye()
-            await asyncio.shield(transport.close(Message(topics.aggregator_state, encode(goodbye), retained=True)))
+            final = None if goodbye is None else Message(topics.aggregator_state, encode(goodbye), retained=True)
+            await asyncio.shield(transport.close(final))
 
 
 def _tag(options: FederationOptions) -> str:

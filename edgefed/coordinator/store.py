@@ -19,6 +19,7 @@ import msgspec
 import sqlalchemy as sql
 
 from edgefed.coordinator.answers import Answer, MergedRound
+from edgefed.coordinator.crash_points import AtWrite
 from edgefed.coordinator.database import Database, answers_table, journal_table, rounds_table
 from edgefed.coordinator.events import Event
 from edgefed.errors import StoreError
@@ -38,18 +39,20 @@ class Store:
         self.directory = opened.directory
 
     @classmethod
-    def open(cls, directory: Path, identity: Mapping[str, Any]) -> Store:
+    def open(cls, directory: Path, identity: Mapping[str, Any], *, at_write: AtWrite | None = None) -> Store:
         """Opens or creates the store of a run.
 
         Args:
             directory: the run's directory; made if it is not there.
             identity: what must not change while the run goes on (the settings). It is kept on first use and
                 compared afterwards.
+            at_write: called before and after each durable write; without it, the environment says whether to die there
+                (`edgefed.coordinator.crash_points`).
 
         Raises:
             StoreError: it is in use, unreadable, of another version, or was made with other settings.
         """
-        store = cls(Database.open(directory))
+        store = cls(Database.open(directory, at_write))
         try:
             store._check_identity(identity)
         except BaseException:

@@ -41,12 +41,13 @@ class Run:
         self.log = tmp_path / "aggregator.log"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self, **environment: str) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "edgefed", "-v", "aggregator", "--config", str(self.config)],
                 stdout=log,
                 stderr=log,
+                env={**os.environ, **environment},
             )
         return self.process
 
@@ -326,3 +327,30 @@ def test_no_broker_is_said_in_words(tmp_path: Path, model: Path) -> None:
     assert result.returncode == 6
     assert "localhost:1" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_second_aggregator_of_a_fleet_gives_way_and_the_first_goes_on(
+    tmp_path: Path, model: Path, mosquitto: RunningMosquitto
+) -> None:
+    """Another run, in another directory, on the same broker: no lock on a file can tell."""
+    first = federation_toml(model, tmp_path / "run", mosquitto.port, selection="expected_devices = 3\n")
+    (tmp_path / "other").mkdir()
+    other = Run(tmp_path / "other", first.replace(str(tmp_path / "run"), str(tmp_path / "other" / "run")))
+    with running(tmp_path, first) as run:
+        fleet = devices(model, tmp_path, mosquitto.port)
+        refused: list[int] = []
+
+        def on_accepted(announced: object) -> None:
+            if not refused:
+                refused.append(other.start().wait(PATIENCE_S))
+
+        async def all_of_them() -> None:
+            parts = (device.take_part(on_accepted=on_accepted) for device in fleet)
+            await asyncio.wait_for(asyncio.gather(*parts), PATIENCE_S)
+
+        asyncio.run(all_of_them())
+        assert run.process is not None
+        assert run.process.wait(PATIENCE_S) == 0, run.log.read_text()
+    assert refused == [14], other.log.read_text()
+    assert "serves fleet 'test'" in other.log.read_text()
+    assert [sorted(line["devices"]) for line in run.history()] == [["dev-0", "dev-1", "dev-2"]] * 4  # type: ignore[call-overload]
