@@ -55,7 +55,7 @@ def replace_file(path: Path, parts: Iterable[bytes], *, mode: int = 0o666) -> No
     """
     temporary = temporary_beside(path)
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())

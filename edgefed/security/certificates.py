@@ -8,8 +8,11 @@ broker's: a device cannot stand between another device and the broker.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
-from collections.abc import Iterable, Sequence
+import re
+import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -24,9 +27,10 @@ from edgefed.security.identities import Identity
 
 __all__ = [
     "Authority",
-    "Revoked",
     "certificate_pem",
     "common_name",
+    "fleet_of",
+    "hosts_of",
     "issue",
     "key_of_request",
     "key_pem",
@@ -36,6 +40,7 @@ __all__ = [
     "new_key",
     "read_certificate",
     "read_key",
+    "read_revocation_list",
 ]
 
 _BACKDATED = timedelta(hours=1)
@@ -43,6 +48,7 @@ _BACKDATED = timedelta(hours=1)
 
 _MAX_REQUEST_BYTES = 64 * 1024
 _MIN_RSA_BITS = 2048
+_HOST = re.compile(r"(?=.{1,253}\Z)\w(?:[\w-]*\w)?(?:\.\w(?:[\w-]*\w)?)*", re.ASCII)
 
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey
 
@@ -60,25 +66,28 @@ class Authority:
     key: ec.EllipticCurvePrivateKey
 
 
-@dataclass(frozen=True, slots=True)
-class Revoked:
-    """A certificate that counts no more, by its serial number, and since when."""
-
-    serial: int
-    since: datetime
-
-
 def new_key() -> ec.EllipticCurvePrivateKey:
     """Returns a fresh private key on P-256."""
     return ec.generate_private_key(ec.SECP256R1())
 
 
 def make_authority(fleet: str, *, days: int, now: datetime) -> Authority:
-    """Returns a fresh authority, which may sign certificates and revocation lists but no further authority."""
+    """Returns a fresh authority, which may sign certificates and revocation lists but no further authority.
+
+    Args:
+        fleet: whose it is; the authority's certificate says so as its organization.
+        days: lifetime from now.
+        now: in UTC, with its zone.
+    """
     key = new_key()
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"edgefed {fleet}"[:64])])
+    name = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, fleet),
+            x509.NameAttribute(NameOID.COMMON_NAME, "edgefed authority"),
+        ]
+    )
     builder = (
-        _begin(name, name, key.public_key(), now - _BACKDATED, now + timedelta(days=days))
+        _begin(name, name, key.public_key(), now=now, begins=now - _BACKDATED, ends=now + timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(signs_certificates=True), critical=True)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
@@ -151,7 +160,7 @@ def issue(
     issuer_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
     begins = max(now - _BACKDATED, authority.certificate.not_valid_before_utc)
     builder = (
-        _begin(subject, authority.certificate.subject, key, begins, until)
+        _begin(subject, authority.certificate.subject, key, now=now, begins=begins, ends=until)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([use]), critical=False)
@@ -163,12 +172,18 @@ def issue(
 
 
 def make_revocation_list(
-    authority: Authority, revoked: Iterable[Revoked], *, number: int, now: datetime
+    authority: Authority, revoked: Mapping[int, datetime], *, number: int, now: datetime
 ) -> x509.CertificateRevocationList:
     """Returns the list of what the authority takes back.
 
     It is good until the authority itself ends: a broker turns everybody away when its list is past its date, and nobody
     would renew it in time on a site without an operator.
+
+    Args:
+        authority: signs it.
+        revoked: serial numbers, and since when they count no more.
+        number: of this list; each is larger than the one before it.
+        now: in UTC, with its zone.
     """
     issuer_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
     builder = (
@@ -179,11 +194,40 @@ def make_revocation_list(
         .add_extension(x509.CRLNumber(number), critical=False)
         .add_extension(issuer_key, critical=False)
     )
-    for entry in revoked:
+    for serial, since in revoked.items():
         builder = builder.add_revoked_certificate(
-            x509.RevokedCertificateBuilder().serial_number(entry.serial).revocation_date(entry.since).build()
+            x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(since).build()
         )
     return builder.sign(authority.key, hashes.SHA256())
+
+
+def read_revocation_list(pem: bytes, where: str) -> tuple[dict[int, datetime], int]:
+    """Returns what a list takes back, as serial number and since when, and the list's own number.
+
+    Raises:
+        ConfigError: there is no list in the file.
+    """
+    try:
+        found = x509.load_pem_x509_crl(pem)
+        number = found.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise ConfigError(f"{where}: not a revocation list in PEM: {error}") from None
+    return {entry.serial_number: entry.revocation_date_utc for entry in found}, number
+
+
+def fleet_of(certificate: x509.Certificate) -> str:
+    """Returns which fleet an authority's certificate is for; empty where it is no authority's of ours."""
+    names = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+    return str(names[0].value) if len(names) == 1 else ""
+
+
+def hosts_of(certificate: x509.Certificate) -> tuple[str, ...]:
+    """Returns the host names and addresses that a broker's certificate is for."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ()
+    return tuple(str(name.value) for name in names)
 
 
 def common_name(certificate: x509.Certificate) -> str:
@@ -241,15 +285,20 @@ def _strong(key: object, where: str) -> PublicKey:
     return key
 
 
+def _serial_number(now: datetime) -> int:
+    """Returns a number that is larger for a later certificate, and that nobody can foretell."""
+    return int(now.timestamp() * 1e6) << 80 | secrets.randbits(80)
+
+
 def _begin(
-    subject: x509.Name, issuer: x509.Name, key: PublicKey, begins: datetime, ends: datetime
+    subject: x509.Name, issuer: x509.Name, key: PublicKey, *, now: datetime, begins: datetime, ends: datetime
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key)
-        .serial_number(x509.random_serial_number())
+        .serial_number(_serial_number(now))
         .not_valid_before(begins)
         .not_valid_after(ends)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
@@ -285,11 +334,10 @@ def _check_in_force(authority: Authority, now: datetime, until: datetime) -> Non
 
 
 def _alternative_name(host: str) -> x509.GeneralName:
-    try:
+    with contextlib.suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        pass
-    try:
-        return x509.DNSName(host.encode("idna").decode("ascii"))
-    except ValueError:
-        raise ConfigError(f"broker host {host!r} is neither a host name nor an address") from None
+    with contextlib.suppress(ValueError):
+        name = host.encode("idna").decode("ascii")
+        if _HOST.fullmatch(name):
+            return x509.DNSName(name)
+    raise ConfigError(f"broker host {host!r} is neither a host name nor an address")

@@ -9,8 +9,8 @@
     observer     observer:<name>      somebody who only looks: `edgefed status`, a dashboard
     claim        claim:<name>         a board that is not enrolled yet
 
-A device id has no colon, so no device can be taken for anything else. The broker uses the common name as user name and
-as client id: what a client calls itself in its packets counts for nothing.
+A device id has no colon, so no device can be taken for anything else. The broker takes the common name for the user
+name, whatever a client calls itself in its packets.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Identity:
 
     @property
     def common_name(self) -> str:
-        """The CN of its certificates: its user name and client id at the broker."""
+        """The CN of its certificates, and its user name at the broker."""
         if self.role == "device":
             return self.name
         return f"{self.role}:{self.name}" if self.role in _NAMED else f"role:{self.role}"

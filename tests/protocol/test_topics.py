@@ -68,6 +68,7 @@ def test_topics_of_no_device_of_this_fleet(topic: str) -> None:
 def test_the_names_are_the_documented_ones() -> None:
     topics = Topics("barn")
     assert topics.aggregator_state == "edgefed/v1/barn/aggregator/state"
+    assert topics.claim("red-7", "up") == "edgefed/v1/barn/claim/red-7/up"
     assert topics.round == "edgefed/v1/barn/round"
     assert topics.blob("0123456789abcdef" * 4) == "edgefed/v1/barn/blob/0123456789abcdef"
     assert topics.is_blob(topics.blob("f" * 64))
