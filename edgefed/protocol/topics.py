@@ -84,6 +84,11 @@ class Topics:
         """The broadcast topic of one blob, named by the first 16 hex digits of its hash."""
         return f"{self.root}/blob/{sha256[:_BLOB_PREFIX_HEX]}"
 
+    @property
+    def every_blob(self) -> str:
+        """A filter that matches the broadcast topics of all blobs."""
+        return f"{self.root}/blob/+"
+
     def device(self, device: str, channel: Channel) -> str:
         """One channel of one device."""
         return f"{self.root}/device/{device}/{channel}"

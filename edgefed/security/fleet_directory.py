@@ -115,8 +115,6 @@ class FleetDirectory:
         check_id(fleet, "fleet name")
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ConfigError(f"{path} exists already; a fleet's authority is never overwritten: name a new directory")
-        if not hosts:
-            raise ConfigError("under which name or address do the devices reach the broker? Give at least one")
         path.parent.mkdir(parents=True, exist_ok=True)
         made = temporary_beside(path.absolute())
         try:
@@ -176,7 +174,14 @@ class FleetDirectory:
         return list(dict.fromkeys(entry.identity for entry in self.issued() if entry.in_force(now)))
 
     def enroll(
-        self, identity: Identity, *, days: int, now: datetime, request: Path | None = None, output: Path | None = None
+        self,
+        identity: Identity,
+        *,
+        days: int,
+        now: datetime,
+        request: Path | None = None,
+        output: Path | None = None,
+        hosts: Sequence[str] = (),
     ) -> Path:
         """Makes somebody a member of the fleet, and returns the directory with what they need.
 
@@ -186,6 +191,7 @@ class FleetDirectory:
             now: in UTC, with its zone.
             request: a signing request whose key stays where it was made; None makes a key here.
             output: the directory that is written, in place of the fleet's own.
+            hosts: names and addresses under which the broker is reached; for the broker only.
 
         Raises:
             ConfigError: they are a member already, or the authority or the request cannot be used.
@@ -197,15 +203,22 @@ class FleetDirectory:
                     f"{identity.common_name} is enrolled already: `edgefed fleet rotate` gives it a new certificate, "
                     "`edgefed fleet revoke` takes back what it has"
                 )
-            return self._issue(identity, days=days, now=now, request=request, output=output)
+            return self._issue(identity, days=days, now=now, request=request, output=output, hosts=hosts)
 
     def rotate(
-        self, identity: Identity, *, days: int, now: datetime, request: Path | None = None, output: Path | None = None
+        self,
+        identity: Identity,
+        *,
+        days: int,
+        now: datetime,
+        request: Path | None = None,
+        output: Path | None = None,
+        hosts: Sequence[str] = (),
     ) -> Path:
         """Gives a member a new key and certificate, and returns the directory with them; see `enroll`.
 
         What they had before counts until it ends or is revoked, so that they can go on until they have the new one. The
-        broker's certificate stays good for the same hosts.
+        broker's new certificate is for the same hosts where none are given.
         """
         with self._alone():
             entries = [entry for entry in self.issued() if entry.identity == identity and entry.revoked is None]
@@ -214,7 +227,7 @@ class FleetDirectory:
                     f"{identity.common_name} has no certificate to renew: `edgefed fleet enroll` makes one"
                 )
             file = self._record(entries[-1].serial)
-            hosts = certificates.hosts_of(certificates.read_certificate(file.read_bytes(), str(file)))
+            hosts = hosts or certificates.hosts_of(certificates.read_certificate(file.read_bytes(), str(file)))
             return self._issue(identity, days=days, now=now, request=request, output=output, hosts=hosts)
 
     def revoke(self, identity: Identity, *, now: datetime, superseded_only: bool = False) -> list[int]:
@@ -250,6 +263,10 @@ class FleetDirectory:
         output: Path | None = None,
         hosts: Sequence[str] = (),
     ) -> Path:
+        if hosts and identity != BROKER:
+            raise ConfigError(f"hosts are for the certificate of {BROKER.common_name}, not of {identity.common_name}")
+        if not hosts and identity == BROKER:
+            raise ConfigError("under which name or address do the devices reach the broker? Give at least one")
         authority = self._authority()
         public, secret = _key(identity, request)
         certificate = certificates.issue(authority, identity, public, days=days, now=now, hosts=hosts)

@@ -72,6 +72,7 @@ def test_the_names_are_the_documented_ones() -> None:
     assert topics.round == "edgefed/v1/barn/round"
     assert topics.blob("0123456789abcdef" * 4) == "edgefed/v1/barn/blob/0123456789abcdef"
     assert topics.is_blob(topics.blob("f" * 64))
+    assert topic_matches(topics.every_blob, topics.blob("f" * 64))
     assert not topics.is_blob("edgefed/v1/stable/blob/0123456789abcdef")
     assert topics.device("a", "up") == "edgefed/v1/barn/device/a/up"
     assert topics.every_device("state") == "edgefed/v1/barn/device/+/state"
