@@ -17,6 +17,7 @@ from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Message
 from edgefed.transport.mqtt import connect_mqtt
+from edgefed.transport.options import guarded_client_id
 
 __all__ = ["run_agent"]
 
@@ -43,8 +44,7 @@ async def run_agent(options: AgentOptions, *, once: bool = False, wait_for_broke
     presence = Presence(Topics(options.fleet), options.device)
     # Each process its own client id and no session at the broker: whatever was missed is asked for again, and nothing
     # piles up for a process that is gone.
-    client_id = f"{options.fleet}-{options.device}-{presence.state.instance[:8]}"
-    mqtt = options.broker.mqtt(client_id, session_expiry_s=0)
+    mqtt = options.broker.mqtt(guarded_client_id(f"{options.fleet}-{options.device}"), session_expiry_s=0)
     try:
         async with connect_mqtt(mqtt, presence.will, retry_first=wait_for_broker) as transport:
             supervisor = Supervisor(options, transport, presence, state, worker, leave_when_finished=once)

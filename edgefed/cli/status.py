@@ -64,14 +64,13 @@ def _where(config: Path | None, host: str, port: int, fleet: str) -> tuple[Broke
 
 
 async def _show(broker: Broker, fleet: str, *, wait_s: float, watch: bool, as_json: bool) -> None:
-    import uuid
-
     from edgefed.cli.fleet_view import FleetView
     from edgefed.cli.output import write_json, write_table
     from edgefed.transport.mqtt import connect_mqtt
+    from edgefed.transport.options import guarded_client_id
 
     view = FleetView(fleet)
-    options = broker.mqtt(f"edgefed-status-{uuid.uuid4().hex[:8]}", session_expiry_s=0)
+    options = broker.mqtt(guarded_client_id(f"{fleet}-status"), session_expiry_s=0)
     async with connect_mqtt(options) as transport:
         for topic_filter in view.filters:
             await transport.subscribe(topic_filter)

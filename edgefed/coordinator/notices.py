@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable
@@ -9,14 +10,22 @@ from collections.abc import Callable
 from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.outbox import Outbox
 from edgefed.coordinator.round_state import State
+from edgefed.errors import MessageError
 from edgefed.protocol.messages.manifest import Manifest
-from edgefed.protocol.messages.retained import AggregatorState, FederationFinished, RoundOpen
+from edgefed.protocol.messages.retained import (
+    AggregatorState,
+    FederationFinished,
+    RoundOpen,
+    decode_aggregator_state,
+)
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.tasks import ModelReference
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Will
 
 __all__ = ["Notices", "aggregator_will"]
+
+_log = logging.getLogger(__name__)
 
 _SHORTEST_STATE_S = 0.5
 
@@ -91,6 +100,14 @@ class Notices:
             self._outbox.post(self._topics.aggregator_state, described)
             if self._watch is not None:
                 self._watch(described)
+
+    def hear_own(self, payload: bytes) -> None:
+        """Lets the state be published again where the will of an earlier process has come over it."""
+        try:
+            if decode_aggregator_state(payload).status == "lost":
+                self.forget_posted()
+        except MessageError as error:
+            _log.warning("somebody else speaks as the aggregator: %s", error)
 
     def forget_posted(self) -> None:
         """Lets the state be published again even where it has not changed."""

@@ -143,6 +143,7 @@ class Aggregator:
         try:
             self._directory.remove_leftovers()
             await asyncio.to_thread(self._exchange.begin, self._directory.state(0))
+            await self._transport.subscribe(self._topics.aggregator_state)
             await self._transport.subscribe(self._topics.every_device("up"))
             await self._transport.subscribe(self._topics.every_device("state"))
             self._perform(rounds.recover(self._ledger.state) or self._ledger.apply(events.Begin()))
@@ -177,7 +178,9 @@ class Aggregator:
         self._notices.post_state(self._describe())
 
     async def _take(self, item: Event | _Arrived | _MergeDone | _Broken) -> None:
-        if isinstance(item, Message):
+        if isinstance(item, Message) and item.topic == self._topics.aggregator_state:
+            self._notices.hear_own(item.payload)
+        elif isinstance(item, Message):
             try:
                 self._reception.hear(item)
             except MessageError as error:

@@ -24,6 +24,7 @@ from edgefed.protocol.tasks import ModelReference
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Message
 from edgefed.transport.mqtt import connect_mqtt
+from edgefed.transport.options import guarded_client_id
 
 __all__ = ["run_aggregator"]
 
@@ -84,7 +85,7 @@ async def _federate(
     wait_for_broker: bool,
 ) -> str:
     topics = Topics(options.fleet)
-    mqtt = options.broker.mqtt(f"{options.fleet}-aggregator", session_expiry_s=0)
+    mqtt = options.broker.mqtt(guarded_client_id(f"{options.fleet}-aggregator"), session_expiry_s=0)
     async with connect_mqtt(mqtt, aggregator_will(topics), retry_first=wait_for_broker) as transport:
         aggregator = Aggregator(options, model, store.run, transport, store, exchange, watch=watch)
         try:

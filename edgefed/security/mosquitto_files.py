@@ -99,7 +99,7 @@ def mosquitto_conf(fleet: str, options: MosquittoOptions) -> str:
     else:
         acl = [f"global_plugin {options.acl_plugin}", f"plugin_opt_acl_file {here / ACL_FILE}"]
     lines = [
-        f"# Mosquitto {options.version} for the fleet {fleet}; `edgefed fleet broker-config` overwrites what is changed here.",
+        f"# Mosquitto {options.version}, fleet {fleet}. `edgefed fleet broker-config` overwrites what is changed here.",
         "# This directory has to belong to the user that the broker runs as, and nobody else should read it.",
         "",
         f"listener {options.port} {options.bind}".rstrip(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +12,15 @@ from msgspec import Meta
 from edgefed.errors import ConfigError
 from edgefed.transport.mqtt import MqttOptions
 
-__all__ = ["Broker"]
+__all__ = ["Broker", "guarded_client_id"]
+
+
+def guarded_client_id(name: str) -> str:
+    """Returns a client id for one process that begins with `name` and that nobody else can guess.
+
+    A broker ends a connection when another client comes with the same id, whoever that is.
+    """
+    return f"{name}-{secrets.token_hex(8)}"
 
 
 class Broker(msgspec.Struct, frozen=True, kw_only=True):
