@@ -65,8 +65,12 @@ class Federation:
 
     async def _take_part(self) -> None:
         early = [asyncio.create_task(one.take_part()) for one in self.devices[:2]]
-        await asyncio.to_thread(self._go_on.wait, 10 * PATIENCE_S)
-        await asyncio.wait_for(asyncio.gather(*early, self.devices[2].take_part()), PATIENCE_S)
+        await asyncio.to_thread(self._go_on.wait)
+        if self.process.poll() is None:
+            await asyncio.wait_for(asyncio.gather(*early, self.devices[2].take_part()), PATIENCE_S)
+        for task in early:
+            task.cancel()
+        await asyncio.gather(*early, return_exceptions=True)
 
     def finish(self) -> None:
         """Lets the third device come, and waits for the end."""
@@ -74,6 +78,7 @@ class Federation:
         self._thread.join()
 
     def kill(self) -> None:
+        """Ends what is still going on."""
         self.process.kill()
         self.process.wait()
         self.finish()
