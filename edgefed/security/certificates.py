@@ -1,6 +1,7 @@
 """A fleet's certificates: its authority, what the authority issues, and its list of what it takes back.
 
-Elliptic curve keys (P-256) and ECDSA with SHA-256, which every TLS 1.2 stack on a board has. Pure: no file, no clock.
+The authority and the broker have keys on P-256, which whatever speaks TLS 1.2 knows; members have Ed25519 keys, with
+which they sign their messages too (`security.signatures`). Pure: no file, no clock.
 
 Every certificate names its one use (RFC 5280, extended key usage), so a device's certificate does not pass as the
 broker's: a device cannot stand between another device and the broker.
@@ -23,10 +24,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edgefed.errors import ConfigError
-from edgefed.security.identities import Identity
+from edgefed.security.identities import Identity, Role
 
 __all__ = [
     "Authority",
+    "PrivateKey",
+    "PublicKey",
     "certificate_pem",
     "common_name",
     "fleet_of",
@@ -50,6 +53,7 @@ _MAX_REQUEST_BYTES = 64 * 1024
 _MIN_RSA_BITS = 2048
 _HOST = re.compile(r"(?=.{1,253}\Z)\w(?:[\w-]*\w)?(?:\.\w(?:[\w-]*\w)?)*", re.ASCII)
 
+PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey
 
 
@@ -66,9 +70,9 @@ class Authority:
     key: ec.EllipticCurvePrivateKey
 
 
-def new_key() -> ec.EllipticCurvePrivateKey:
-    """Returns a fresh private key on P-256."""
-    return ec.generate_private_key(ec.SECP256R1())
+def new_key(role: Role) -> PrivateKey:
+    """Returns a fresh private key for somebody of a role."""
+    return ec.generate_private_key(ec.SECP256R1()) if role == "broker" else ed25519.Ed25519PrivateKey.generate()
 
 
 def make_authority(fleet: str, *, days: int, now: datetime) -> Authority:
@@ -79,7 +83,7 @@ def make_authority(fleet: str, *, days: int, now: datetime) -> Authority:
         days: lifetime from now.
         now: in UTC, with its zone.
     """
-    key = new_key()
+    key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, fleet),
@@ -95,10 +99,11 @@ def make_authority(fleet: str, *, days: int, now: datetime) -> Authority:
     return Authority(builder.sign(key, hashes.SHA256()), key)
 
 
-def make_request(key: ec.EllipticCurvePrivateKey, identity: Identity) -> bytes:
+def make_request(key: PrivateKey, identity: Identity) -> bytes:
     """Returns a certificate signing request (PEM): what leaves a device instead of its key."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, identity.common_name)])
-    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
+    digest = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()  # Ed25519 has its own
+    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, digest)
     return request.public_bytes(serialization.Encoding.PEM)
 
 
@@ -241,7 +246,7 @@ def certificate_pem(certificate: x509.Certificate | x509.CertificateRevocationLi
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def key_pem(key: PrivateKey) -> bytes:
     """Returns a private key as PEM (PKCS 8), not encrypted: devices start without anybody to type a passphrase."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -260,18 +265,18 @@ def read_certificate(pem: bytes, where: str) -> x509.Certificate:
         raise ConfigError(f"{where}: not a certificate in PEM: {error}") from None
 
 
-def read_key(pem: bytes, where: str) -> ec.EllipticCurvePrivateKey:
-    """Returns the private key in a PEM file that `key_pem` wrote.
+def read_key(pem: bytes, where: str) -> PrivateKey:
+    """Returns the private key in a PEM file.
 
     Raises:
-        ConfigError: there is none in it.
+        ConfigError: there is none in it, or one of another kind than edgefed makes.
     """
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise ConfigError(f"{where}: not an unencrypted private key in PEM") from None  # nothing of it in a message
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"{where}: an elliptic curve key is expected, this is of another kind")
+    if not isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey):
+        raise ConfigError(f"{where}: an Ed25519 or elliptic curve key is expected, this is of another kind")
     return key
 
 

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric import ec
+
 from edgefed.errors import ConfigError
 from edgefed.files import check_private, replace_file, temporary_beside
 from edgefed.protocol.topics import check_id
@@ -289,7 +291,7 @@ class FleetDirectory:
         check_private(file)
         key = certificates.read_key(file.read_bytes(), str(file))
         certificate = certificates.read_certificate(self.ca_file.read_bytes(), str(self.ca_file))
-        if certificate.public_key() != key.public_key():
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or certificate.public_key() != key.public_key():
             raise ConfigError(f"{file} is not the key of {self.ca_file}")
         return Authority(certificate, key)
 
@@ -317,5 +319,5 @@ def _key(identity: Identity, request: Path | None) -> tuple[PublicKey, bytes]:
     """Returns a public key, and the private one as PEM where it was made here."""
     if request is not None:
         return certificates.key_of_request(request.read_bytes(), identity, str(request)), b""
-    key = certificates.new_key()
+    key = certificates.new_key(identity.role)
     return key.public_key(), certificates.key_pem(key)

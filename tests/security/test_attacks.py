@@ -19,6 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from edgefed.errors import BrokerRefused, BrokerUnreachable
 from edgefed.protocol.messages.retained import AggregatorState, RoundOpen, decode_round
@@ -250,14 +251,14 @@ def foreign(tmp_path: Path, secured: Secured) -> Path:
 
 def expired(tmp_path: Path, secured: Secured) -> Path:
     authority = secured.fleet._authority()
-    key = certificates.new_key()
+    key = certificates.new_key("device")
     begin = authority.certificate.not_valid_before_utc + timedelta(seconds=1)
     made = certificates.issue(authority, VICTIM, key.public_key(), days=0, now=begin + timedelta(minutes=1))
     return bundle(tmp_path, secured, certificates.certificate_pem(made), certificates.key_pem(key))
 
 
 def not_yet(tmp_path: Path, secured: Secured) -> Path:
-    key = certificates.new_key()
+    key = certificates.new_key("device")
     later = now() + timedelta(days=3)
     made = certificates.issue(secured.fleet._authority(), VICTIM, key.public_key(), days=9, now=later)
     return bundle(tmp_path, secured, certificates.certificate_pem(made), certificates.key_pem(key))
@@ -273,12 +274,11 @@ def revoked(tmp_path: Path, secured: Secured) -> Path:
 
 def made_by_a_member(tmp_path: Path, secured: Secured) -> Path:
     """Returns a certificate for the aggregator that a device has signed, with the device's own behind it."""
-    place = secured.fleet.place(MALLORY)
-    mine = certificates.Authority(
-        certificates.read_certificate((place / "certificate.pem").read_bytes(), ""),
-        certificates.read_key((place / "key.pem").read_bytes(), ""),
-    )
-    key = certificates.new_key()
+    signing = ec.generate_private_key(ec.SECP256R1())
+    (tmp_path / "mine.csr").write_bytes(certificates.make_request(signing, MALLORY))
+    place = secured.fleet.rotate(MALLORY, days=9, now=now(), request=tmp_path / "mine.csr", output=tmp_path / "mine")
+    mine = certificates.Authority(certificates.read_certificate((place / "certificate.pem").read_bytes(), ""), signing)
+    key = certificates.new_key("device")
     made = certificates.issue(mine, AGGREGATOR, key.public_key(), days=1, now=now())
     chain = certificates.certificate_pem(made) + certificates.certificate_pem(mine.certificate)
     return bundle(tmp_path, secured, chain, certificates.key_pem(key))

@@ -78,7 +78,7 @@ def test_a_device_gets_a_key_that_fits_its_certificate(fleet: FleetDirectory) ->
 
 
 def test_a_key_that_was_made_elsewhere_stays_there(fleet: FleetDirectory, tmp_path: Path) -> None:
-    key = certificates.new_key()
+    key = certificates.new_key("device")
     request = tmp_path / "board.csr"
     request.write_bytes(certificates.make_request(key, DEVICE))
     place = fleet.enroll(DEVICE, days=365, now=NOW, request=request, output=tmp_path / "stick")
@@ -105,7 +105,7 @@ def test_rotation_keeps_the_old_one_good_until_it_is_revoked(fleet: FleetDirecto
 def test_a_key_of_an_earlier_certificate_is_not_left_beside_the_new_one(fleet: FleetDirectory, tmp_path: Path) -> None:
     fleet.enroll(DEVICE, days=365, now=NOW)
     request = tmp_path / "board.csr"
-    request.write_bytes(certificates.make_request(certificates.new_key(), DEVICE))
+    request.write_bytes(certificates.make_request(certificates.new_key("device"), DEVICE))
     assert set(modes(fleet.rotate(DEVICE, days=365, now=LATER, request=request))) == {"certificate.pem", "ca.pem"}
 
 
@@ -145,7 +145,7 @@ def test_a_key_that_others_can_read_is_refused(fleet: FleetDirectory) -> None:
 
 def test_a_key_of_another_authority_is_refused(fleet: FleetDirectory) -> None:
     file = fleet.path / "ca" / "ca.key"
-    file.write_bytes(certificates.key_pem(certificates.new_key()))
+    file.write_bytes(certificates.key_pem(certificates.new_key("device")))
     with pytest.raises(ConfigError, match=r"ca\.key is not the key of .*ca\.pem"):
         fleet.enroll(DEVICE, days=365, now=NOW)
 

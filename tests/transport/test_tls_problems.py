@@ -30,7 +30,7 @@ def authority() -> Authority:
 
 def write(directory: Path, authority: Authority, identity: Identity, *, begins: datetime, hosts: list[str]) -> Path:
     directory.mkdir()
-    key = certificates.new_key()
+    key = certificates.new_key("device")
     made = certificates.issue(authority, identity, key.public_key(), days=10, now=begins, hosts=hosts)
     (directory / "certificate.pem").write_bytes(certificates.certificate_pem(made))
     (directory / "key.pem").write_bytes(certificates.key_pem(key))
