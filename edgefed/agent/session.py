@@ -15,11 +15,13 @@ from edgefed.agent.worker_process import WorkerProcess
 from edgefed.errors import DataError, DeviceIdTaken
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
-from edgefed.transport.base import Message
+from edgefed.security.identities import Identity
+from edgefed.transport.base import Message, Transport
 from edgefed.transport.mqtt import connect_mqtt
 from edgefed.transport.options import guarded_client_id
+from edgefed.transport.signed import SignedTransport
 
-__all__ = ["run_agent"]
+__all__ = ["run_agent", "signed_as_told"]
 
 
 async def run_agent(options: AgentOptions, *, once: bool = False, wait_for_broker: bool = True) -> None:
@@ -47,7 +49,8 @@ async def run_agent(options: AgentOptions, *, once: bool = False, wait_for_broke
     mqtt = options.broker.mqtt(guarded_client_id(f"{options.fleet}-{options.device}"), session_expiry_s=0)
     try:
         async with connect_mqtt(mqtt, presence.will, retry_first=wait_for_broker) as transport:
-            supervisor = Supervisor(options, transport, presence, state, worker, leave_when_finished=once)
+            heard = signed_as_told(options, transport)
+            supervisor = Supervisor(options, heard, presence, state, worker, leave_when_finished=once)
             try:
                 await supervisor.run()
             except DeviceIdTaken:
@@ -59,3 +62,25 @@ async def run_agent(options: AgentOptions, *, once: bool = False, wait_for_broke
     finally:
         await worker.end()
         state.close()
+
+
+def signed_as_told(options: AgentOptions, transport: Transport) -> Transport:
+    """Returns the transport, with signatures where the options ask for them.
+
+    Raises:
+        ConfigError: the certificate or its key cannot be used, or are another device's.
+    """
+    broker = options.broker
+    if not broker.signed:
+        return transport
+    from edgefed.security.authorship import read_authorship  # megabytes that others need not carry
+
+    authorship = read_authorship(
+        Topics(options.fleet),
+        Identity("device", options.device),
+        Path(options.state) / "latest-announcement",
+        ca=Path(broker.tls_ca),
+        certificate=Path(broker.tls_certificate),
+        key=Path(broker.tls_key),
+    )
+    return SignedTransport(transport, authorship)

@@ -99,6 +99,7 @@ async def _connect(options: AgentOptions, stack: contextlib.AsyncExitStack) -> t
     import asyncio
 
     from edgefed.agent.network_probe import NetworkProbe
+    from edgefed.agent.session import signed_as_told
     from edgefed.errors import MessageError, TransportError
     from edgefed.protocol.messages.down import Pong, decode_down
     from edgefed.protocol.topics import Topics
@@ -110,7 +111,7 @@ async def _connect(options: AgentOptions, stack: contextlib.AsyncExitStack) -> t
     down = topics.device(options.device, "down")
     mqtt = options.broker.mqtt(guarded_client_id(f"{options.fleet}-{options.device}-profile"), session_expiry_s=0)
     try:
-        transport = await stack.enter_async_context(connect_mqtt(mqtt))
+        transport = signed_as_told(options, await stack.enter_async_context(connect_mqtt(mqtt)))
         await transport.subscribe(down)
     except TransportError as error:
         return None, str(error)

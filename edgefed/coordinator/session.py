@@ -22,9 +22,12 @@ from edgefed.protocol.messages.retained import AggregatorState
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.tasks import ModelReference
 from edgefed.protocol.topics import Topics
-from edgefed.transport.base import Message
+from edgefed.security.authorship import read_authorship
+from edgefed.security.identities import AGGREGATOR
+from edgefed.transport.base import Message, Transport
 from edgefed.transport.mqtt import connect_mqtt
 from edgefed.transport.options import guarded_client_id
+from edgefed.transport.signed import SignedTransport
 
 __all__ = ["run_aggregator"]
 
@@ -87,12 +90,28 @@ async def _federate(
     topics = Topics(options.fleet)
     mqtt = options.broker.mqtt(guarded_client_id(f"{options.fleet}-aggregator"), session_expiry_s=0)
     async with connect_mqtt(mqtt, aggregator_will(topics), retry_first=wait_for_broker) as transport:
-        aggregator = Aggregator(options, model, store.run, transport, store, exchange, watch=watch)
+        heard = _signed_as_told(options, transport)
+        aggregator = Aggregator(options, model, store.run, heard, store, exchange, watch=watch)
         try:
             return await aggregator.run()
         finally:
             goodbye = aggregator.goodbye()
             await asyncio.shield(transport.close(Message(topics.aggregator_state, encode(goodbye), retained=True)))
+
+
+def _signed_as_told(options: FederationOptions, transport: Transport) -> Transport:
+    broker = options.broker
+    if not broker.signed:
+        return transport
+    authorship = read_authorship(
+        Topics(options.fleet),
+        AGGREGATOR,
+        Path(options.directory) / "latest-announcement",
+        ca=Path(broker.tls_ca),
+        certificate=Path(broker.tls_certificate),
+        key=Path(broker.tls_key),
+    )
+    return SignedTransport(transport, authorship)
 
 
 def _tag(options: FederationOptions) -> str:

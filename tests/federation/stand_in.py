@@ -74,6 +74,7 @@ class StandIn:
         edit: changes its update before it is written.
         offer_edit: changes its offer before it is sent.
         tls: its certificate, as options of `MqttOptions`.
+        signed: puts signatures on its transport.
     """
 
     name: str
@@ -86,6 +87,7 @@ class StandIn:
     offer_edit: Callable[[UpdateOffer], UpdateOffer] = lambda offer: offer
     write_raw: bytes | None = None
     tls: dict[str, str] = field(default_factory=dict)
+    signed: Callable[[Transport], Transport] = lambda transport: transport
     acknowledged: list[Acknowledged] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     finished: FederationFinished | None = None
@@ -106,7 +108,8 @@ class StandIn:
         options = MqttOptions(
             "127.0.0.1", self.port, client_id=client_id, session_expiry_s=0, reconnect_max_s=0.5, **self.tls
         )
-        async with connect_mqtt(options, retry_first=True) as transport:
+        async with connect_mqtt(options, retry_first=True) as connected:
+            transport = self.signed(connected)
             topics = Topics(FLEET)
             await transport.subscribe(topics.device(self.name, "down"))
             await transport.subscribe(topics.round)
