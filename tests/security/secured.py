@@ -7,11 +7,13 @@ import contextlib
 import secrets
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from edgefed.security.fleet_directory import FleetDirectory, Lifetimes
 from edgefed.security.identities import AGGREGATOR, Identity
@@ -21,6 +23,7 @@ from edgefed.transport.mqtt import MqttOptions, connect_mqtt
 from tools.mosquitto import RunningMosquitto, configured_mosquitto, free_port
 
 NAME = "test"
+PATIENCE_S = 60
 
 
 def now() -> datetime:
@@ -125,6 +128,15 @@ async def listening(transport: Transport) -> AsyncIterator[Ear]:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Waits for something to hold, and fails where it does not come."""
+    for _ in range(PATIENCE_S * 50):
+        if condition():
+            return
+        await asyncio.sleep(0.02)
+    pytest.fail(f"still waiting after {PATIENCE_S} s")
 
 
 def connect_packet(client_id: str) -> bytes:

@@ -30,11 +30,21 @@ from edgefed.security.fleet_directory import FleetDirectory, Lifetimes
 from edgefed.security.identities import AGGREGATOR, Identity
 from edgefed.transport.base import Will
 from tests.federation.stand_in import StandIn, federation_toml, make_paper_model
-from tests.security.secured import NAME, Secured, connect_packet, device, listening, now, publish_packet, tls
+from tests.security.secured import (
+    NAME,
+    PATIENCE_S,
+    Secured,
+    connect_packet,
+    device,
+    listening,
+    now,
+    publish_packet,
+    tls,
+    until,
+)
 
 pytestmark = pytest.mark.broker
 TOPICS = Topics(NAME)
-PATIENCE_S = 60
 MALLORY, VICTIM = device("mallory"), device("victim")
 OBSERVER = Identity("observer", "desk")
 HONEST = ["dev-0", "dev-1", "dev-2"]
@@ -116,15 +126,6 @@ async def announced(secured: Secured) -> RoundOpen:
         message = decode_round(ear.heard[0].payload)
         assert isinstance(message, RoundOpen)
         return message
-
-
-async def until(condition: object) -> None:
-    assert callable(condition)
-    for _ in range(PATIENCE_S * 50):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    pytest.fail(f"still waiting after {PATIENCE_S} s")
 
 
 FORBIDDEN = [

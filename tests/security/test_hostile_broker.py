@@ -1,8 +1,8 @@
-"""A broker that lets an enemy say and hear everything: what is signed from end to end stands, and the rest is not heard.
+"""A broker that lets an enemy say and hear everything: what is signed from end to end stands, nothing else is heard.
 
 The enemy is an enrolled device for which the rules of a real Mosquitto were lifted: it can do all that the broker's
-operator could do without stopping the federation. The aggregator is a real process; the devices are stand-ins behind the
-agent's own signatures.
+operator could do without stopping the federation. The aggregator is a real process; the devices are stand-ins behind
+the agent's own signatures.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgefed.protocol.messages.manifest import Plan
+from edgefed.protocol.messages.manifest import Manifest, Part, Plan
 from edgefed.protocol.messages.retained import FederationFinished, RoundOpen, decode_round
 from edgefed.protocol.messages.up import Decline, UpdateOffer
 from edgefed.protocol.messages.wire import encode
@@ -28,11 +28,10 @@ from edgefed.security.signatures import Signer, read_signer
 from edgefed.transport.base import Transport
 from edgefed.transport.signed import SignedTransport
 from tests.federation.stand_in import StandIn, federation_toml, make_paper_model
-from tests.security.secured import NAME, Secured, device, listening, tls
+from tests.security.secured import NAME, PATIENCE_S, Secured, device, listening, tls, until
 
 pytestmark = pytest.mark.broker
 TOPICS = Topics(NAME)
-PATIENCE_S = 60
 MALLORY = device("mallory")
 
 
@@ -57,8 +56,8 @@ async def attack(mallory: Transport, own: Signer, genuine: bytes) -> None:
     announced = decode_round(genuine)
     assert isinstance(announced, RoundOpen)
     worse = msgspec.structs.replace(announced, training=msgspec.structs.replace(announced.training, learning_rate=9.0))
-    manifest = msgspec.structs.replace(announced.manifest, rank=announced.manifest.rank + 1)
-    swapped = msgspec.structs.replace(announced, manifest=manifest)
+    poisoned = Manifest(parts=[Part(sha256="0" * 64, size_bytes=1000, rank_hi=2)])
+    swapped = msgspec.structs.replace(announced, manifest=poisoned)
     for forged in (worse, swapped, FederationFinished(run=announced.run, round=announced.round, reason="go home")):
         payload = encode(forged)
         await mallory.publish(TOPICS.round, payload, retain=True)  # unsigned
@@ -94,7 +93,7 @@ def forged_offer(announced: RoundOpen) -> UpdateOffer:
     )
 
 
-async def test_a_federation_over_a_broker_that_lies(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_federation_over_a_broker_that_lies(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     secured = Secured(tmp_path)
     model = make_paper_model(tmp_path / "model")
     for name in ("dev-0", "dev-1", "dev-2", "mallory"):
@@ -110,8 +109,8 @@ async def test_a_federation_over_a_broker_that_lies(tmp_path: Path, caplog: pyte
         command = [sys.executable, "-m", "edgefed", "-v", "aggregator", "--config", str(config)]
         process = subprocess.Popen(command, stdout=file, stderr=file)
         try:
-            await federate(secured, [stand_in(secured, tmp_path, model, f"dev-{number}") for number in range(3)])
-            assert await asyncio.to_thread(process.wait, PATIENCE_S) == 0, log.read_text()
+            asyncio.run(federate(secured, [stand_in(secured, tmp_path, model, f"dev-{number}") for number in range(3)]))
+            assert process.wait(PATIENCE_S) == 0, log.read_text()
         finally:
             process.kill()
             process.wait()
@@ -133,8 +132,7 @@ async def federate(secured: Secured, honest: list[StandIn]) -> None:
         place = secured.fleet.place(MALLORY)
         await mallory.subscribe("#")
         taking_part = [asyncio.create_task(one.take_part()) for one in honest[:2]]
-        while not any(message.topic == TOPICS.round for message in ear.heard):
-            await asyncio.sleep(0.02)
+        await until(lambda: any(message.topic == TOPICS.round for message in ear.heard))
         first = next(message.payload for message in ear.heard if message.topic == TOPICS.round)
         await attack(mallory, read_signer(place / "certificate.pem", place / "key.pem"), first)
 
