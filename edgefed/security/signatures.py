@@ -22,7 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -104,7 +104,7 @@ class Verifier:
 
     def __init__(self, authority: x509.Certificate) -> None:
         self._authority = authority
-        self._known: OrderedDict[bytes, x509.Certificate] = OrderedDict()
+        self._known: OrderedDict[bytes, _Member] = OrderedDict()
 
     def verify(self, topic: str, payload: bytes, author: Identity, now_unix_s: float) -> Signed:
         """Returns what was signed.
@@ -124,27 +124,66 @@ class Verifier:
         at, certificate, value = found.groups()
         document = payload[: found.start()] + b"}"
         member = self._member(certificate)
-        _check(member, author, now_unix_s)
+        member.check(author, now_unix_s)
         try:
-            _verify(member.public_key(), _decoded(value), _signed_bytes(topic, at, document))
+            _verify(member.key, _decoded(value), _signed_bytes(topic, at, document))
         except (InvalidSignature, ValueError):
             raise MessageError(f"{author.common_name} has signed something else: it was changed on the way") from None
         return Signed(document, float(at))
 
-    def _member(self, encoded: bytes) -> x509.Certificate:
-        """Returns a certificate that the authority has issued; looking it up is cheaper than checking it again."""
+    def _member(self, encoded: bytes) -> _Member:
+        """Returns a certificate that the authority has issued; looking it up is cheaper than reading it again."""
         if encoded in self._known:
             self._known.move_to_end(encoded)
             return self._known[encoded]
         try:
-            member = x509.load_der_x509_certificate(_decoded(encoded))
-            member.verify_directly_issued_by(self._authority)
-        except (ValueError, TypeError, InvalidSignature):
+            certificate = x509.load_der_x509_certificate(_decoded(encoded))
+            certificate.verify_directly_issued_by(self._authority)
+            member = _Member.of(certificate)
+        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
             raise MessageError("it is signed with a certificate that is not of the fleet's authority") from None
         self._known[encoded] = member
         if len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
         return member
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """What a certificate of the authority says."""
+
+    name: str
+    is_client: bool
+    begins_unix_s: float
+    ends_unix_s: float
+    key: object
+
+    @classmethod
+    def of(cls, certificate: x509.Certificate) -> _Member:
+        try:
+            uses = list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+        except x509.ExtensionNotFound:
+            uses = []
+        return cls(
+            certificates.common_name(certificate),
+            ExtendedKeyUsageOID.CLIENT_AUTH in uses,
+            certificate.not_valid_before_utc.timestamp(),
+            certificate.not_valid_after_utc.timestamp(),
+            certificate.public_key(),
+        )
+
+    def check(self, author: Identity, now_unix_s: float) -> None:
+        """Sees to it that this is the author's certificate, and in force."""
+        if self.name != author.common_name:
+            raise MessageError(f"it is signed by {self.name!r}, and only {author.common_name} may say that")
+        if not self.is_client:
+            raise MessageError("it is signed with a certificate that is not a member's")
+        if not self.begins_unix_s <= now_unix_s < self.ends_unix_s:
+            begins, ends, now = map(_clock, (self.begins_unix_s, self.ends_unix_s, now_unix_s))
+            raise MessageError(
+                f"it is signed with a certificate that counts from {begins} to {ends}, and this machine's clock says "
+                f"{now}: is the clock right?"
+            )
 
 
 def read_signer(certificate: Path, key: Path) -> Signer:
@@ -185,23 +224,8 @@ def _decoded(text: bytes) -> bytes:
     return found
 
 
-def _check(member: x509.Certificate, author: Identity, now_unix_s: float) -> None:
-    name = certificates.common_name(member)
-    if name != author.common_name:
-        raise MessageError(f"it is signed by {name!r}, and only {author.common_name} may say that")
-    try:
-        uses = member.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except (x509.ExtensionNotFound, ValueError):
-        uses = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
-    if ExtendedKeyUsageOID.CLIENT_AUTH not in uses:
-        raise MessageError("it is signed with a certificate that is not a member's")
-    now = datetime.fromtimestamp(now_unix_s, timezone.utc)
-    begins, ends = member.not_valid_before_utc, member.not_valid_after_utc
-    if not begins <= now < ends:
-        raise MessageError(
-            f"it is signed with a certificate that counts from {begins:%Y-%m-%d %H:%M} to {ends:%Y-%m-%d %H:%M} UTC, "
-            f"and this machine's clock says {now:%Y-%m-%d %H:%M}: is the clock right?"
-        )
+def _clock(unix_s: float) -> str:
+    return f"{datetime.fromtimestamp(unix_s, timezone.utc):%Y-%m-%d %H:%M} UTC"
 
 
 def _verify(key: object, value: bytes, signed: bytes) -> None:
