@@ -48,9 +48,9 @@ async def run_agent(options: AgentOptions, *, once: bool = False, wait_for_broke
     # piles up for a process that is gone.
     mqtt = options.broker.mqtt(guarded_client_id(f"{options.fleet}-{options.device}"), session_expiry_s=0)
     try:
-        async with connect_mqtt(mqtt, presence.will, retry_first=wait_for_broker) as transport:
-            heard = signed_as_told(options, transport)
-            supervisor = Supervisor(options, heard, presence, state, worker, leave_when_finished=once)
+        async with connect_mqtt(mqtt, presence.will, retry_first=wait_for_broker) as connected:
+            transport = signed_as_told(options, connected)
+            supervisor = Supervisor(options, transport, presence, state, worker, leave_when_finished=once)
             try:
                 await supervisor.run()
             except DeviceIdTaken:

@@ -89,9 +89,9 @@ async def _federate(
 ) -> str:
     topics = Topics(options.fleet)
     mqtt = options.broker.mqtt(guarded_client_id(f"{options.fleet}-aggregator"), session_expiry_s=0)
-    async with connect_mqtt(mqtt, aggregator_will(topics), retry_first=wait_for_broker) as transport:
-        heard = _signed_as_told(options, transport)
-        aggregator = Aggregator(options, model, store.run, heard, store, exchange, watch=watch)
+    async with connect_mqtt(mqtt, aggregator_will(topics), retry_first=wait_for_broker) as connected:
+        transport = _signed_as_told(options, connected)
+        aggregator = Aggregator(options, model, store.run, transport, store, exchange, watch=watch)
         try:
             return await aggregator.run()
         finally:

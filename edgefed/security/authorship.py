@@ -33,15 +33,16 @@ _STEP_S = 1e-3
 class LatestTime:
     """The time of the latest announcement, on disk: no restart makes an older one new again.
 
-    Args:
+    Attributes:
         path: the file; it need not be there yet.
+        unix_s: the time; 0 before the first announcement.
 
     Raises:
         ConfigError: it cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         try:
             self.unix_s = float(path.read_text())
         except FileNotFoundError:
@@ -52,7 +53,7 @@ class LatestTime:
     def advance(self, unix_s: float) -> None:
         """Takes a later time."""
         if unix_s > self.unix_s:
-            replace_file(self._path, [b"%.6f\n" % unix_s])
+            replace_file(self.path, [b"%.6f\n" % unix_s])
             self.unix_s = unix_s
 
 
@@ -109,7 +110,8 @@ class Authorship:
             if signed.at_unix_s < self._latest.unix_s:
                 raise MessageError(
                     f"it is {self._latest.unix_s - signed.at_unix_s:.3f} s older than an announcement that was obeyed: "
-                    "somebody plays it again, or the aggregator's clock was put back"
+                    "somebody plays it again, or the aggregator's clock was put back; then, and only then, remove "
+                    f"{self._latest.path}"
                 )
             self._latest.advance(signed.at_unix_s)
         return signed.payload
