@@ -49,9 +49,8 @@ def broker_config(
 ) -> None:
     """Write the broker's configuration: mutual TLS, who may say and hear what, the revocation list, and limits.
 
-    Run it again whenever somebody was enrolled, rotated or revoked, and let the broker read it. Mosquitto reads rules
-    on SIGHUP and the revocation list when it is restarted. For EMQX, the rules are printed as JSON for its built-in
-    authorization database.
+    Run it again whenever somebody was enrolled, rotated or revoked, and let the broker read it: Mosquitto does so on
+    SIGHUP. For EMQX, the rules are printed as JSON for its built-in authorization database.
 
     Examples:
       edgefed fleet broker-config mosquitto --fleet kitchen --output /etc/mosquitto/edgefed

@@ -99,8 +99,8 @@ def revoke(
 ) -> None:
     """Take a member's certificates back.
 
-    The broker goes by it once it has the new revocation list: run `edgefed fleet broker-config` again and restart the
-    broker, which ends connections that are up.
+    The broker goes by it once it has the new rules and revocation list: run `edgefed fleet broker-config` again, and
+    let the broker read it (SIGHUP for Mosquitto). A connection that is up then has no rights left.
 
     Examples:
       edgefed fleet revoke board-07 --fleet kitchen

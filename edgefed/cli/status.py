@@ -24,6 +24,9 @@ def status(
     host: Annotated[str, typer.Option(help="The broker, where no file names it.")] = "localhost",
     port: Annotated[int, typer.Option(help="Its port.", min=1, max=65535)] = 1883,
     fleet: Annotated[str, typer.Option(help="The fleet, where no file names it.")] = "",
+    identity: Annotated[
+        Path | None, typer.Option(help="A directory that `edgefed fleet enroll` wrote, for a broker with TLS.")
+    ] = None,
     wait_s: Annotated[float, typer.Option(help="How long to listen for states.", min=0.1)] = 1.0,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep watching until Ctrl-C.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Write one JSON document.")] = False,
@@ -36,10 +39,13 @@ def status(
     Examples:
       edgefed status --config federation.toml --watch
       edgefed status --host broker.local --fleet kitchen --json
+      edgefed status --host broker.local --port 8883 --fleet kitchen --identity kitchen/observers/desk
     """
     from edgefed.stopping import run_stoppable
 
     broker, name = _where(config, host, port, fleet)
+    if identity is not None:
+        broker = _as_member(broker, identity)
     run_stoppable(_show(broker, name, wait_s=wait_s, watch=watch, as_json=json))
 
 
@@ -61,6 +67,19 @@ def _where(config: Path | None, host: str, port: int, fleet: str) -> tuple[Broke
             raise no_federation from None
         return agent.broker, fleet or agent.fleet
     return options.broker, fleet or options.fleet
+
+
+def _as_member(broker: Broker, identity: Path) -> Broker:
+    from msgspec.structs import replace
+
+    from edgefed.security.fleet_directory import CA_FILE, CERTIFICATE_FILE, KEY_FILE
+
+    return replace(
+        broker,
+        tls_ca=str(identity / CA_FILE),
+        tls_certificate=str(identity / CERTIFICATE_FILE),
+        tls_key=str(identity / KEY_FILE),
+    )
 
 
 async def _show(broker: Broker, fleet: str, *, wait_s: float, watch: bool, as_json: bool) -> None:

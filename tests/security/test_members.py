@@ -58,7 +58,8 @@ def edgefed(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_an_agent_comes_up_and_an_observer_sees_it(secured: Secured, tmp_path: Path) -> None:
     config = configure(secured, tmp_path, "board-07", secured.fleet.place(device("board-07")))
-    looking = configure(secured, tmp_path, "desk", secured.fleet.place(Identity("observer", "desk")))
+    desk = secured.fleet.place(Identity("observer", "desk"))
+    looking = ["--host", "127.0.0.1", "--port", secured.port, "--fleet", NAME, "--identity", desk]
     with (tmp_path / "agent.log").open("wb") as log:
         agent = subprocess.Popen(
             [sys.executable, "-m", "edgefed", "-v", "agent", "--config", str(config)], stdout=log, stderr=log
@@ -69,9 +70,11 @@ def test_an_agent_comes_up_and_an_observer_sees_it(secured: Secured, tmp_path: P
         while "board-07" not in seen:
             assert agent.poll() is None, (tmp_path / "agent.log").read_text()
             assert time.monotonic() < deadline_s, (tmp_path / "agent.log").read_text()
-            shown = edgefed("status", "--config", looking, "--json", "--wait-s", 0.3)
+            shown = edgefed("status", *looking, "--json", "--wait-s", 0.3)
             assert shown.returncode == 0, shown.stderr
             seen = json.loads(shown.stdout)["devices"]
+        stranger = edgefed("status", *looking[:-2])
+        assert (stranger.returncode, "no broker answers" in stranger.stderr) == (6, True)
         agent.send_signal(signal.SIGTERM)
         assert agent.wait(PATIENCE_S) == 0, (tmp_path / "agent.log").read_text()
     finally:
