@@ -219,6 +219,10 @@ class TestRefusals:
             ),
             (f"{FEDERATION}{MODEL}[broker]\ntls_key = 'k'", "[broker]: tls_certificate and tls_key belong together"),
             (
+                f"{FEDERATION}{MODEL}[broker]\nsigned = true",
+                "[broker]: signed needs tls_ca, tls_certificate and tls_key",
+            ),
+            (
                 f"{FEDERATION}{MODEL}[method]\naggregation = 'fedit'",
                 "[method]: fedit averages factors of one rank only",
             ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable
@@ -10,13 +11,19 @@ from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.outbox import Outbox
 from edgefed.coordinator.round_state import State
 from edgefed.protocol.messages.manifest import Manifest
-from edgefed.protocol.messages.retained import AggregatorState, FederationFinished, RoundOpen
+from edgefed.protocol.messages.retained import (
+    AggregatorState,
+    FederationFinished,
+    RoundOpen,
+)
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.tasks import ModelReference
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Will
 
 __all__ = ["Notices", "aggregator_will"]
+
+_log = logging.getLogger(__name__)
 
 _SHORTEST_STATE_S = 0.5
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,12 @@ from edgefed.protocol.messages.retained import AggregatorState
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.tasks import ModelReference
 from edgefed.protocol.topics import Topics
-from edgefed.transport.base import Message
+from edgefed.security.authorship import read_authorship
+from edgefed.security.identities import AGGREGATOR
+from edgefed.transport.base import Message, Transport
 from edgefed.transport.mqtt import connect_mqtt
+from edgefed.transport.options import guarded_client_id
+from edgefed.transport.signed import SignedTransport
 
 __all__ = ["run_aggregator"]
 
@@ -89,8 +92,9 @@ async def _federate(
     topics = Topics(options.fleet)
     # Each process its own client id: with a common one, a second aggregator would throw the first one off the broker
     # before it could learn that there is one.
-    mqtt = options.broker.mqtt(f"{options.fleet}-aggregator-{secrets.token_hex(4)}", session_expiry_s=0)
-    async with connect_mqtt(mqtt, aggregator_will(topics), retry_first=wait_for_broker) as transport:
+    mqtt = options.broker.mqtt(guarded_client_id(f"{options.fleet}-aggregator"), session_expiry_s=0)
+    async with connect_mqtt(mqtt, aggregator_will(topics), retry_first=wait_for_broker) as connected:
+        transport = _signed_as_told(options, connected)
         aggregator = Aggregator(options, model, store.run, transport, store, exchange, watch=watch)
         try:
             return await aggregator.run()
@@ -98,6 +102,21 @@ async def _federate(
             goodbye = aggregator.goodbye()
             final = None if goodbye is None else Message(topics.aggregator_state, encode(goodbye), retained=True)
             await asyncio.shield(transport.close(final))
+
+
+def _signed_as_told(options: FederationOptions, transport: Transport) -> Transport:
+    broker = options.broker
+    if not broker.signed:
+        return transport
+    authorship = read_authorship(
+        Topics(options.fleet),
+        AGGREGATOR,
+        Path(options.directory) / "latest-announcement",
+        ca=Path(broker.tls_ca),
+        certificate=Path(broker.tls_certificate),
+        key=Path(broker.tls_key),
+    )
+    return SignedTransport(transport, authorship)
 
 
 def _tag(options: FederationOptions) -> str:
