@@ -45,6 +45,7 @@ path = "{directory}/data.jsonl"
 measure = "quick"
 [limits]
 max_rank = {rank}
+quantization = "fp32"
 [worker]
 silence_s = 3.0
 """
