@@ -7,7 +7,10 @@ from typing import Literal
 from edgefed.errors import FleetTaken
 from edgefed.protocol.messages.retained import AggregatorState, decode_aggregator_state
 
-__all__ = ["CLAIM_S", "FleetClaim"]
+__all__ = ["ANSWER_S", "CLAIM_S", "FleetClaim"]
+
+ANSWER_S = 5.0
+"""How long a newcomer waits for the answer of an aggregator that may be at work."""
 
 CLAIM_S = 1.0
 """How long a newcomer waits for what the broker keeps of an aggregator; it usually comes at once, or there is none."""
@@ -16,9 +19,10 @@ CLAIM_S = 1.0
 class FleetClaim:
     """An aggregator's claim to a fleet.
 
-    A newcomer gives way to an aggregator of another run whose last word is that it is at work: the broker replaces that
-    word when its connection ends. Two that work and hear of each other, because a connection was down, agree by their
-    runs' ids which of them gives way. The store sees to it that no two serve the same run.
+    Where the broker's last word of another run's aggregator is that it is at work, a newcomer says a word of its own,
+    and gives way if the other one answers. It may not: a machine that lost its power took broker and aggregator with
+    it, and the word stayed. Two that work and hear of each other, because a connection was down, agree by their runs'
+    ids which of them gives way. The store sees to it that no two serve the same run.
 
     Args:
         fleet: its name.
@@ -31,6 +35,7 @@ class FleetClaim:
         self._run = run
         self._instance = instance
         self._claimed = False
+        self._challenged = False
 
     @property
     def holds(self) -> bool:
@@ -41,8 +46,8 @@ class FleetClaim:
         """Nobody has objected: from now on the fleet is this aggregator's."""
         self._claimed = True
 
-    def hear(self, payload: bytes) -> Literal["own", "vacant"]:
-        """Returns whether a word on the state topic is this process's own, or leaves the topic to it.
+    def hear(self, payload: bytes) -> Literal["own", "vacant", "doubtful"]:
+        """Returns whether a word on the state topic is this process's own, leaves the topic to it, or must be doubted.
 
         Raises:
             FleetTaken: another aggregator serves the fleet, and this one gives way.
@@ -51,13 +56,20 @@ class FleetClaim:
         other = decode_aggregator_state(payload)
         if other.instance == self._instance:
             return "own"
-        if other.status == "online" and other.run != self._run and not (self._claimed and self._run < other.run):
-            self._claimed = False
-            raise self._taken_by(other)
-        return "vacant"
+        if other.status != "online" or other.run == self._run or (self._claimed and self._run < other.run):
+            return "vacant"
+        if not self._claimed and not self._challenged:
+            self._challenged = True
+            return "doubtful"
+        self._claimed = False
+        raise self._taken_by(other)
+
+    def challenge(self) -> AggregatorState:
+        """Returns the word that a live aggregator answers; not to be retained, since the fleet is not ours yet."""
+        return AggregatorState(status="stopped", instance=self._instance, run=self._run)
 
     def _taken_by(self, other: AggregatorState) -> FleetTaken:
         return FleetTaken(
             f"another aggregator (run {other.run}, in round {other.round}) serves fleet {self._fleet!r}: stop it, or "
-            "give this federation another fleet; one that has just died without a word is forgotten within two minutes"
+            "give this federation another fleet"
         )

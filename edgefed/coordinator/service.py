@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -20,7 +20,7 @@ from edgefed.aggregation.exchange import Exchange, MergedState
 from edgefed.coordinator import events, rounds
 from edgefed.coordinator.answers import MergedRound
 from edgefed.coordinator.broadcast import Broadcast
-from edgefed.coordinator.claim import CLAIM_S, FleetClaim
+from edgefed.coordinator.claim import ANSWER_S, CLAIM_S, FleetClaim
 from edgefed.coordinator.history import write_history
 from edgefed.coordinator.intake import Intake
 from edgefed.coordinator.ledger import Ledger
@@ -35,6 +35,7 @@ from edgefed.errors import MessageError, StoreError
 from edgefed.protocol.messages.down import Accepted, Refused
 from edgefed.protocol.messages.retained import AggregatorState
 from edgefed.protocol.messages.up import UpdateOffer
+from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.tasks import ModelReference
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Connected, ConnectionLost, Event, Message, Transport
@@ -179,18 +180,24 @@ class Aggregator:
             if isinstance(item, _Broken):
                 await self._take(item)
             if isinstance(item, Message) and item.topic == self._topics.aggregator_state:
-                self._hear_of_an_aggregator(item.payload)
-                break
+                heard = self._hear_of_an_aggregator(item.payload)
+                if heard == "vacant":
+                    break
+                if heard == "doubtful":
+                    await self._transport.publish(item.topic, encode(self._claim.challenge()))
+                    until_s = time.monotonic() + ANSWER_S
         self._claim.take()
 
-    def _hear_of_an_aggregator(self, payload: bytes) -> None:
+    def _hear_of_an_aggregator(self, payload: bytes) -> Literal["own", "vacant", "doubtful"]:
         """Replaces a word on our topic that is not ours: the last one of a process or a connection that is gone."""
+        heard: Literal["own", "vacant", "doubtful"] = "vacant"
         try:
-            if payload and self._claim.hear(payload) == "own":
-                return
+            heard = self._claim.hear(payload) if payload else "vacant"
         except MessageError as error:
             _log.warning("on %s: %s", self._topics.aggregator_state, error)
-        self._notices.forget_posted()
+        if heard == "vacant":
+            self._notices.forget_posted()
+        return heard
 
     # --- the loop -------------------------------------------------------------------------------------------------
 

@@ -16,10 +16,21 @@ def word(status: str, *, run: str, instance: str = "other") -> bytes:
 
 @pytest.mark.parametrize("run", ["a", "z"])
 def test_a_newcomer_gives_way_to_whoever_is_at_work_on_another_run(run: str) -> None:
-    claim = FleetClaim("barn", "m", "me")
+    claim, other = FleetClaim("barn", "m", "me"), FleetClaim("barn", run, "other")
+    other.take()
+    assert claim.hear(word("online", run=run)) == "doubtful"
+    assert claim.hear(encode(claim.challenge())) == "own"
+    assert other.hear(encode(claim.challenge())) == "vacant", "so that it says again that it is there"
     with pytest.raises(FleetTaken, match=rf"run {run}, in round 4\) serves fleet 'barn'"):
         claim.hear(word("online", run=run))
     assert not claim.holds
+
+
+def test_a_word_that_nobody_stands_by_any_more_is_no_objection() -> None:
+    claim = FleetClaim("barn", "m", "me")
+    assert claim.hear(word("online", run="a")) == "doubtful"
+    claim.take()
+    assert claim.holds
 
 
 @pytest.mark.parametrize("status", ["lost", "stopped", "finished"])

@@ -16,19 +16,20 @@ import numpy as np
 
 from edgefed.agent.frames import (
     Answer,
-    Failed,
     Finished,
     Prepare,
     Prepared,
+    Probed,
     Progress,
     Work,
     decode_request,
     encode_frame,
 )
+from edgefed.devices.compute import ComputeProfile, MachineProbe
+from edgefed.devices.measurement import measured
 from edgefed.lora.files import write_adapter
 from edgefed.lora.low_rank import LowRank
 from edgefed.models.checkpoint import fingerprint, linear_shapes
-from edgefed.models.finding import resolve_model
 from edgefed.protocol.records import EvaluationRecord, RoundRecord
 from edgefed.training.round_work import RoundWork, TrainingSet
 
@@ -36,6 +37,11 @@ _STEPS = 5
 _STEP_S = 0.1
 _HANG_S = 3600.0
 _EXAMPLES = 10
+_RATE = measured(1e10, "made up")
+_MACHINE = MachineProbe(
+    compute=ComputeProfile(hardware="cpu", threads=1, flops_per_s={"fp32": _RATE}, memory_bandwidth_bytes_per_s=_RATE),
+    why_no_gpu="none was looked for",
+)
 
 
 class Worker:
@@ -48,12 +54,12 @@ class Worker:
 
     def answer(self, request: object) -> Answer:
         if isinstance(request, Prepare):
-            path = resolve_model(request.round.model.name, request.models)
+            path = Path(request.round.model.name)  # the tests' models are directories
             training_set = TrainingSet(examples=_EXAMPLES, source_tokens=9, target_tokens=5)
             return Prepared(model_path=str(path), fingerprint=fingerprint(path), training_set=training_set)
         if isinstance(request, Work):
             return Finished(record=self._train(request.work))
-        return Failed(kind="worker", message="this worker does not measure")
+        return Probed(machine=_MACHINE)
 
     def _train(self, work: RoundWork) -> RoundRecord:
         announced, plan = work.announced, work.plan
@@ -63,7 +69,7 @@ class Worker:
             if step == _STEPS // 2:
                 self._misbehave(announced.round)
         if announced.kind == "train":
-            path = resolve_model(announced.model.name, work.models)
+            path = Path(announced.model.name)
             draw = np.random.default_rng([announced.round, *work.device.encode()])
             adapter = {
                 module: LowRank(

@@ -19,7 +19,11 @@ import pytest
 from edgefed.files import temporary_beside
 from edgefed.lora.low_rank import LowRank
 from edgefed.lora.peft_files import read_peft
-from tests.federation.stand_in import StandIn, federation_toml, make_paper_model
+from edgefed.protocol.messages.retained import AggregatorState
+from edgefed.protocol.messages.wire import encode
+from edgefed.protocol.topics import Topics
+from edgefed.transport.mqtt import MqttOptions, connect_mqtt
+from tests.federation.stand_in import FLEET, StandIn, federation_toml, make_paper_model
 from tools.mosquitto import RunningMosquitto
 
 pytestmark = pytest.mark.broker
@@ -354,3 +358,20 @@ def test_a_second_aggregator_of_a_fleet_gives_way_and_the_first_goes_on(
     assert refused == [14], other.log.read_text()
     assert "serves fleet 'test'" in other.log.read_text()
     assert [sorted(line["devices"]) for line in run.history()] == [["dev-0", "dev-1", "dev-2"]] * 4  # type: ignore[call-overload]
+
+
+def test_what_the_broker_kept_of_a_dead_aggregator_of_another_run_does_not_shut_out_a_new_one(
+    tmp_path: Path, model: Path, mosquitto: RunningMosquitto
+) -> None:
+    """As after a power cut on the machine of both: nobody published the will."""
+    dead = AggregatorState(status="online", instance="dead", run="another", round=2)
+
+    async def leave_behind() -> None:
+        options = MqttOptions("127.0.0.1", mosquitto.port, client_id="dead", session_expiry_s=0)
+        async with connect_mqtt(options) as transport:
+            await transport.publish(Topics(FLEET).aggregator_state, encode(dead), retain=True)
+
+    asyncio.run(leave_behind())
+    toml = federation_toml(model, tmp_path / "run", mosquitto.port, selection="expected_devices = 2\n")
+    with running(tmp_path, toml.replace("rounds = 3", "rounds = 1")) as run:
+        finish(run, devices(model, tmp_path, mosquitto.port, count=2))
