@@ -161,6 +161,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="these cases and nothing else; no result is written")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    origin = provenance()  # of what is started, whatever happens to the working tree meanwhile
     rows = asyncio.run(play_cases(options))
     if options.only:
         return
@@ -168,7 +169,7 @@ def main() -> None:
     link = asyncio.run(move_over_a_bad_link(range(1, options.repeats + 1)))
     rows.append(tell_stories(options.stories))
     RESULTS.mkdir(exist_ok=True)
-    result = {"provenance": provenance(), "cases": [asdict(row) for row in rows], "bad_link": link}
+    result = {"provenance": origin, "cases": [asdict(row) for row in rows], "bad_link": link}
     (RESULTS / "faults.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
