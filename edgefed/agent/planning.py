@@ -137,7 +137,7 @@ class Planning:
             hardware=machine.hardware,
             quantization=candidate.choice.quantization,
             predicted_peak_bytes=_comparable(machine, expected),
-            needed_bytes=expected.needed_bytes,
+            decided_bytes=expected.decided_bytes,
             predicted_step_s=step_seconds(machine, workload, candidate.choice),
             peak_bytes=peak_bytes,
             step_s=step_s,

@@ -18,11 +18,14 @@ __all__ = [
     "Limits",
     "Machine",
     "MemoryEstimate",
+    "Obstacle",
     "TimeEstimate",
     "Workload",
 ]
 
 Hardware = Literal["cpu", "cuda"]
+
+Obstacle = Literal["none", "precision", "memory", "experience", "deadline", "better"]
 
 QUANTIZATIONS: tuple[Quantization, ...] = ("fp32", "bf16", "int8", "nf4")
 
@@ -165,6 +168,11 @@ class MemoryEstimate:
         return self.total_bytes - self.parts.get("loading", 0)
 
     @property
+    def decided_bytes(self) -> int:
+        """What of it another plan could save: all but the libraries."""
+        return self.needed_bytes - self.parts.get("framework", 0)
+
+    @property
     def allocated_bytes(self) -> int:
         """What torch's allocator sees of it: all but the libraries and the context of the GPU."""
         return self.total_bytes - self.parts.get("framework", 0)
@@ -187,11 +195,20 @@ class TimeEstimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A plan that was looked at: its cost, and why it was not chosen (`lost` is "" for the winner)."""
+    """A plan that was looked at, and what it would cost.
+
+    Attributes:
+        choice: the plan.
+        memory: its peak.
+        time: its seconds; null where its precision does not run.
+        obstacle: what stands in its way; "better" where only a better one does.
+        lost: the same in words; "" for the winner.
+    """
 
     choice: Choice
     memory: MemoryEstimate
     time: TimeEstimate | None
+    obstacle: Obstacle = "none"
     lost: str = ""
 
 

@@ -2,6 +2,7 @@
 
 `python -m tests.faults.quick_worker DONE [MISCHIEF ROUND]`. An update depends on nothing but device and round, so a
 federation that was disturbed must come to the same result as one that was not. The file DONE is made by the mischief.
+The mischief `hungry` is another one: in every round, memory does not hold micro-batches of more than ROUND examples.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ class Worker:
         for step in range(_STEPS):
             say(Progress(stage="training", step=step, steps=_STEPS))
             time.sleep(_STEP_S)
+            if self._mischief == "hungry" and plan.micro_batch_size > self._mischief_round:
+                os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory runs out
             if step == _STEPS // 2:
                 self._misbehave(announced.round)
         if announced.kind == "train":
@@ -90,7 +93,7 @@ class Worker:
         )
 
     def _misbehave(self, round_: int) -> None:
-        if round_ != self._mischief_round or self._done.exists():
+        if self._mischief == "hungry" or round_ != self._mischief_round or self._done.exists():
             return
         self._done.touch()
         if self._mischief == "hang":

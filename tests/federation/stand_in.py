@@ -43,7 +43,8 @@ def make_paper_model(directory: Path, *, modules: int = 2, size: int = 24, seed:
         for name in ("q", "v")
     }
     write_tensors(directory / "model.safetensors", tensors, {"format": "pt"})
-    (directory / "config.json").write_text(json.dumps({"model_type": "t5", "d_model": size, "vocab_size": 32}))
+    numbers = {"d_model": size, "d_kv": size // 4, "d_ff": 2 * size, "num_heads": 4, "num_layers": modules}
+    (directory / "config.json").write_text(json.dumps({"model_type": "t5", "vocab_size": 32, **numbers}))
     (directory / "tokenizer.json").write_text("{}")
     (directory / "tokenizer_config.json").write_text("{}")
     return directory
