@@ -45,7 +45,7 @@ def test_the_same_seed_gives_the_same_damage_and_another_gives_other(mutation: M
 
 
 def target(read: object) -> Target:
-    return Target("test", read, (b"12345678",), (damaged,))  # type: ignore[arg-type]
+    return Target("test", read, MessageError, (b"12345678",), (damaged,))  # type: ignore[arg-type]
 
 
 def test_values_and_the_projects_own_errors_are_counted() -> None:

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from tools.fuzzing.engine import Target, fuzz
-from tools.fuzzing.targets import all_targets
 
 INPUTS = 250  # each; `python -m benchmarks.fuzz.run` takes many more
-
-
-@pytest.fixture(scope="module")
-def targets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Target, ...]]:
-    scratch: Path = tmp_path_factory.mktemp("fuzz")
-    return all_targets(scratch)
 
 
 @pytest.mark.torch

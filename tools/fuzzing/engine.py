@@ -39,6 +39,7 @@ class Target:
     Attributes:
         name: for people.
         read: takes the input; what it returns does not matter.
+        refuses: the one kind of error with which it may refuse; None where it takes, or leaves aside, whatever comes.
         samples: valid input, which `read` must take without an error.
         mutations: what is done to it; each is as likely as the others.
         constant_bytes: of memory that it may take however small its input is.
@@ -46,6 +47,7 @@ class Target:
 
     name: str
     read: Callable[[bytes], object]
+    refuses: type[EdgefedError] | None
     samples: Sequence[bytes]
     mutations: Sequence[Mutation]
     constant_bytes: int = 2 * 2**20
@@ -125,6 +127,8 @@ def _try(target: Target, payload: bytes, tally: Tally) -> None:
     except EdgefedError as error:
         tally.errors[type(error).__name__] += 1
         what = _unprintable(error)
+        if target.refuses is None or not isinstance(error, target.refuses):
+            what = f"{type(error).__name__}, which is not what it refuses with: {error!s:.300}"
     except _TooSlow:
         what = f"more than {PATIENCE_S:g} s of processor time"
     except KeyboardInterrupt:

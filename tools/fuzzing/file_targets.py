@@ -19,6 +19,7 @@ from edgefed.data.examples import read_examples
 from edgefed.devices.board_files import load_board, profiles_directory
 from edgefed.devices.measurement import absent
 from edgefed.devices.storage import StorageProfile
+from edgefed.errors import AdapterError, ConfigError, DataError, ModelError, WorkerError
 from edgefed.lora.adapters import initial_adapter
 from edgefed.lora.files import join_layers, read_adapter, split_layers, write_adapter
 from edgefed.lora.peft_files import read_peft, write_peft
@@ -73,11 +74,11 @@ def _adapter_targets(scratch: Path) -> tuple[Target, ...]:
         return exchange.load(path.parent)
 
     return (
-        Target("adapter", _file(scratch / "adapter.safetensors", read_adapter), adapters, _TENSORS),
-        Target("update", _file(scratch / "update", check), (update,), _TENSORS),
-        Target("rank layer", _layer_reader(scratch, layers), layers, _TENSORS),
-        Target("server state", _file(scratch / "state", load_state), (state,), _TENSORS),
-        Target("state manifest", _file(scratch / "kept" / "manifest.json", load), (manifest,), _JSON),
+        Target("adapter", _file(scratch / "adapter.safetensors", read_adapter), AdapterError, adapters, _TENSORS),
+        Target("update", _file(scratch / "update", check), AdapterError, (update,), _TENSORS),
+        Target("rank layer", _layer_reader(scratch, layers), AdapterError, layers, _TENSORS),
+        Target("server state", _file(scratch / "state", load_state), AdapterError, (state,), _TENSORS),
+        Target("state manifest", _file(scratch / "kept/manifest.json", load), AdapterError, (manifest,), _JSON),
         *_peft_targets(scratch),
         *_model_targets(scratch),
     )
@@ -86,15 +87,15 @@ def _adapter_targets(scratch: Path) -> tuple[Target, ...]:
 def _kept_targets(scratch: Path) -> tuple[Target, ...]:
     """What a device keeps for itself; damaged is as good as not there."""
     return (
-        Target("plans.json", _read_history, (_history(),), _JSON),
-        Target("measured profile", _file(scratch / "profile.json", _read), (_remembered(),), _JSON),
-        Target("suspended training", _suspension_reader(scratch), (_suspension(scratch),), _TENSORS),
+        Target("plans.json", _read_history, None, (_history(),), _JSON),
+        Target("measured profile", _file(scratch / "profile.json", _read), None, (_remembered(),), _JSON),
+        Target("suspended training", _suspension_reader(scratch), WorkerError, (_suspension(scratch),), _TENSORS),
     )
 
 
 def _written_targets(scratch: Path) -> tuple[Target, ...]:
     """What people write: configuration, boards, references, examples."""
-    agent, federation = example_agent().encode(), example_federation().encode()
+    agent, federation = _without_prose(example_agent()), _without_prose(example_federation())
     boards = tuple(path.read_bytes() for path in sorted(profiles_directory().glob("*.toml"))[::6])
     examples = (b'{"dialogue": "a", "summary": "b"}\n{"dialogue": "c\\u00e9", "summary": "d", "more": [1, null]}\n',)
     tables = (b'dialogue,summary\n"a, b",c\nd,"e\n""f"""\n', "\ufeffdialogue,summary\r\né,x\r\n".encode())
@@ -103,14 +104,21 @@ def _written_targets(scratch: Path) -> tuple[Target, ...]:
         return read_examples(path, source_field="dialogue", target_field="summary")
 
     return (
-        Target("agent.toml", _file(scratch / "agent.toml", read_agent), (agent,), _TOML, _TOML_BYTES),
+        Target("agent.toml", _file(scratch / "agent.toml", read_agent), ConfigError, (agent,), _TOML, _TOML_BYTES),
         Target(
-            "federation.toml", _file(scratch / "federation.toml", read_federation), (federation,), _TOML, _TOML_BYTES
+            "federation.toml",
+            _file(scratch / "federation.toml", read_federation),
+            ConfigError,
+            (federation,),
+            _TOML,
+            _TOML_BYTES,
         ),
-        Target("board", _board_reader(scratch), boards, _TOML, _TOML_BYTES),
-        Target("reference", _file(scratch / "reference.json", read_references), (_bench_file(),), _JSON),
-        Target("examples.jsonl", _file(scratch / "examples.jsonl", read_data), examples, (damaged, json_lines)),
-        Target("examples.csv", _file(scratch / "examples.csv", read_data), tables, (damaged,)),
+        Target("board", _board_reader(scratch), ConfigError, boards, _TOML, _TOML_BYTES),
+        Target("reference", _file(scratch / "reference.json", read_references), ConfigError, (_bench_file(),), _JSON),
+        Target(
+            "examples.jsonl", _file(scratch / "examples.jsonl", read_data), DataError, examples, (damaged, json_lines)
+        ),
+        Target("examples.csv", _file(scratch / "examples.csv", read_data), DataError, tables, (damaged,)),
     )
 
 
@@ -179,8 +187,8 @@ def _peft_targets(scratch: Path) -> Iterable[Target]:
             weights.write_bytes(samples[0])
             config.write_bytes(samples[1])
 
-    yield Target("PEFT weights", _file(weights, read), samples[:1], _TENSORS)
-    yield Target("PEFT config", _file(config, read), samples[1:], _JSON)
+    yield Target("PEFT weights", _file(weights, read), AdapterError, samples[:1], _TENSORS)
+    yield Target("PEFT config", _file(config, read), AdapterError, samples[1:], _JSON)
 
 
 def _model_targets(scratch: Path) -> Iterable[Target]:
@@ -192,9 +200,13 @@ def _model_targets(scratch: Path) -> Iterable[Target]:
         header = header_bytes.to_bytes(8, "little") + file.read(header_bytes)
     (directory / "model.safetensors").write_bytes(header)
     config = (_MODEL / "config.json").read_bytes()
-    yield Target("model header", _file(scratch / "header", tensor_shapes), (header,), _TENSORS)
+    yield Target("model header", _file(scratch / "header", tensor_shapes), ModelError, (header,), _TENSORS)
     yield Target(
-        "model config", _file(directory / "config.json", lambda path: read_layout(path.parent)), (config,), _JSON
+        "model config",
+        _file(directory / "config.json", lambda path: read_layout(path.parent)),
+        ModelError,
+        (config,),
+        _JSON,
     )
 
 
@@ -290,6 +302,12 @@ def _suspension_reader(scratch: Path) -> Callable[[bytes], object]:
 
 
 # ---------------------------------------------------------------------- what people write
+
+
+def _without_prose(example: str) -> bytes:
+    """The example's tables and keys, those that it shows as comments among them: prose only takes time to read."""
+    lines = [line for line in example.splitlines() if re.match(r"(# )?[a-z_0-9]+ = |\[|# \[", line)]
+    return "\n".join(lines).encode()
 
 
 def _board_reader(scratch: Path) -> Callable[[bytes], object]:

@@ -35,6 +35,7 @@ from edgefed.cli.fleet_view import FleetView
 from edgefed.data.source import DataSource
 from edgefed.devices.compute import ComputeProfile, MachineProbe
 from edgefed.devices.measurement import absent, measured
+from edgefed.errors import ChunkError, MessageError, WorkerError
 from edgefed.protocol.chunks import CHUNK_HEADER_BYTES, Ranges, decode_chunk, encode_chunk
 from edgefed.protocol.messages.down import UploadGrant, decode_down
 from edgefed.protocol.messages.retained import RoundOpen, decode_aggregator_state, decode_device_state, decode_round
@@ -68,16 +69,16 @@ PROBED = MachineProbe(
 def wire_targets(scratch: Path) -> tuple[Target, ...]:
     """Returns the readers; files that they need lie in `scratch`."""
     return (
-        Target("up", _read_up, golden(*_UP), _TEXT),
-        Target("down", _read_down, golden(*_DOWN), _TEXT),
-        Target("round", _read_round, golden("round-open", "finished"), _TEXT),
-        Target("device state", _read_state, golden("device-state", "aggregator-state"), _TEXT),
-        Target("device profile", _fleet_reader("device/one/profile"), golden("device-profile"), _TEXT),
-        Target("chunk", decode_chunk, _chunks(), (damaged,)),
-        Target("blob", _blob_reader(scratch / "blob"), (b"".join(_chunks()),), (damaged, _shuffled_chunks)),
-        Target("worker answer", lambda line: encode_frame(decode_answer(line)), _answers(), _TEXT),
-        Target("worker request", lambda line: encode_frame(decode_request(line)), _requests(), _TEXT),
-        Target("MQTT CONNECT", _read_connect, (_connect(), _connect(b"device-with-a-longer-name")), (damaged,)),
+        Target("up", _read_up, MessageError, golden(*_UP), _TEXT),
+        Target("down", _read_down, MessageError, golden(*_DOWN), _TEXT),
+        Target("round", _read_round, MessageError, golden("round-open", "finished"), _TEXT),
+        Target("device state", _read_state, MessageError, golden("device-state", "aggregator-state"), _TEXT),
+        Target("device profile", _fleet_reader("device/one/profile"), None, golden("device-profile"), _TEXT),
+        Target("chunk", decode_chunk, ChunkError, _chunks(), (damaged,)),
+        Target("blob", _blob_reader(scratch / "blob"), ChunkError, (b"".join(_chunks()),), (damaged, _shuffled_chunks)),
+        Target("worker answer", lambda line: encode_frame(decode_answer(line)), WorkerError, _answers(), _TEXT),
+        Target("worker request", lambda line: encode_frame(decode_request(line)), WorkerError, _requests(), _TEXT),
+        Target("MQTT CONNECT", _read_connect, None, (_connect(), _connect(b"device-with-a-longer-name")), (damaged,)),
     )
 
 
