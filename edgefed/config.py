@@ -128,7 +128,7 @@ def _document(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text: byte {error.start} cannot be decoded") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # beside TOMLDecodeError, of a number with thousands of digits
         raise ConfigError(f"{path}: is not valid TOML: {error}") from None
     return document
 
@@ -144,6 +144,12 @@ def _broker_beside(base: Path, broker: Broker) -> Broker:
 
 
 def _beside(base: Path, text: str) -> str:
-    """Returns the path as seen from `base`; empty, which means no path, stays empty."""
+    """Returns the path as seen from `base`; empty, which means no path, stays empty.
+
+    Raises:
+        ConfigError: no file can have that name.
+    """
+    if "\0" in text:
+        raise ConfigError(f"{text!r} cannot be a path: it holds a NUL character")
     # Path.expanduser raises where a user is unknown; such a name is better reported by whoever opens the file.
     return str(base / os.path.expanduser(text)) if text else ""  # noqa: PTH111

@@ -266,5 +266,5 @@ def _read(path: Path) -> Remembered | None:
     """Returns what was remembered; None where there is nothing, or nothing that this version understands."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Remembered)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None

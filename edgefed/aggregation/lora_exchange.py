@@ -80,12 +80,10 @@ class LoraExchange:
         """Returns a state made earlier."""
         try:
             description = msgspec.json.decode((directory / _MANIFEST).read_bytes(), type=_Description)
-        except (OSError, msgspec.MsgspecError) as error:
+            parts = zip(description.manifest.parts, description.names, strict=True)
+            files = {part.sha256: directory / name for part, name in parts}
+        except (OSError, ValueError, msgspec.MsgspecError, RecursionError) as error:
             raise AdapterError(f"the state in {directory} cannot be read: {error}") from error
-        files = {
-            part.sha256: directory / name
-            for part, name in zip(description.manifest.parts, description.names, strict=True)
-        }
         return MergedState(description.manifest, files, description.norm)
 
     def check(self, update: Path, plan: Plan) -> None:

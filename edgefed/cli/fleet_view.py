@@ -15,6 +15,7 @@ from edgefed.protocol.messages.retained import (
     decode_aggregator_state,
     decode_device_state,
 )
+from edgefed.protocol.messages.wire import decode
 from edgefed.protocol.topics import Topics
 
 if TYPE_CHECKING:
@@ -92,8 +93,8 @@ class FleetView:
             elif device is not None and device.channel == "state":
                 self._hear_state(device.device, payload)
             elif device is not None and device.channel == "profile" and payload:
-                self.profiles[device.device] = msgspec.json.decode(payload, type=DeviceProfile)
-        except (MessageError, msgspec.MsgspecError):
+                self.profiles[device.device] = decode(payload, DeviceProfile, "device profile")
+        except MessageError:
             return
 
     def _hear_state(self, device: str, payload: bytes) -> None:

@@ -165,7 +165,7 @@ class Database:
         except SQLAlchemyError as error:
             cause = getattr(error, "orig", None) or error
             raise StoreError(f"the store in {self.directory} cannot be {doing}: {cause}") from error
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise StoreError(f"the store in {self.directory} is damaged: {error}") from error
 
     def _check_version(self) -> None:

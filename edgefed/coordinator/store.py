@@ -87,7 +87,7 @@ class Store:
             raise StoreError(f"the store in {self.directory} cannot be read: it has no settings yet")
         try:
             settings: dict[str, Any] = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(
                 f"the store in {self.directory} is damaged: its settings do not decode: {error}"
             ) from error
@@ -121,7 +121,7 @@ class Store:
             for row in rows:
                 try:
                     event: Event = msgspec.json.decode(row.event, type=Event)
-                except msgspec.MsgspecError as error:
+                except (msgspec.MsgspecError, RecursionError) as error:
                     raise StoreError(f"journal entry {row.sequence} in {self.directory} is damaged: {error}") from error
                 yield event, row.now_s
 

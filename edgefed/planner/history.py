@@ -105,7 +105,7 @@ def decode_history(payload: bytes) -> History:
     """Returns a history that was kept; an empty one where it cannot be read, for it is only experience."""
     try:
         return msgspec.json.decode(payload, type=History)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return History()
 
 

@@ -17,6 +17,7 @@ from edgefed.protocol.messages.wire import (
     Sha256,
     Text,
     Wire,
+    check_ranges,
     decode,
 )
 from edgefed.protocol.records import Count, PositiveCount, RoundRecord
@@ -59,6 +60,10 @@ class PartRanges(Wire, frozen=True, kw_only=True):
 
     sha256: Sha256
     missing: RangeList
+
+    def __post_init__(self) -> None:
+        """Refuses ranges that end before they start."""
+        check_ranges(self.missing)
 
 
 class PartsWanted(Wire, frozen=True, kw_only=True, tag="parts-wanted"):

@@ -16,6 +16,7 @@ Strict on the way in: a message of an unknown type, with a missing field, a wron
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
@@ -35,6 +36,7 @@ __all__ = [
     "Sha256",
     "Text",
     "Wire",
+    "check_ranges",
     "decode",
     "encode",
 ]
@@ -56,6 +58,13 @@ Padding = Annotated[str, Meta(max_length=MAX_PADDING_BYTES)]
 
 class Wire(msgspec.Struct, frozen=True, kw_only=True):
     """Common base: frozen, keyword-only, unknown fields ignored."""
+
+
+def check_ranges(ranges: Iterable[tuple[int, int]]) -> None:
+    """Raises ValueError, which decoding makes a `MessageError`, where one of the ranges ends before it starts."""
+    for lo, hi in ranges:
+        if hi < lo:
+            raise ValueError(f"[{lo}, {hi}) is not a range of bytes")
 
 
 _encoder = msgspec.json.Encoder()

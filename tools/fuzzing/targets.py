@@ -1,0 +1,16 @@
+"""Every reader of bytes from outside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tools.fuzzing.engine import Target
+from tools.fuzzing.file_targets import file_targets
+from tools.fuzzing.wire_targets import wire_targets
+
+__all__ = ["all_targets"]
+
+
+def all_targets(scratch: Path) -> tuple[Target, ...]:
+    """Returns the readers; `scratch` is an empty directory that they may write to."""
+    return (*wire_targets(scratch), *file_targets(scratch))
