@@ -23,4 +23,6 @@ def _by_size(weight: float, update: LowRank) -> float:
     return weight * update.norm()
 
 
-HETLORA = Aggregation("hetlora", "truncated", False, trainable_state, stepping_factors(_by_size))
+HETLORA = Aggregation(
+    "hetlora", "truncated", False, trainable_state, stepping_factors(_by_size), space="factors", weighs_by_size=True
+)

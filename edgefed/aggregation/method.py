@@ -138,6 +138,9 @@ class Aggregation:
         init: makes the state before round 1.
         apply: merges a round.
         decomposes: whether merging decomposes sums, which takes memory that can be bounded.
+        space: what is summed, and so what the size of an update and the distance of two are measured on: the
+            "products" s·B·A, or the "factors" themselves, where one product may come as harmless or as huge factors.
+        weighs_by_size: whether an update's own size multiplies its weight.
     """
 
     name: str
@@ -146,6 +149,8 @@ class Aggregation:
     init: InitFunction
     apply: ApplyFunction
     decomposes: bool = False
+    space: Literal["products", "factors"] = "products"
+    weighs_by_size: bool = False
 
 
 def normalized(contributions: Sequence[Contribution]) -> list[tuple[float, Contribution]]:
