@@ -43,6 +43,11 @@ def check_defence(aggregation: Aggregation, robustness: Robustness) -> None:
     Raises:
         ConfigError: in words.
     """
+    if robustness.rule == "trimmed_mean" and aggregation.untrimmed_because:
+        raise ConfigError(
+            f"robustness.rule trimmed_mean does not go with aggregation {aggregation.name}: "
+            f"{aggregation.untrimmed_because}; take multi_krum, or another aggregation"
+        )
     if aggregation.weighs_by_size and robustness.max_weight_share < 1:
         raise ConfigError(
             f"robustness.max_weight_share bounds nothing with aggregation {aggregation.name}, which weighs a device by "

@@ -140,6 +140,7 @@ class LoraExchange:
             optimizer=self._optimizer,
             seed=self._seed + round_,
             memory_limit_bytes=self._memory_limit_bytes,
+            trim=self._robustness.byzantine if self._robustness.rule == "trimmed_mean" else 0,
         )
         return self._write(after, state, previous=self.load(before).manifest.parts)
 
@@ -183,6 +184,7 @@ class LoraExchange:
         for what, bounded in (
             (f"aggregation {self._method.aggregation}", self._aggregation.decomposes),
             (f"server optimizer {self._optimizer.name}", self._optimizer.name in ("averaging", "momentum")),
+            ("robustness.rule trimmed_mean", self._robustness.rule != "trimmed_mean"),
         ):
             if not bounded:
                 raise ConfigError(f"aggregator.merge_memory_bytes has no effect on {what}: leave it out")

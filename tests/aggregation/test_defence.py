@@ -122,3 +122,9 @@ def test_without_bounds_all_stay_as_they_are():
 def test_a_share_that_a_method_cannot_keep_to_is_refused():
     with pytest.raises(ConfigError, match="max_weight_share bounds nothing with aggregation hetlora"):
         check_defence(METHODS["hetlora"], Robustness(max_weight_share=0.5))
+
+
+@pytest.mark.parametrize(("name", "why"), [("hetlora", "padding would be trimmed"), ("flora", "no stack")])
+def test_a_trimmed_mean_that_a_method_cannot_take_is_refused(name, why):
+    with pytest.raises(ConfigError, match=f"trimmed_mean does not go with aggregation {name}: .*{why}.*multi_krum"):
+        check_defence(METHODS[name], Robustness(rule="trimmed_mean", byzantine=1))

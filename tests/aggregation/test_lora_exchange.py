@@ -150,3 +150,32 @@ def test_a_clipped_sum_is_no_larger_than_the_bound(model: Path, updates: list[Pa
     state = bounded.merge(tmp_path / "0", chosen.delivered, 1, tmp_path / "1")
     assert 0 < state.norm <= 5.0 * (1 + 1e-6)
     assert state_adapter(tmp_path / "1").keys() == linear_shapes(model, ["q", "v"]).keys()
+
+
+def test_a_rule_is_used_by_the_merge_and_keeps_to_no_memory_limit(
+    model: Path, updates: list[Path], tmp_path: Path
+) -> None:
+    huge = write_huge(model, tmp_path / "huge.safetensors")
+    norms = {}
+    for rule in ("none", "multi_krum", "trimmed_mean"):
+        robustness = UNDEFENDED if rule == "none" else Robustness(rule=rule, byzantine=1)  # type: ignore[arg-type]
+        using = exchange(model, None, robustness=robustness)
+        using.begin(tmp_path / rule / "0")
+        chosen = using.choose(delivered([*updates[:4], huge], tmp_path / rule / "0"))
+        norms[rule] = using.merge(tmp_path / rule / "0", chosen.delivered, 1, tmp_path / rule / "1").norm
+        left_out = [one.device for one in chosen.interventions if one.what == "left_out"]
+        assert left_out == (["d4"] if rule == "multi_krum" else [])
+    assert norms["none"] > 1e5
+    assert norms["multi_krum"] < 3000
+    assert norms["trimmed_mean"] < 3000
+    with pytest.raises(ConfigError, match=r"merge_memory_bytes has no effect on robustness\.rule trimmed_mean"):
+        exchange(model, 1 << 30, robustness=Robustness(rule="trimmed_mean", byzantine=1))
+
+
+def write_huge(model: Path, path: Path) -> Path:
+    adapter = {
+        module: LowRank(np.full((m, RANK), 100.0, "f4"), np.ones((RANK, n), "f4"))
+        for module, (m, n) in linear_shapes(model, ["q", "v"]).items()
+    }
+    write_adapter(path, adapter, precision="fp32")
+    return path
