@@ -89,6 +89,8 @@ def example_federation() -> str:
             "model.name": "google/flan-t5-small",
             "target_loss": 2.0,
             "server_optimizer.learning_rate": 1.0,
+            "robustness.max_examples": 10_000,
+            "robustness.max_update_norm": 10.0,
             "aggregator.merge_memory_bytes": 268_435_456,
             "models": {"google/flan-t5-small": "models/flan-t5-small"},
         },

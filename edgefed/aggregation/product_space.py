@@ -7,6 +7,7 @@ from functools import partial
 
 from edgefed.aggregation.method import ApplyFunction, Contribution, GlobalState, normalized
 from edgefed.aggregation.server_optimizers import ServerOptimizer, step_matrix
+from edgefed.aggregation.trimmed_mean import trimmed_gradient
 from edgefed.errors import AdapterError
 from edgefed.lora.adapters import initial_adapter, module_seed
 from edgefed.lora.low_rank import LowRank
@@ -70,8 +71,10 @@ def stepping(
         optimizer: ServerOptimizer,
         seed: int,
         memory_limit_bytes: int | None = None,
+        trim: int = 0,
     ) -> GlobalState:
         weighted = normalized(contributions)
+        along = trimmed_gradient(gradient, trim) if trim else gradient
         adapter: dict[str, LowRank] = {}
         memory: dict[str, Float32] = {}
         for module in sorted(state.adapter):
@@ -79,7 +82,7 @@ def stepping(
             adapter[module], slots = step_matrix(
                 optimizer,
                 value,
-                gradient(module, weighted, value.shape),
+                along(module, weighted, value.shape),
                 state.slots(module),
                 value_weight=value_weight,
                 rank=rank,

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from edgefed.aggregation.exchange import Intervention
 from edgefed.protocol.messages.manifest import Manifest
 from edgefed.protocol.records import RoundRecord
 
@@ -50,6 +51,7 @@ class MergedRound(msgspec.Struct, frozen=True, kw_only=True):
         broadcast_bytes, received_bytes: payload bytes sent and received while the round was open.
         opened_unix_s, merged_unix_s: when, by the aggregator's wall clock as it stood when the merge was over; one that
             jumped before that makes the round neither shorter nor longer.
+        interventions: accepted updates that did not enter the sum as they came.
     """
 
     round: int
@@ -61,3 +63,4 @@ class MergedRound(msgspec.Struct, frozen=True, kw_only=True):
     received_bytes: int
     opened_unix_s: float
     merged_unix_s: float
+    interventions: tuple[Intervention, ...] = ()

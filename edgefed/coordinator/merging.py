@@ -50,17 +50,20 @@ def merge_round(
     round_: int,
     updates: Sequence[Update],
     traffic: RoundTraffic,
+    *,
+    max_examples: int | None = None,
 ) -> tuple[MergedRound, MergedState]:
     """Returns the record of the merge and the new state, which is durable. Slow: call it in a thread.
 
-    An update that is k rounds old counts with the weight that `Selection.late_weight` gives it.
+    An update that is k rounds old counts with the weight that `Selection.late_weight` gives it, for its examples or
+    `max_examples`, whichever is less; the exchange may hold it to less.
     """
     started_s = time.monotonic()
-    delivered = [_delivered(directory, selection, round_, update) for update in updates]
-    merged = exchange.merge(directory.state(round_ - 1), delivered, round_, directory.state(round_))
-    total = sum(one.weight for one in delivered)
+    chosen = exchange.choose([_delivered(directory, selection, round_, update, max_examples) for update in updates])
+    merged = exchange.merge(directory.state(round_ - 1), chosen.delivered, round_, directory.state(round_))
+    total = sum(one.weight for one in chosen.delivered)
     weights: dict[str, float] = {}
-    for one in delivered:
+    for one in chosen.delivered:
         weights[one.device] = weights.get(one.device, 0.0) + one.weight / total
     merged_unix_s = time.time()
     record = MergedRound(
@@ -73,6 +76,7 @@ def merge_round(
         received_bytes=traffic.received_bytes,
         opened_unix_s=merged_unix_s - traffic.lasted_s,
         merged_unix_s=merged_unix_s,
+        interventions=chosen.interventions,
     )
     return record, merged
 
@@ -88,11 +92,14 @@ def tidy(directory: RunDirectory, selection: Selection, state: State, merged: in
     directory.drop_updates(directory.update(u.device, u.round, u.sha256) for u in waiting)
 
 
-def _delivered(directory: RunDirectory, selection: Selection, round_: int, update: Update) -> Delivered:
+def _delivered(
+    directory: RunDirectory, selection: Selection, round_: int, update: Update, max_examples: int | None
+) -> Delivered:
+    examples = update.examples if max_examples is None else min(update.examples, max_examples)
     return Delivered(
         device=update.device,
         round=update.round,
-        weight=selection.late_weight(update.examples, round_ - update.round),
+        weight=selection.late_weight(examples, round_ - update.round),
         rank=update.rank,
         held_rank=update.held_rank,
         update=directory.update(update.device, update.round, update.sha256),

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from edgefed.aggregation.options import ServerOptimizer
+from edgefed.aggregation.robustness import Robustness
 from edgefed.coordinator.round_state import Rules
 from edgefed.coordinator.selection import Selection
 from edgefed.errors import ConfigError
@@ -73,6 +74,7 @@ class FederationOptions(msgspec.Struct, frozen=True, kw_only=True):
         training: local training in each round.
         evaluation: evaluation on the devices.
         selection: who takes part, and when a round closes.
+        robustness: what a single device may do to a sum.
         transfers: chunks and windows.
         aggregator: what the aggregator may take of its machine.
         broker: how to reach the broker.
@@ -91,19 +93,21 @@ class FederationOptions(msgspec.Struct, frozen=True, kw_only=True):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     selection: Selection = Selection()
+    robustness: Robustness = Robustness()
     transfers: Transfers = Transfers()
     aggregator: AggregatorMachine = AggregatorMachine()
     broker: Broker = Broker()
     models: dict[str, str] = {}
 
     def __post_init__(self) -> None:
-        """Refuses a fleet name that could not be a topic level, and a target that nobody measures."""
+        """Refuses a fleet name that could not be a topic level, a target that nobody measures, and a small quorum."""
         try:
             check_id(self.fleet, "fleet name")
         except ConfigError as error:
             raise ValueError(str(error)) from None
         if self.target_loss is not None and not self.evaluation.every:
             raise ValueError("target_loss needs evaluation: set evaluation.every to 1 or more")
+        self.robustness.check_quorum(self.selection.quorum)
 
     @property
     def rules(self) -> Rules:

@@ -104,16 +104,17 @@ class Reception:
         if self._is_answered(device, offer):  # offered once more between its last byte and this moment
             path.unlink(missing_ok=True)
             return
-        try:
-            await asyncio.to_thread(self._exchange.check, path, offer.plan)
-        except AdapterError as error:
-            path.unlink(missing_ok=True)
-            self._reject(device, offer, str(error))
-            return
         verdict = judge_offer(self._ledger.state, self._rules, device, offer.round)
         if verdict not in ("wanted", "late"):
             path.unlink(missing_ok=True)
             self._drop(device, offer, "its round closed before it had arrived")
+            return
+        try:  # whoever takes updates in does nothing else meanwhile, so the verdict holds until the end
+            start = self._directory.state(offer.round - 1)
+            await asyncio.to_thread(self._exchange.check, path, offer.plan, start)
+        except AdapterError as error:
+            path.unlink(missing_ok=True)
+            self._reject(device, offer, str(error))
             return
         self._directory.take_update(path, device, offer.round, offer.sha256)
         outcome: Outcome = "counted" if verdict == "wanted" else "late"

@@ -307,6 +307,7 @@ class Aggregator:
             action.round,
             action.updates,
             self._traffic,
+            max_examples=self._options.robustness.max_examples,
         )
         await self._inbox.put(_MergeDone(record, state))
 

@@ -32,8 +32,13 @@ from edgefed.transport.signed import SignedTransport
 
 __all__ = ["run_aggregator"]
 
-_MAY_CHANGE = frozenset({"aggregator", "directory", "broker", "transfers", "models", "rounds", "target_loss"})
-"""Settings that a federation may be continued with though they differ; the rest is its identity."""
+_MAY_CHANGE = frozenset(
+    {"aggregator", "directory", "broker", "transfers", "models", "robustness", "rounds", "target_loss"}
+)
+"""Settings that a federation may be continued with though they differ; the rest is its identity.
+
+Robustness is among them: who finds a hostile device in the middle of a run can act without giving the run up.
+"""
 
 
 async def run_aggregator(
@@ -68,6 +73,7 @@ async def run_aggregator(
         model_name=options.model.name,
         seed=options.seed,
         memory_limit_bytes=options.aggregator.merge_memory_bytes,
+        robustness=options.robustness,
     )
     store = Store.open(Path(options.directory), _identity(options, model))
     show = watch or (lambda _: None)
