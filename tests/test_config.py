@@ -125,8 +125,8 @@ class TestRefusals:
             (
                 f"{FEDERATION}quorum = 2\n{MODEL}",
                 "quorum is not a known key; it belongs in [selection]. allowed at the top of the file: fleet, rounds, "
-                "seed, target_loss, directory, model, task, method, server_optimizer, training, evaluation, selection, "
-                "robustness, transfers, aggregator, broker, models",
+                "seed, target_loss, directory, model, task, method, server_optimizer, training, evaluation, privacy, "
+                "selection, robustness, transfers, aggregator, broker, models",
             ),
             (
                 f"{FEDERATION}{MODEL}[method]\nrank = 8",

@@ -17,6 +17,7 @@ from edgefed.errors import WorkerError
 from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.protocol.records import RoundRecord
 from edgefed.training.bench_work import BenchOutcome, BenchWork
+from edgefed.training.privacy_budget import PrivacyCost, PrivacySpent
 from edgefed.training.round_work import RoundWork, TrainingSet
 
 __all__ = [
@@ -54,11 +55,13 @@ class Prepare(_Frame, frozen=True, kw_only=True, tag="prepare"):
         round: the announcement.
         data: where this device's examples are.
         models: local directories by model name.
+        spent: of the examples' privacy, so far.
     """
 
     round: RoundOpen
     data: DataSource
     models: dict[str, str]
+    spent: PrivacySpent = PrivacySpent()
 
 
 class Work(_Frame, frozen=True, kw_only=True, tag="work"):
@@ -99,11 +102,12 @@ class Suspend(_Frame, frozen=True, kw_only=True, tag="suspend"):
 
 
 class Prepared(_Frame, frozen=True, kw_only=True, tag="prepared"):
-    """The answer to `Prepare`: where the model is, its fingerprint, and what there is to train on."""
+    """The answer to `Prepare`: model path, fingerprint, what there is to train on, and what privacy that costs."""
 
     model_path: str
     fingerprint: str
     training_set: TrainingSet
+    privacy: PrivacyCost | None = None
 
 
 class Probed(_Frame, frozen=True, kw_only=True, tag="probed"):

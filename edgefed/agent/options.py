@@ -13,7 +13,7 @@ from edgefed.errors import ConfigError
 from edgefed.protocol.topics import check_id
 from edgefed.transport.options import Broker
 
-__all__ = ["AgentOptions", "Eligibility", "Emulate", "Limits", "Profiling", "Worker"]
+__all__ = ["AgentOptions", "Eligibility", "Emulate", "Limits", "PrivacyLimits", "Profiling", "Worker"]
 
 _Hours = Annotated[str, Meta(pattern="^([01][0-9]|2[0-3]):[0-5][0-9]-([01][0-9]|2[0-3]):[0-5][0-9]$")]
 
@@ -34,6 +34,19 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     quantization: Literal["auto", "fp32", "bf16", "int8", "nf4"] = "auto"
     max_memory_bytes: Annotated[int, Meta(ge=0)] = 0
     threads: Annotated[int, Meta(ge=0)] = 0
+
+
+class PrivacyLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of the privacy of its examples the device may spend, whatever federations ask for.
+
+    Attributes:
+        max_epsilon: of everything that the device ever sends, all federations together; a federation that trains
+            without noise is then declined. Without it the federation's own limit is the only one.
+        delta: δ that this ε is counted at; well below one over the number of examples.
+    """
+
+    max_epsilon: Annotated[float, Meta(gt=0)] | None = None
+    delta: Annotated[float, Meta(gt=0, lt=1)] = 1e-5
 
 
 class Worker(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,6 +148,7 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
         limits: what the device can afford.
         worker: the training subprocess.
         eligibility: when it may train.
+        privacy: how much of the privacy of its examples it may spend.
         profile: how it gets to know its machine.
         emulate: a board that the machine plays, for trying a plan out before there is one.
         models: local directories by the model names that federations use.
@@ -149,6 +163,7 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     worker: Worker = Worker()
     eligibility: Eligibility = Eligibility()
+    privacy: PrivacyLimits = PrivacyLimits()
     profile: Profiling = Profiling()
     emulate: Emulate = Emulate()
     models: dict[str, str] = {}

@@ -27,6 +27,7 @@ from edgefed.agent.options import AgentOptions
 from edgefed.agent.plan import CannotTakePart, parts_to_fetch
 from edgefed.agent.planning import Planned, Planning
 from edgefed.agent.presence import Presence
+from edgefed.agent.privacy_ledger import PrivacyLedger
 from edgefed.agent.state_directory import StateDirectory
 from edgefed.agent.supervised_work import SupervisedWork
 from edgefed.agent.uploads import Uploads
@@ -70,6 +71,7 @@ class Participation:
         worker: who trains.
         board: which round is in force; work for another one is abandoned.
         planning: decides what this device takes on.
+        ledger: of the privacy that its examples have left.
         yardstick: returns what the work with a base of some precision is related to.
         new_sampler: makes what looks at the hardware during one piece of work.
     """
@@ -83,6 +85,7 @@ class Participation:
         worker: WorkerProcess,
         board: Announcements,
         planning: Planning,
+        ledger: PrivacyLedger,
         yardstick: Callable[[Quantization], Yardstick],
         new_sampler: Callable[[], Sampler],
     ) -> None:
@@ -94,6 +97,7 @@ class Participation:
         self._worker = worker
         self._board = board
         self._planning = planning
+        self._ledger = ledger
         self._yardstick = yardstick
         guard = Guard(options.eligibility, partial(read_conditions, Path(options.root)))
         self._supervised = SupervisedWork(transport, presence, worker, board, guard, new_sampler)
@@ -194,7 +198,8 @@ class Participation:
         return await self._keep_answer(announced, planned, prepared, fetched, finished)
 
     async def _prepare(self, announced: RoundOpen) -> Prepared:
-        request = Prepare(round=announced, data=self._options.data, models=self._options.models)
+        spent = self._ledger.spent(announced.run)
+        request = Prepare(round=announced, data=self._options.data, models=self._options.models, spent=spent)
         prepared = await self._worker.prepare(request)
         wanted = announced.model.fingerprint
         if wanted and prepared.fingerprint != wanted:
@@ -202,6 +207,7 @@ class Participation:
                 f"the base model at {prepared.model_path} is not the federation's {announced.model.name!r}: "
                 f"its fingerprint is {prepared.fingerprint[:16]}…, and {wanted[:16]}… is wanted"
             )
+        self._ledger.check(announced, prepared.privacy)
         return prepared
 
     async def _join(self, announced: RoundOpen, plan: Plan, prepared: Prepared) -> float:
@@ -260,7 +266,7 @@ class Participation:
     ) -> UpdateOffer | EvaluationReport:
         plan = planned.plan
         record = msgspec.structs.replace(
-            planned.described(finished.record),
+            self._ledger.described(planned.described(finished.record), announced, prepared.privacy),
             download_bytes=fetched.received_bytes,
             download_s=fetched.fetch_s,
             **asdict(self._yardstick(plan.quantization)),
@@ -286,6 +292,8 @@ class Participation:
                 examples=prepared.training_set.examples,
                 record=msgspec.structs.replace(record, upload_bytes=size_bytes),
             )
+        if prepared.privacy is not None:
+            await asyncio.to_thread(self._ledger.charge, announced.run, prepared.privacy)
         await asyncio.to_thread(self._state.save_offer, answer)
         return answer
 

@@ -4,6 +4,7 @@
 
     <state>/agent.lock                        one agent per directory
     <state>/plans.json                        what came of earlier plans
+    <state>/privacy.json                      the privacy that was spent; see `privacy_ledger`
     <state>/parts/<sha256>                    rank layers of the global adapter, and .part files on their way
     <state>/runs/<run>/residual.safetensors   what rounding lost from the updates that counted so far
     <state>/runs/<run>/update-<round>.safetensors, offer-<round>.json

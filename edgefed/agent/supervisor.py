@@ -17,6 +17,7 @@ from edgefed.agent.options import AgentOptions
 from edgefed.agent.participation import Participation
 from edgefed.agent.planning import Planning
 from edgefed.agent.presence import Presence
+from edgefed.agent.privacy_ledger import PrivacyLedger
 from edgefed.agent.profiler import Profiler
 from edgefed.agent.state_directory import StateDirectory
 from edgefed.agent.worker_process import WorkerProcess
@@ -71,9 +72,10 @@ class Supervisor:
         self._network = NetworkProbe(transport, self._topics, options.device)
         self._profiler = Profiler(options, state.path, worker, self._network, instruments=instruments)
         planning = Planning(options.limits, self._profiler.profile, state.path / "plans.json")
+        ledger = PrivacyLedger(options.privacy, state.path / "privacy.json")
         yardstick = self._profiler.yardstick
         self._participation = Participation(
-            options, transport, presence, state, worker, self._board, planning, yardstick, self._new_sampler
+            options, transport, presence, state, worker, self._board, planning, ledger, yardstick, self._new_sampler
         )
         self._tried: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()

@@ -142,7 +142,12 @@ class _Session:
 
         path = resolve_model(request.round.model.name, request.models)
         found = self._rounds_of(request.round).look_at(request.round, request.data, path)
-        return Prepared(model_path=str(path), fingerprint=fingerprint(path), training_set=found)
+        cost = None
+        if request.round.privacy.example_noise_multiplier:
+            from edgefed.training.accounting import cost_of
+
+            cost = cost_of(request.round, found.examples, request.spent)
+        return Prepared(model_path=str(path), fingerprint=fingerprint(path), training_set=found, privacy=cost)
 
     def _work(self, request: Work) -> Finished:
         def report(

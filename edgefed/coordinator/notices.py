@@ -80,6 +80,7 @@ class Notices:
             evaluates=state.kind == "evaluate" or bool(every and (state.round - 1) % every == 0),
             deadline_s=options.selection.deadline_s,
             late_is_used=options.selection.late == "discount" and state.round < options.rounds,
+            privacy=options.privacy,
             seed=options.seed,
             manifest=manifest,
         )

@@ -12,7 +12,7 @@ from edgefed.aggregation.robustness import Robustness
 from edgefed.coordinator.round_state import Rules
 from edgefed.coordinator.selection import Selection
 from edgefed.errors import ConfigError
-from edgefed.protocol.tasks import Evaluation, LoraMethod, Method, ModelReference, SummarizationTask, Training
+from edgefed.protocol.tasks import Evaluation, LoraMethod, Method, ModelReference, Privacy, SummarizationTask, Training
 from edgefed.protocol.topics import check_id
 from edgefed.transport.options import Broker
 
@@ -73,6 +73,7 @@ class FederationOptions(msgspec.Struct, frozen=True, kw_only=True):
         server_optimizer: how the combined update moves the global adapter.
         training: local training in each round.
         evaluation: evaluation on the devices.
+        privacy: differential privacy of the examples on the devices.
         selection: who takes part, and when a round closes.
         robustness: what a single device may do to a sum.
         transfers: chunks and windows.
@@ -92,6 +93,7 @@ class FederationOptions(msgspec.Struct, frozen=True, kw_only=True):
     server_optimizer: ServerOptimizer = ServerOptimizer()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    privacy: Privacy = Privacy()
     selection: Selection = Selection()
     robustness: Robustness = Robustness()
     transfers: Transfers = Transfers()

@@ -83,6 +83,9 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
         use: energy, load and heat while the device worked on the round.
         step_records: the steps, evenly thinned to `MAX_STEP_RECORDS`.
         evaluation: of the received global adapter, where the round asked for it.
+        epsilon: of the device's examples over all rounds so far, this one included; null where nothing was private.
+        delta: δ that it holds at.
+        privacy_assumptions: what that guarantee stands on and what it leaves out, in words.
     """
 
     device: str
@@ -122,3 +125,6 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     use: HardwareUse | None = None
     step_records: Annotated[list[StepRecord], Meta(max_length=MAX_STEP_RECORDS)] = []
     evaluation: EvaluationRecord | None = None
+    epsilon: Annotated[float, Meta(ge=0)] | None = None
+    delta: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    privacy_assumptions: Annotated[str, Meta(max_length=1024)] = ""

@@ -22,6 +22,7 @@ __all__ = [
     "Method",
     "ModelReference",
     "Precision",
+    "Privacy",
     "Quantization",
     "RankScaling",
     "SummarizationTask",
@@ -37,6 +38,9 @@ Aggregation = Literal["flexlora", "delta", "frozen_global", "hetlora", "flora", 
 Precision = Literal["fp32", "fp16", "int8"]
 Quantization = Literal["fp32", "bf16", "int8", "nf4"]
 RankScaling = Literal["alpha/r", "alpha/sqrt(r)"]
+
+_LEAST_NOISE = 0.2
+"""Of a noise multiplier: a single step over all examples with less than that has ε over 30 at δ = 1e-5."""
 
 
 class ModelReference(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,3 +171,33 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     every: Annotated[int, Meta(ge=0)] = 1
     share: Annotated[float, Meta(gt=0, lt=1)] = 0.1
     max_examples: PositiveInt = 64
+
+
+class Privacy(msgspec.Struct, frozen=True, kw_only=True):
+    """Differential privacy of the examples on a device, against everybody who sees what it sends.
+
+    Each step takes every example with the same probability, scales each one's gradient down to `example_clip_norm`, and
+    adds Gaussian noise to their sum (DP-SGD, arXiv 1607.00133, on the LoRA factors alone as in DP-LoRA,
+    arXiv 2312.17493). ε is counted over all steps of all rounds, for adding or removing one training example.
+
+    Attributes:
+        example_noise_multiplier: standard deviation of the noise over `example_clip_norm`; 0 trains without privacy.
+        example_clip_norm: the gradient of an example, of its mean loss per target token, is scaled down to this norm.
+        delta: δ of the guarantee; well below one over the number of examples of a device.
+        max_epsilon: a device whose ε would pass this takes part in no further round; without it ε is only counted.
+    """
+
+    example_noise_multiplier: NonNegativeFloat = 0.0
+    example_clip_norm: PositiveFloat = 1.0
+    delta: Annotated[float, Meta(gt=0, lt=1)] = 1e-5
+    max_epsilon: PositiveFloat | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses a budget of something that is not counted, and noise too small for ε to mean anything."""
+        if self.max_epsilon is not None and not self.example_noise_multiplier:
+            raise ValueError("max_epsilon is given, and example_noise_multiplier is 0: without noise there is no ε")
+        if 0 < self.example_noise_multiplier < _LEAST_NOISE:
+            raise ValueError(
+                f"example_noise_multiplier is {self.example_noise_multiplier:g}; below {_LEAST_NOISE} ε says nothing: "
+                "take 0, or at least that"
+            )

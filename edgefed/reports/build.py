@@ -99,6 +99,7 @@ def _device(name: str, rows: Sequence[DeviceRound]) -> DeviceReport:
     trained = [record for record in records if record.steps]
     latest = next(reversed(trained or records), None)
     losses = [record for record in trained if record.loss_first is not None]
+    private = next((record for record in reversed(records) if record.epsilon is not None), None)
     return DeviceReport(
         device=name,
         board=latest.board if latest else None,
@@ -119,6 +120,9 @@ def _device(name: str, rows: Sequence[DeviceRound]) -> DeviceReport:
         upload_bytes=sum(record.upload_bytes for record in records),
         loss_first=losses[0].loss_first if losses else None,
         loss_last=losses[-1].loss_last if losses else None,
+        epsilon=private.epsilon if private else None,
+        delta=private.delta if private else None,
+        privacy_assumptions=private.privacy_assumptions if private else "",
         use=summarize(records),
         phases=add_phases([row.phases for row in rows if row.phases is not None]),
     )
@@ -165,7 +169,8 @@ def _evaluated_loss(rows: Sequence[DeviceRound]) -> Figure:
 def _training_loss(records: Sequence[RoundRecord]) -> Figure:
     known = [(record.loss_mean, record.steps) for record in records if record.loss_mean is not None and record.steps]
     if not known:
-        return Figure.unknown("nobody trained in this round")
+        private = any(record.epsilon is not None for record in records)
+        return Figure.unknown("private training does not tell its loss" if private else "nobody trained in this round")
     return Figure(sum(loss * steps for loss, steps in known) / sum(steps for _, steps in known))
 
 

@@ -108,6 +108,10 @@ def _tiles(report: Report) -> list[_Tile]:
     ]
 
 
+def _privacy_words(device: DeviceReport) -> str:
+    return f"ε = {device.epsilon:.3g} at δ = {device.delta:g}, {device.privacy_assumptions}"
+
+
 def _sheet(device: DeviceReport, report: Report) -> _Sheet:
     use = device.use
     plan = plan_words(device)
@@ -126,6 +130,7 @@ def _sheet(device: DeviceReport, report: Report) -> _Sheet:
             f"down {_with_reason(use.download_bytes_per_s, 'B/s')}; up {_with_reason(use.upload_bytes_per_s, 'B/s')}",
         ),
         ("energy sensor", _energy_words(device, report)),
+        *([] if device.epsilon is None else [("privacy", _privacy_words(device))]),
     ]
     rows = [row for row in report.device_rounds if row.device == device.device]
     return _Sheet(device, device.plan_reason or "the device gave no reason for its plan", facts, device_table(rows))

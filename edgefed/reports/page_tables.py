@@ -144,7 +144,8 @@ def _device_row(row: DeviceRound, notes: Notes) -> list[Cell]:
     if row.record is None or row.use is None:
         return [Cell(str(row.round)), outcome, *[Cell("–", notes.number("the device sent no record"))] * 13]
     record, use = row.record, row.use
-    loss = Figure(record.loss_mean) if record.loss_mean is not None else Figure.unknown("nothing was trained")
+    why_no_loss = "nothing was trained" if record.epsilon is None else "private training does not tell its loss"
+    loss = Figure(record.loss_mean) if record.loss_mean is not None else Figure.unknown(why_no_loss)
     return [
         Cell(str(row.round)),
         outcome,

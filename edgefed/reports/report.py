@@ -59,6 +59,8 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
         tokens: source and target tokens that it trained on.
         download_bytes, upload_bytes: over all rounds.
         loss_first, loss_last: training loss of its first and of its last step, nats per target token.
+        epsilon, delta: what its examples' privacy has cost over the run; null where nothing was private.
+        privacy_assumptions: what ε stands on, in words.
         use: over all its rounds.
         phases: over all its rounds.
     """
@@ -82,6 +84,9 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
     upload_bytes: int
     loss_first: float | None
     loss_last: float | None
+    epsilon: float | None
+    delta: float | None
+    privacy_assumptions: str
     use: Utilization
     phases: PhaseSeconds
 

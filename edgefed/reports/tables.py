@@ -33,6 +33,8 @@ _OF_RECORD = (
     "model_flops",
     "live_peak_flops_per_s",
     "sheet_peak_flops_per_s",
+    "epsilon",
+    "delta",
 )
 _OF_USE = tuple(field for field in Utilization.__struct_fields__)
 

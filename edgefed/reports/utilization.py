@@ -123,11 +123,11 @@ def summarize(records: Sequence[RoundRecord]) -> Utilization:
             trained, lambda r: r.live_peak_flops_per_s, "no peak rate was measured on the device")),
         mfu_sheet=_ratio(trained, lambda r: r.model_flops, _peak_work(lambda r: r.sheet_peak_flops_per_s), _why_no_mfu(
             trained, lambda r: r.sheet_peak_flops_per_s, "no data sheet is known for this machine and precision")),
-        tokens_per_s=_ratio(trained, _tokens, _compute_s, "nothing was trained"),
+        tokens_per_s=_ratio(trained, _tokens, _compute_s, _why_no_tokens(trained)),
         mean_w=_ratio(used, _watt_seconds, _measured_s, energy_reason),
         joules=_sum(used, _joules, energy_reason),
         tokens_per_s_per_w=_divide(
-            _ratio(used_in_training, _tokens, _compute_s, energy_reason),
+            _ratio(used_in_training, _tokens, _compute_s, _why_no_tokens(used_in_training, energy_reason)),
             _ratio(used_in_training, _watt_seconds, _measured_s, energy_reason),
         ),
         granularity=_ratio(trained, _compute_s, _communication_s, "the time of the transfers is not known"),
@@ -169,8 +169,13 @@ def _communication_s(record: RoundRecord) -> float | None:
     return record.download_s + record.upload_s
 
 
-def _tokens(record: RoundRecord) -> float:
-    return record.source_tokens + record.target_tokens
+def _tokens(record: RoundRecord) -> float | None:
+    return None if record.epsilon is not None else record.source_tokens + record.target_tokens
+
+
+def _why_no_tokens(trained: Sequence[RoundRecord], otherwise: str = "nothing was trained") -> str:
+    private = any(record.epsilon is not None for record in trained)
+    return "private training does not tell how many tokens it read" if private else otherwise
 
 
 def _joules(record: RoundRecord) -> float | None:

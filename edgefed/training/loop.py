@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from edgefed.errors import DataError, WorkerError, WorkerOutOfMemory
 from edgefed.models.flops import ExampleFlops
 from edgefed.protocol.tasks import SummarizationTask
 from edgefed.training.adapters import AdaptedModel
-from edgefed.training.options import TrainOptions
+from edgefed.training.options import TrainOptions, sample_rate
+from edgefed.training.privacy import PrivateGradients, poisson_batches, private_gradients
 from edgefed.training.round_work import Suspend
 from edgefed.training.steps import StepRecord, TrainResult, summed
 from edgefed.training.summarization import Batch, collate, summed_loss
@@ -37,6 +38,10 @@ def train(
 ) -> TrainResult:
     """Train the factors of `model` in place; with the same seed on the same machine, to the same bits.
 
+    A private training (`TrainOptions.privacy`) draws its examples and its noise in secret instead, see
+    `edgefed.training.privacy`. The losses and token counts of its steps are those of real examples: they are for this
+    device's eyes only.
+
     Args:
         model: with LoRA installed; its "train" factors change, nothing else does.
         examples: this device's data. Each is used once before any is used twice, in an order drawn anew every time.
@@ -54,11 +59,12 @@ def train(
     if not examples:
         raise DataError("there are no examples to train on")
     optimizer = _optimizer(model.parameters(), options)
-    batches = _batches(len(examples), options.batch_size, options.seed)
+    batches = _batches_of(options, len(examples))
     flops = model.flops()
     _make_gradients(model.parameters())
     records: list[StepRecord] = []
-    with _training_mode(model, options), _out_of_memory_in_words(options):
+    private = private_gradients(model, options, len(examples)) if options.privacy else nullcontext()
+    with _training_mode(model, options), _out_of_memory_in_words(options), private as gradients:
         if resume is not None:
             resume.restore(model.parameters(), optimizer)
             records += resume.steps
@@ -66,7 +72,9 @@ def train(
                 next(batches)
         for step in range(len(records), options.steps):
             optimizer.param_groups[0]["lr"] = options.learning_rate_at(step)
-            record = _step(model, [examples[i] for i in next(batches)], task, options, optimizer, step, flops)
+            record = _step(
+                model, [examples[i] for i in next(batches)], task, options, optimizer, step, flops, gradients
+            )
             records.append(record)
             try:
                 on_step(record)
@@ -84,15 +92,19 @@ def _step(
     optimizer: torch.optim.Optimizer,
     step: int,
     flops: ExampleFlops,
+    private: PrivateGradients | None = None,
 ) -> StepRecord:
     timer = PhaseTimer(model.device)
-    size = options.micro_batch_size or len(examples)
+    size = _pass_size(options, private)
     micro = [
         collate(model.tokenizer, task, examples[i : i + size], model.device) for i in range(0, len(examples), size)
     ]
     target_tokens = sum(batch.target_tokens for batch in micro)
     timer.mark("data")
-    loss = _accumulate(model, micro, target_tokens, options, timer)
+    if private is None:
+        loss = _accumulate(model, micro, target_tokens, options, timer)
+    else:
+        loss = _accumulate_private(model, micro, target_tokens, options, timer, private)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.max_grad_norm or math.inf)
     _check_finite(float(loss), float(norm), step)
     optimizer.step()
@@ -107,8 +119,8 @@ def _step(
         model_flops=sum(flops(batch.lengths) for batch in micro),
         gradient_norm=float(norm),
         data_s=seconds["data"],
-        forward_s=seconds["forward"],
-        backward_s=seconds["backward"],
+        forward_s=seconds.get("forward", 0.0),  # a private step may have taken no example
+        backward_s=seconds.get("backward", 0.0),
         optimizer_s=seconds["optimizer"],
     )
 
@@ -127,6 +139,26 @@ def _accumulate(
             give_back()
         timer.mark("backward")
     return total
+
+
+def _accumulate_private(
+    model: AdaptedModel,
+    micro: Sequence[Batch],
+    target_tokens: int,
+    options: TrainOptions,
+    timer: PhaseTimer,
+    private: PrivateGradients,
+) -> torch.Tensor:
+    """Make the step's noisy gradient; return the mean loss over its tokens, 0 where it happened to take no example."""
+    total = torch.zeros((), device=model.device)
+    for batch in micro:
+        losses, tokens = private.forward(model, batch, label_smoothing=options.label_smoothing)
+        timer.mark("forward")
+        private.backward(losses / tokens)
+        total += losses.detach().sum().nan_to_num(posinf=0.0)
+        timer.mark("backward")
+    private.finish()
+    return total / max(target_tokens, 1)
 
 
 def _make_gradients(parameters: Sequence[torch.Tensor]) -> None:
@@ -153,6 +185,19 @@ def _optimizer(parameters: list[torch.Tensor], options: TrainOptions) -> torch.o
     if options.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
     return torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
+
+
+def _pass_size(options: TrainOptions, private: PrivateGradients | None) -> int:
+    """Examples per forward pass; a private step that took many does not take more memory than planned."""
+    if private is not None and private.one_by_one:
+        return 1
+    return options.micro_batch_size or options.batch_size
+
+
+def _batches_of(options: TrainOptions, count: int) -> Iterator[list[int]]:
+    if options.privacy is not None:
+        return poisson_batches(count, sample_rate(options.batch_size, count))
+    return _batches(count, options.batch_size, options.seed)
 
 
 def _batches(count: int, batch_size: int, seed: int) -> Iterator[list[int]]:

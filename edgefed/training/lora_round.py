@@ -22,12 +22,12 @@ from edgefed.models.checkpoint import linear_shapes
 from edgefed.models.finding import resolve_model
 from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.protocol.records import MAX_STEP_RECORDS, EvaluationRecord, RoundRecord, StepRecord
-from edgefed.protocol.tasks import SummarizationTask
+from edgefed.protocol.tasks import Privacy, SummarizationTask
 from edgefed.training.adapters import AdaptedModel, install
 from edgefed.training.base_model import load_base, load_tokenizer
 from edgefed.training.evaluate import token_loss
 from edgefed.training.loop import train
-from edgefed.training.options import LoraOptions, TrainOptions
+from edgefed.training.options import ExamplePrivacy, LoraOptions, TrainOptions
 from edgefed.training.round_work import RoundWork, TrainingSet, WorkSuspended, residual_beside
 from edgefed.training.standalone import train_options
 from edgefed.training.steps import StepRecord as LoopStep
@@ -153,7 +153,7 @@ class Rounds:
 
         def on_step(step: LoopStep) -> None:
             steps.append(step)
-            report("training", len(steps), options.steps, step.loss)
+            report("training", len(steps), options.steps, step.loss if options.privacy is None else None)
 
         report("training", 0, options.steps, None)
         kept, key = Path(f"{work.output}.suspended"), _suspension_key(work)
@@ -167,10 +167,11 @@ class Rounds:
             raise WorkSuspended(f"{len(steps)} of {options.steps} steps are done and kept") from None
         kept.unlink(missing_ok=True)
         train_s = time.monotonic() - started_s
-        report("saving", options.steps, options.steps, result.last_loss)
+        report("saving", options.steps, options.steps, result.last_loss if options.privacy is None else None)
         _write_update(model, work)
+        filled = _filled(record, work, result, steps, train_s)
         return msgspec.structs.replace(
-            _filled(record, work, result, steps, train_s),
+            filled if options.privacy is None else _withheld(filled),
             micro_batch_size=options.micro_batch_size,
             gradient_checkpointing=options.gradient_checkpointing,
             peak_resident_bytes=peak_resident_bytes(),
@@ -186,7 +187,14 @@ def _planned(work: RoundWork) -> TrainOptions:
         options,
         micro_batch_size=plan.micro_batch_size or options.micro_batch_size,
         gradient_checkpointing=plan.gradient_checkpointing or options.gradient_checkpointing,
+        privacy=_example_privacy(work.announced.privacy),
     )
+
+
+def _example_privacy(asked: Privacy) -> ExamplePrivacy | None:
+    if not asked.example_noise_multiplier:
+        return None
+    return ExamplePrivacy(noise_multiplier=asked.example_noise_multiplier, clip_norm=asked.example_clip_norm)
 
 
 def _seed(work: RoundWork) -> int:
@@ -199,7 +207,7 @@ def _suspension_key(work: RoundWork) -> str:
     """Returns what must be the same for a suspended training to go on: the round, the plan, and where it started."""
     announced = work.announced
     parts = [part.sha256 for part in announced.manifest.parts]
-    of = [announced.run, announced.round, work.device, work.plan, announced.training, parts]
+    of = [announced.run, announced.round, work.device, work.plan, announced.training, announced.privacy, parts]
     return msgspec.json.encode(of).decode()
 
 
@@ -248,6 +256,20 @@ def _filled(
     record: RoundRecord, work: RoundWork, result: TrainResult, steps: Sequence[LoopStep], train_s: float
 ) -> RoundRecord:
     return with_training(msgspec.structs.replace(record, rank=work.plan.rank), result, steps, train_s)
+
+
+def _withheld(record: RoundRecord) -> RoundRecord:
+    """Returns the record without what tells of the examples in other ways than through noise: losses and tokens."""
+    return msgspec.structs.replace(
+        record,
+        loss_first=None,
+        loss_mean=None,
+        loss_last=None,
+        source_tokens=0,
+        target_tokens=0,
+        model_flops=None,
+        step_records=[],
+    )
 
 
 def with_training(record: RoundRecord, result: TrainResult, steps: Sequence[LoopStep], train_s: float) -> RoundRecord:

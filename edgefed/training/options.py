@@ -8,7 +8,7 @@ from typing import Literal
 
 from edgefed.errors import ConfigError
 
-__all__ = ["LoraOptions", "Quantization", "RankScaling", "TrainOptions", "lora_scale"]
+__all__ = ["ExamplePrivacy", "LoraOptions", "Quantization", "RankScaling", "TrainOptions", "lora_scale", "sample_rate"]
 
 Quantization = Literal["fp32", "bf16", "int8", "nf4"]
 """How base weights are kept. No fp16: FLAN-T5's activations overflow in it."""
@@ -19,6 +19,11 @@ RankScaling = Literal["alpha/r", "alpha/sqrt(r)"]
 def lora_scale(alpha: float, rank: int, scaling: RankScaling) -> float:
     """Return s of ΔW = s·B·A: α/r (arXiv 2106.09685), or the rank-stabilised α/√r (arXiv 2312.03732)."""
     return alpha / (rank if scaling == "alpha/r" else math.sqrt(rank))
+
+
+def sample_rate(batch_size: int, examples: int) -> float:
+    """Return the probability that a private step takes an example, of so many on the device."""
+    return min(1.0, batch_size / examples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,23 @@ class LoraOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class ExamplePrivacy:
+    """DP-SGD: what an example may change of a step, and the noise that hides it.
+
+    Attributes:
+        noise_multiplier: standard deviation of the noise on a step's summed gradient, over `clip_norm`.
+        clip_norm: Euclidean norm that one example's gradient is scaled down to.
+    """
+
+    noise_multiplier: float
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.noise_multiplier < math.inf, "noise_multiplier", self.noise_multiplier, "a positive number")
+        _require(0 < self.clip_norm < math.inf, "clip_norm", self.clip_norm, "a positive number")
+
+
+@dataclass(frozen=True, slots=True)
 class TrainOptions:
     """One device's training in one round.
 
@@ -66,6 +88,8 @@ class TrainOptions:
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         label_smoothing: share of the target's probability spread over the vocabulary.
         seed: of the data order and of dropout.
+        privacy: train by DP-SGD; None trains without. Which examples a step takes, and its noise, are then secret:
+            neither follows from `seed`, and `batch_size` is what a step takes on average.
     """
 
     steps: int
@@ -80,6 +104,7 @@ class TrainOptions:
     gradient_checkpointing: bool = False
     label_smoothing: float = 0.0
     seed: int = 0
+    privacy: ExamplePrivacy | None = None
 
     def __post_init__(self) -> None:
         _require(self.steps >= 1, "steps", self.steps, "at least 1")

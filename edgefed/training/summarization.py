@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from edgefed.data.examples import Example
 from edgefed.protocol.tasks import SummarizationTask
 
-__all__ = ["Batch", "Rouge", "collate", "generate", "longest", "rouge", "summed_loss"]
+__all__ = ["Batch", "Rouge", "collate", "example_losses", "generate", "longest", "rouge", "summed_loss"]
 
 _AT_ONCE = 256  # examples tokenized in one call
 IGNORED = -100  # cross_entropy's label for "do not count"
@@ -94,19 +94,35 @@ def summed_loss(model: Any, batch: Batch, *, label_smoothing: float = 0.0) -> to
 
     A sum and not a mean: micro-batches with different numbers of tokens then add up to the gradient of the whole batch.
     """
-    logits = model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels=batch.labels),
-        use_cache=False,
-    ).logits
     return cross_entropy(
-        logits.flatten(0, 1).float(),
+        _logits(model, batch).flatten(0, 1).float(),
         batch.labels.flatten(),
         ignore_index=IGNORED,
         reduction="sum",
         label_smoothing=label_smoothing,
     )
+
+
+def example_losses(model: Any, batch: Batch, *, label_smoothing: float = 0.0) -> torch.Tensor:
+    """Return each example's cross entropy summed over its own target tokens, in nats: (batch,), with a gradient."""
+    losses = cross_entropy(
+        _logits(model, batch).flatten(0, 1).float(),
+        batch.labels.flatten(),
+        ignore_index=IGNORED,
+        reduction="none",
+        label_smoothing=label_smoothing,
+    )
+    return losses.view(batch.labels.shape).sum(1)
+
+
+def _logits(model: Any, batch: Batch) -> torch.Tensor:
+    logits: torch.Tensor = model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels=batch.labels),
+        use_cache=False,
+    ).logits
+    return logits
 
 
 @torch.inference_mode()

@@ -271,3 +271,35 @@ def test_bad_data_and_another_model_keep_a_device_out_with_a_reason(place: Place
     assert "line 2" in place.log(bad) or ":2" in place.log(bad)
     place.wait_for(stranger, "is not the federation's 'edgefed/tiny-t5'")
     assert "other-model" in place.log(stranger)
+
+
+def test_a_device_whose_privacy_budget_has_run_out_declines_and_says_so(place: Place) -> None:
+    place.federation()
+    federation = place.path / "federation.toml"
+    text = federation.read_text().replace("quorum = 2", "quorum = 1").replace("rounds = 2", "rounds = 3")
+    text = text.replace("expected_devices = 2", "gather_s = 2.0")
+    federation.write_text(text + "[privacy]\nexample_noise_multiplier = 1.0\n")
+    aggregator = place.start("aggregator", "-c", "federation.toml")
+    thrifty = place.start("agent", "-c", str(place.agent("one", more="[privacy]\nmax_epsilon = 2.7\n")))
+    place.wait_for(thrifty, "round 1: counted")  # ε of one round is 2.55, of two 2.95
+    other = place.start("agent", "--once", "-c", str(place.agent("two", rank=2)))
+    assert aggregator.wait(PATIENCE_S) == 0, place.log(aggregator)
+    assert other.wait(PATIENCE_S) == 0, place.log(other)
+    assert "the privacy budget has run out: with this round ε" in place.log(thrifty)
+    assert "and the owner allows 2.7" in place.log(thrifty)
+    spent = json.loads((place.path / "state-one" / "privacy.json").read_text())
+    assert [[steps["steps"] for steps in run] for run in spent.values()] == [[2]]
+    lines = [json.loads(line) for line in (place.path / "run" / "history.jsonl").read_text().splitlines()]
+    trained = [line["devices"] for line in lines if line["kind"] == "train"]
+    assert "one" not in trained[1]
+    assert "one" not in trained[2]
+    records = [devices["two"]["record"] for devices in trained if "two" in devices]
+    epsilons = [record["epsilon"] for record in records]
+    assert len(epsilons) >= 2
+    assert epsilons == sorted(epsilons)
+    assert all(0 < epsilon < 10 for epsilon in epsilons)
+    assert all(record["delta"] == 1e-5 and record["loss_mean"] is None for record in records)
+    assert "more or less" in records[0]["privacy_assumptions"]
+    page = (place.path / "run" / "report.html").read_text()
+    assert f"ε = {epsilons[-1]:.3g} at δ = 1e-05" in page
+    assert "private training does not tell its loss" in page

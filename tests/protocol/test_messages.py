@@ -57,7 +57,7 @@ from edgefed.protocol.messages.up import (
 )
 from edgefed.protocol.messages.wire import MAX_RANGES, encode
 from edgefed.protocol.records import MAX_STEP_RECORDS, EvaluationRecord, RoundRecord, StepRecord
-from edgefed.protocol.tasks import Evaluation, LoraMethod, ModelReference, SummarizationTask, Training
+from edgefed.protocol.tasks import Evaluation, LoraMethod, ModelReference, Privacy, SummarizationTask, Training
 
 Decode = Callable[[bytes], msgspec.Struct]
 
@@ -106,6 +106,9 @@ RECORD = RoundRecord(
         )
     ],
     evaluation=EvaluationRecord(loss=5.75, target_tokens=640, examples=10, evaluate_s=1.5),
+    epsilon=2.5,
+    delta=1e-5,
+    privacy_assumptions="noise is exact",
 )
 MANIFEST = Manifest(
     parts=[
@@ -170,6 +173,7 @@ SAMPLES: dict[str, tuple[Decode, msgspec.Struct]] = {
             evaluates=True,
             deadline_s=600.0,
             late_is_used=True,
+            privacy=Privacy(example_noise_multiplier=1.0, example_clip_norm=0.5, max_epsilon=8.0),
             seed=7,
             manifest=MANIFEST,
         ),

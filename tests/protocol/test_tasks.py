@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from edgefed.protocol.tasks import Evaluation, LoraMethod, ModelReference, SummarizationTask, Training
+from edgefed.protocol.tasks import Evaluation, LoraMethod, ModelReference, Privacy, SummarizationTask, Training
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,19 @@ def test_the_global_rank_is_the_servers_or_the_largest() -> None:
 def test_a_batch_may_be_cut_into_equal_parts_or_left_whole() -> None:
     assert Training(batch_size=8, micro_batch_size=2).micro_batch_size == 2
     assert Training(batch_size=8, micro_batch_size=0).micro_batch_size == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"max_epsilon": 8.0}, "without noise there is no ε"),
+        ({"example_noise_multiplier": 0.1}, "ε says nothing"),
+        ({"example_noise_multiplier": -1.0}, "example_noise_multiplier"),
+        ({"delta": 0.0, "example_noise_multiplier": 1.0}, "delta"),
+        ({"example_clip_norm": 0.0}, "example_clip_norm"),
+    ],
+)
+def test_privacy_that_means_nothing_is_refused(fields: dict[str, float], said: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=said):
+        msgspec.convert(fields, Privacy)
+    assert msgspec.convert({"example_noise_multiplier": 1.0, "max_epsilon": 8.0}, Privacy).max_epsilon == 8.0

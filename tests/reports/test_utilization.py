@@ -136,3 +136,16 @@ def test_a_round_that_lacks_one_number_is_left_out_of_both_sums() -> None:
 
 def test_nothing_at_all() -> None:
     assert {figure.value for figure in figures(summarize([])).values()} == {None}
+
+
+def test_private_training_has_no_token_rate_and_says_why() -> None:
+    private = msgspec.structs.replace(
+        RECORD, epsilon=2.0, delta=1e-5, source_tokens=0, target_tokens=0, model_flops=None
+    )
+    use = measure(private)
+    assert use.tokens_per_s.value is None
+    assert "private training" in use.tokens_per_s.reason
+    assert use.tokens_per_s_per_w.value is None
+    assert use.step_s.value == measure(RECORD).step_s.value
+    mixed = summarize([RECORD, private])
+    assert mixed.tokens_per_s.value == measure(RECORD).tokens_per_s.value, "the other round is not thinned by it"

@@ -9,9 +9,9 @@ import pytest
 from edgefed.data.source import DataSource
 from edgefed.protocol.messages.manifest import Manifest, Plan
 from edgefed.protocol.messages.retained import RoundOpen
-from edgefed.protocol.tasks import Evaluation, LoraMethod, ModelReference, SummarizationTask, Training
+from edgefed.protocol.tasks import Evaluation, LoraMethod, ModelReference, Privacy, SummarizationTask, Training
 from edgefed.training.lora_round import Rounds
-from edgefed.training.round_work import RoundWork, residual_beside
+from edgefed.training.round_work import RoundWork, Suspend, WorkSuspended, residual_beside
 
 pytestmark = pytest.mark.torch
 
@@ -63,3 +63,37 @@ def test_only_an_update_that_counted_is_made_up_for(work: RoundWork, tmp_path: P
     owed = Path(work.residual).read_bytes()
     assert sent("third") != first, "the first counted: what rounding took from it goes out now"
     assert Path(work.residual).read_bytes() == owed
+
+
+def test_a_private_round_tells_nothing_of_its_examples_but_the_noisy_update(work: RoundWork, tmp_path: Path) -> None:
+    told: list[float | None] = []
+
+    def report(stage: str, step: int, steps: int, loss: float | None) -> None:
+        told.append(loss)
+
+    private = msgspec.structs.replace(work.announced, privacy=Privacy(example_noise_multiplier=1.0))
+    record = Rounds().run(msgspec.structs.replace(work, announced=private), report)
+    assert record.steps == 2
+    assert record.examples == 4
+    assert record.train_s > 0
+    assert set(told) == {None}
+    assert (record.loss_first, record.loss_mean, record.loss_last, record.model_flops) == (None, None, None, None)
+    assert (record.source_tokens, record.target_tokens, record.step_records) == (0, 0, [])
+    assert Path(work.output).stat().st_size > 0
+
+
+def test_what_was_trained_without_privacy_is_not_gone_on_with_under_it(work: RoundWork) -> None:
+    def stop(stage: str, step: int, steps: int, loss: float | None) -> None:
+        if stage == "training" and step == 1:
+            raise Suspend
+
+    rounds = Rounds()
+    with pytest.raises(WorkSuspended, match="1 of 2"):
+        rounds.run(work, stop)
+    private = msgspec.structs.replace(work.announced, privacy=Privacy(example_noise_multiplier=1.0))
+    done: list[int] = []
+    rounds.run(
+        msgspec.structs.replace(work, announced=private),
+        lambda stage, step, *_: done.append(step) if stage == "training" else None,
+    )
+    assert done == [0, 1, 2]

@@ -7,7 +7,7 @@ from typing import Literal
 from edgefed.protocol.messages.manifest import Manifest
 from edgefed.protocol.messages.wire import RunId, Text, Wire, decode
 from edgefed.protocol.records import Count, PositiveCount
-from edgefed.protocol.tasks import Evaluation, Method, ModelReference, SummarizationTask, Training
+from edgefed.protocol.tasks import Evaluation, Method, ModelReference, Privacy, SummarizationTask, Training
 
 __all__ = [
     "AggregatorState",
@@ -75,6 +75,7 @@ class RoundOpen(Wire, frozen=True, kw_only=True, tag="round-open"):
         evaluation: how the received adapter is evaluated on the device, and what is held back for that in every round.
         evaluates: whether this round does so.
         late_is_used: whether an update that comes after the round has closed still counts for something.
+        privacy: what the examples on a device are protected by.
         seed: the federation's; devices derive their own from it, the round and their id.
     """
 
@@ -90,6 +91,7 @@ class RoundOpen(Wire, frozen=True, kw_only=True, tag="round-open"):
     evaluates: bool
     deadline_s: float
     late_is_used: bool = False
+    privacy: Privacy = Privacy()
     seed: int
     manifest: Manifest
 
