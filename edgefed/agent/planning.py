@@ -102,6 +102,7 @@ class Planning:
             target_tokens=training_set.target_tokens,
             global_rank=announced.manifest.rank,
             deadline_s=announced.deadline_s if announced.kind == "train" else None,
+            private=announced.privacy.example_noise_multiplier > 0,
         )
         decision = decide(machine, workload, limits_of(self._limits), self._history)
         if decision.chosen is None:

@@ -83,12 +83,13 @@ def _workload(
     from edgefed.protocol.tasks import LoraMethod, SummarizationTask, Training
 
     method, training, task, deadline_s, models = LoraMethod(), Training(), SummarizationTask(), None, {}
+    private = False
     if federation is not None:
         from edgefed.config import read_federation
 
         options = read_federation(federation)
         method, training, task, models = options.method, options.training, options.task, options.models
-        deadline_s = options.selection.deadline_s
+        deadline_s, private = options.selection.deadline_s, options.privacy.example_noise_multiplier > 0
         model = model or options.model.name
     if model is None:
         raise ConfigError("which model? name it with --model google/flan-t5-base, or a federation with --federation")
@@ -101,6 +102,7 @@ def _workload(
         target_tokens=target,
         global_rank=method.global_rank,
         deadline_s=seconds(deadline, "--deadline") if deadline else deadline_s,
+        private=private,
     )
     return replace(workload, ranks=(rank,)) if rank else workload
 

@@ -99,6 +99,7 @@ class Workload:
         target_tokens: length of the longest target.
         upload_precision: of the factors sent.
         broadcast_precision: of the factors received.
+        private: every example's gradient is made and clipped on its own.
         deadline_s: seconds for download, training and upload; null without one.
     """
 
@@ -116,6 +117,7 @@ class Workload:
     target_tokens: int = 128
     upload_precision: Precision = "fp16"
     broadcast_precision: Precision = "fp16"
+    private: bool = False
     deadline_s: float | None = None
 
 

@@ -18,6 +18,7 @@ def workload_of(
     target_tokens: int,
     global_rank: int,
     deadline_s: float | None,
+    private: bool = False,
 ) -> Workload:
     """Returns a round's workload.
 
@@ -29,6 +30,7 @@ def workload_of(
         target_tokens: of the longest target.
         global_rank: of the adapter that the round starts from.
         deadline_s: of the round; None without one.
+        private: every example's gradient is made on its own.
     """
     return Workload(
         layout=layout,
@@ -46,4 +48,5 @@ def workload_of(
         upload_precision=method.upload_precision,
         broadcast_precision=method.broadcast_precision,
         deadline_s=deadline_s,
+        private=private,
     )

@@ -70,3 +70,10 @@ def test_without_dropout_no_scores_are_kept() -> None:
 
     quiet = workload(layout=replace(BASE, dropout=False))
     assert activation_bytes(quiet, choice()) < 0.6 * activation_bytes(workload(), choice())
+
+
+def test_private_training_has_a_gradient_for_every_example_of_a_pass() -> None:
+    lora = 4 * BASE.lora_parameters(["q", "v"], 8)
+    private = peak_memory(workload(private=True), choice(micro_batch_size=4))
+    assert private.parts["gradients"] == 5 * lora
+    assert peak_memory(workload(), choice(micro_batch_size=4)).parts["gradients"] == lora
