@@ -51,13 +51,13 @@ class Intervention(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         device: who sent it.
         round: the round it was trained in.
-        what: `left_out` of the sum, or `clipped`.
+        what: `excluded` of the sum, or `clipped`.
         reason: why.
     """
 
     device: str
     round: int
-    what: Literal["left_out", "clipped"]
+    what: Literal["excluded", "clipped"]
     reason: str
 
 

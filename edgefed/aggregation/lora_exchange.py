@@ -234,7 +234,7 @@ def state_adapter(directory: Path) -> dict[str, LowRank]:
 
 
 def _intervention(one: Delivered, verdict: Verdict) -> Intervention:
-    what: Literal["left_out", "clipped"] = "clipped" if verdict.weight else "left_out"
+    what: Literal["excluded", "clipped"] = "clipped" if verdict.weight else "excluded"
     return Intervention(device=one.device, round=one.round, what=what, reason=verdict.reason)
 
 

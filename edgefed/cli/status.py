@@ -101,13 +101,15 @@ async def _show(broker: Broker, fleet: str, *, wait_s: float, watch: bool, as_js
     if as_json:
         write_json(view.as_json())
         return
-    from edgefed.cli.fleet_view import COLUMNS, describe_aggregator
+    from edgefed.cli.fleet_view import COLUMNS, describe_aggregator, describe_refusals
 
     if view.aggregator is None and not view.devices:
         typer.echo(f"nothing is known of a fleet {fleet!r} at {broker.host}:{broker.port}", err=True)
         return
     typer.echo(describe_aggregator(view.aggregator) if view.aggregator else "no aggregator has been here")
     write_table(COLUMNS, view.rows())
+    for line in describe_refusals(view.aggregator) if view.aggregator else ():
+        typer.echo(line)
 
 
 async def _listen(view: FleetView, transport: Transport) -> None:

@@ -24,7 +24,8 @@ def round_lines(store: Store, state: State) -> list[dict[str, Any]]:
     """Returns a dictionary per merged round, in order, then one for the final evaluation if there was one.
 
     `loss_before` is the mean evaluated loss of the adapter that the round started from, in nats per target token;
-    `devices` holds the weight of each update in the sum and the record that came with it; `refused` what was not used.
+    `devices` holds the weight of each update in the sum and the record that came with it; `refused` what was not used,
+    and `interventions` which accepted updates entered the sum otherwise than as they came.
     """
     losses = dict(state.losses)
     answers: dict[int, list[Answer]] = {}
@@ -63,6 +64,7 @@ def _merged_line(merged: MergedRound, answers: list[Answer], loss_before: float 
             for answer in answers
             if answer.outcome in ("dropped", "rejected")
         ],
+        "interventions": msgspec.to_builtins(merged.interventions),
         "adapter_rank": merged.manifest.rank,
         "adapter_norm": merged.norm,
         "merge_s": merged.merge_s,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.outbox import Outbox
+from edgefed.coordinator.refusals import Refusals
 from edgefed.coordinator.round_state import State
 from edgefed.protocol.messages.manifest import Manifest
 from edgefed.protocol.messages.retained import (
@@ -104,12 +105,14 @@ class Notices:
         """Lets the state be published again even where it has not changed."""
         self._published = None
 
-    def describe(self, state: State, *, rejected: int, received_bytes: int, broadcast_bytes: int) -> AggregatorState:
+    def describe(
+        self, state: State, *, refusals: Refusals, received_bytes: int, broadcast_bytes: int
+    ) -> AggregatorState:
         """Returns what the aggregator says about itself.
 
         Args:
             state: the round machine's.
-            rejected: updates refused so far.
+            refusals: what was not taken as it came.
             received_bytes: payload bytes of updates that came in.
             broadcast_bytes: payload bytes of the global adapter that went out.
         """
@@ -125,7 +128,8 @@ class Notices:
             accepted=len(state.participants),
             updates=len(state.delivered),
             quorum=self._options.selection.quorum,
-            rejected=rejected,
+            **refusals.totals,
+            refusals=refusals.latest,
             best_round=best[0] if best else None,
             best_loss=best[1] if best else None,
             last_loss=state.losses[-1][1] if state.losses else None,

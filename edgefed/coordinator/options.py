@@ -29,6 +29,7 @@ class Transfers(msgspec.Struct, frozen=True, kw_only=True):
             the broker's queue (1000 messages in Mosquitto), which overflows silently.
         broadcast_settle_s: how long requests for the same adapter are collected before it is broadcast once for all.
         max_update_bytes: larger updates are refused.
+        max_messages_per_minute: of one device, chunks and pings apart; what it says beyond that is not heard.
     """
 
     chunk_bytes: Annotated[int, Meta(ge=1024, le=268_000_000)] = 98_304
@@ -36,6 +37,7 @@ class Transfers(msgspec.Struct, frozen=True, kw_only=True):
     window_chunks: Annotated[int, Meta(ge=2)] = 64
     broadcast_settle_s: Annotated[float, Meta(ge=0)] = 1.0
     max_update_bytes: Annotated[int, Meta(ge=1)] = 2_147_483_648
+    max_messages_per_minute: Annotated[int, Meta(ge=60)] = 600
 
     def __post_init__(self) -> None:
         """Refuses windows that together overflow a broker's queue."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
+
+import msgspec
 
 from edgefed.aggregation.exchange import Exchange
 from edgefed.coordinator import events
@@ -16,9 +19,11 @@ from edgefed.coordinator.intake import Intake
 from edgefed.coordinator.ledger import Ledger
 from edgefed.coordinator.offers import judge_offer
 from edgefed.coordinator.options import FederationOptions
+from edgefed.coordinator.refusals import Refusals
 from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.store import Store
-from edgefed.errors import AdapterError
+from edgefed.coordinator.word_limit import WordLimit
+from edgefed.errors import AdapterError, MessageError
 from edgefed.protocol.chunks import Ranges, is_chunk
 from edgefed.protocol.messages.down import Acknowledged, DownMessage, Refused
 from edgefed.protocol.messages.retained import decode_device_state
@@ -81,7 +86,9 @@ class Reception:
         self._tell = tell
         self._perform = perform
         self._echo = Echo(tell)
-        self.rejected = store.count_rejected()
+        self._limit = WordLimit(options.transfers.max_messages_per_minute)
+        self._messages_per_minute = options.transfers.max_messages_per_minute
+        self.refusals = Refusals(store)
 
     def hear(self, message: Message) -> None:
         """Takes a message from a device's `up` or `state` topic.
@@ -93,7 +100,8 @@ class Reception:
         if topic is None:
             return
         if topic.channel == "state":
-            self._hear_state(topic.device, message.payload)
+            if self._may_speak(topic.device):
+                self._hear_state(topic.device, message.payload)
         elif is_chunk(message.payload):
             self._intake.chunk(topic.device, message.payload)
         else:
@@ -147,10 +155,24 @@ class Reception:
         elif status in ("training", "downloading", "uploading"):
             self._perform(self._ledger.apply(events.DeviceReturned(device)))
 
+    def _may_speak(self, device: str) -> bool:
+        hearing = self._limit.hear(device)
+        if hearing == "silenced":
+            _log.warning("device %s sends more than %d messages a minute", device, self._messages_per_minute)
+            self.refusals.take_silenced(device, self._ledger.state.round, self._messages_per_minute)
+        return hearing == "heard"
+
     def _hear_word(self, device: str, payload: bytes) -> None:
-        word = decode_up(payload)
+        try:
+            word = decode_up(payload)
+        except MessageError:
+            if self._may_speak(device):
+                raise
+            return
         if isinstance(word, Ping):
             self._echo.answer(device, word)
+        elif not self._may_speak(device):
+            return
         elif word.run != self._run:
             self._answer_a_stranger(device, word)
         elif isinstance(word, Join):
@@ -233,8 +255,9 @@ class Reception:
 
     def _reject(self, device: str, offer: UpdateOffer, reason: str) -> None:
         _log.warning("device %s: update of round %d rejected: %s", device, offer.round, reason)
-        self.rejected += 1
-        self._store.add_answer(_answer(device, offer, "rejected", reason))
+        answer = _answer(device, offer, "rejected", reason)
+        self._store.add_answer(answer)
+        self.refusals.take_answer(msgspec.structs.replace(answer, received_unix_s=time.time()))
         self._acknowledge(device, offer.round, offer.sha256, "rejected", reason)
         if offer.round == self._ledger.state.round:
             self._perform(self._ledger.apply(events.DeviceLeft(device)))

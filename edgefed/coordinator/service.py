@@ -312,6 +312,7 @@ class Aggregator:
         await self._inbox.put(_MergeDone(record, state))
 
     def _after_merge(self, done: _MergeDone) -> None:
+        self._reception.refusals.take_merged(done.record)
         self._perform(self._ledger.apply_merged(done.record))
         write_history(self._directory.history, self._store, self._ledger.state)
         tidy(self._directory, self._options.selection, self._ledger.state, len(self._store.merged_rounds()))
@@ -333,7 +334,7 @@ class Aggregator:
     def _describe(self) -> AggregatorState:
         return self._notices.describe(
             self._ledger.state,
-            rejected=self._reception.rejected,
+            refusals=self._reception.refusals,
             received_bytes=self._intake.received_bytes,
             broadcast_bytes=self._broadcast.sent_bytes,
         )

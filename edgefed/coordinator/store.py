@@ -168,6 +168,13 @@ class Store:
         with self._database.read() as connection:
             return int(connection.execute(query).scalar_one())
 
+    def latest_rejected(self, count: int) -> list[Answer]:
+        """Returns the last so many updates that were rejected, in order of arrival."""
+        query = sql.select(answers_table.c.answer).where(answers_table.c.outcome == "rejected")
+        with self._database.read() as connection:
+            texts = connection.execute(query.order_by(answers_table.c.sequence.desc()).limit(count)).scalars().all()
+            return [msgspec.json.decode(text, type=Answer) for text in reversed(texts)]
+
     def add_merged(self, event: Event, now_s: float, merged: MergedRound) -> None:
         """Keeps a merged round together with the event that tells the round machine of it."""
         journalled = msgspec.json.encode(event).decode()

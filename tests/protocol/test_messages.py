@@ -38,6 +38,7 @@ from edgefed.protocol.messages.retained import (
     AggregatorState,
     DeviceState,
     FederationFinished,
+    Refusal,
     RoundMessage,
     RoundOpen,
     decode_aggregator_state,
@@ -138,6 +139,10 @@ SAMPLES: dict[str, tuple[Decode, msgspec.Struct]] = {
             received_bytes=2048,
             broadcast_bytes=4096,
             note="so far",
+            excluded=2,
+            clipped=3,
+            silenced=1,
+            refusals=[Refusal(what="rejected", device="a", round=2, reason="NaN in it", unix_s=1.5)],
         ),
     ),
     "device-state": (

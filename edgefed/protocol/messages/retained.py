@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
 
 from edgefed.protocol.messages.manifest import Manifest
 from edgefed.protocol.messages.wire import RunId, Text, Wire, decode
@@ -14,6 +17,8 @@ __all__ = [
     "DeviceState",
     "FederationFinished",
     "Phase",
+    "Refusal",
+    "RefusalKind",
     "RoundMessage",
     "RoundOpen",
     "decode_aggregator_state",
@@ -24,8 +29,33 @@ __all__ = [
 Phase = Literal["gathering", "training", "merging", "finished"]
 
 
+RefusalKind = Literal["rejected", "excluded", "clipped", "silenced"]
+
+
+class Refusal(Wire, frozen=True, kw_only=True):
+    """Something of a device that was not taken as it came.
+
+    Attributes:
+        what: an update was `rejected` on arrival, `excluded` from its sum, or `clipped` to a bound in it; or the device
+            was `silenced` for a while.
+        device: whose.
+        round: of the update, or the open one.
+        reason: why.
+        unix_s: when, by the aggregator's wall clock.
+    """
+
+    what: RefusalKind
+    device: str
+    round: Count
+    reason: Text
+    unix_s: Annotated[float, Meta(ge=0, lt=253_402_300_800)]  # what a calendar has names for
+
+
 class AggregatorState(Wire, frozen=True, kw_only=True):
-    """Host state. `status` is `lost` in the will; devices then keep what they have and wait."""
+    """Host state. `status` is `lost` in the will; devices then keep what they have and wait.
+
+    `rejected`, `excluded`, `clipped` and `silenced` count refusals, and `refusals` are the latest of them, newest last.
+    """
 
     status: Literal["online", "finished", "stopped", "lost"]
     instance: str
@@ -44,6 +74,10 @@ class AggregatorState(Wire, frozen=True, kw_only=True):
     received_bytes: Count = 0
     broadcast_bytes: Count = 0
     note: Text = ""
+    excluded: Count = 0
+    clipped: Count = 0
+    silenced: Count = 0
+    refusals: list[Refusal] = msgspec.field(default_factory=list)
 
 
 class DeviceState(Wire, frozen=True, kw_only=True):
