@@ -55,7 +55,7 @@ def last_state(port: int) -> AggregatorState:
                     return decode_aggregator_state(event.payload)
         raise AssertionError("no state")
 
-    return asyncio.run(asyncio.wait_for(read(), 10))
+    return asyncio.run(asyncio.wait_for(read(), 60))
 
 
 async def first_round(transport: Transport) -> RoundOpen:
@@ -145,7 +145,7 @@ def test_a_flood_is_silenced_and_the_federation_ends(tmp_path: Path, model: Path
 
         async def all_of_them() -> None:
             await flood(fleet[0])
-            await asyncio.wait_for(asyncio.gather(*(device.take_part() for device in fleet)), 60)
+            await asyncio.wait_for(asyncio.gather(*(device.take_part() for device in fleet)), 240)
 
         asyncio.run(all_of_them())
         assert run.process is not None
