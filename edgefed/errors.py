@@ -21,7 +21,8 @@
     │   └── WorkerOutOfMemory        it ended, or said so, for lack of memory
     ├── DeviceIdTaken           11   another live agent uses this device id
     ├── FederationFailed        12   a federation ended without reaching its last round
-    └── NoPlan                  13   no allowed plan fits the machine, the deadline or the disk
+    ├── NoPlan                  13   no allowed plan fits the machine, the deadline or the disk
+    └── FlashError              15   a board cannot take the agent, or what it should take is wrong
 
 Exit codes 0 (done), 2 (wrong command line) and 130 (interrupted) come from outside this tree.
 """
@@ -41,6 +42,7 @@ __all__ = [
     "Disconnected",
     "EdgefedError",
     "FederationFailed",
+    "FlashError",
     "MessageError",
     "ModelError",
     "NoPlan",
@@ -161,3 +163,9 @@ class NoPlan(EdgefedError):
     """No plan that the federation and the owner allow fits the machine, the deadline or the disk."""
 
     exit_code = 13
+
+
+class FlashError(EdgefedError):
+    """A board's file system or image cannot take the agent, or what it should take is wrong."""
+
+    exit_code = 15
