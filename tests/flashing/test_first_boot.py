@@ -51,7 +51,7 @@ class Home:
 
     def interrupted_build(self) -> None:
         """Leaves what a power cut in the middle of a build leaves: an environment without its mark."""
-        name = 'sha256sum | cut -c 1-16'
+        name = "sha256sum | cut -c 1-16"
         command = f'{{ python3 -VV && cat "{self.path}/wheelhouse/requirements.lock"; }} | {name}'
         done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env=self.environment, check=True)
         broken = self.path / "environments" / done.stdout.strip()
