@@ -22,7 +22,8 @@
     ├── DeviceIdTaken           11   another live agent uses this device id
     ├── FederationFailed        12   a federation ended without reaching its last round
     ├── NoPlan                  13   no allowed plan fits the machine, the deadline or the disk
-    └── FleetTaken              14   another live aggregator serves this fleet
+    ├── FleetTaken              14   another live aggregator serves this fleet
+    └── FlashError              15   a board cannot take the agent, or what it should take is wrong
 
 Exit codes 0 (done), 2 (wrong command line) and 130 (interrupted) come from outside this tree.
 """
@@ -42,6 +43,7 @@ __all__ = [
     "Disconnected",
     "EdgefedError",
     "FederationFailed",
+    "FlashError",
     "FleetTaken",
     "MessageError",
     "ModelError",
@@ -169,3 +171,9 @@ class FleetTaken(EdgefedError):
     """Another live aggregator serves this fleet."""
 
     exit_code = 14
+
+
+class FlashError(EdgefedError):
+    """A board's file system or image cannot take the agent, or what it should take is wrong."""
+
+    exit_code = 15

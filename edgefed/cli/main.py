@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, str] = {
     "plan": "edgefed.cli.plan:plan",
     "status": "edgefed.cli.status:status",
     "fleet": "edgefed.cli.fleet:fleet",
+    "flash": "edgefed.cli.flash:flash",
     "evaluate": "edgefed.cli.evaluate:evaluate",
     "summarize": "edgefed.cli.summarize:summarize",
     "report": "edgefed.cli.report:report",
@@ -54,6 +55,9 @@ SUBCOMMANDS: Mapping[str, Mapping[str, str]] = {
         "revoke": "edgefed.cli.fleet_members:revoke",
         "list": "edgefed.cli.fleet_members:list_members",
         "broker-config": "edgefed.cli.fleet_broker:broker_config",
+    },
+    "flash": {
+        "rootfs": "edgefed.cli.flash_rootfs:rootfs",
     },
 }
 """The second words of commands that have one: their modules, as in `COMMANDS`."""
