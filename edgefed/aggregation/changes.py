@@ -26,7 +26,7 @@ Float64 = NDArray[np.float64]
 Shapes = Mapping[str, tuple[int, int]]
 
 _BLOCK_RANK = 256  # components whose factors are in memory twice, in float64
-_LARGEST = 1e30  # of a component: sums of squares of many such still fit float64, and their weighted sums float32
+_LARGEST = 1e15  # of a component: squares of such still fit float32, in a server optimizer or as a weight by size
 _CANCELLATION = 1e-6  # below this share of its components' sizes a product is made of rounding
 
 

@@ -187,7 +187,8 @@ class LoraExchange:
             if not bounded:
                 raise ConfigError(f"aggregator.merge_memory_bytes has no effect on {what}: leave it out")
         largest = max(self._method.global_rank, *self._method.ranks)
-        rank = 2 * largest if self._optimizer.name == "momentum" else largest
+        clipped = self._robustness.max_update_norm is not None and self._aggregation.start == "truncated"
+        rank = 2 * largest if self._optimizer.name == "momentum" or clipped else largest
         needed_bytes = max(sufficient_bytes(shape, rank) for shape in self._shapes.values())
         if limit_bytes < needed_bytes:
             raise ConfigError(

@@ -24,7 +24,7 @@ class Robustness(msgspec.Struct, frozen=True, kw_only=True):
             frozen_global and fedit. Under both, a device has one update in a sum, its newest.
         byzantine: how many devices of a round may be faulty or hostile. A round then needs 2 · byzantine + 3 updates
             for multi_krum and 2 · byzantine + 1 for trimmed_mean: `selection.quorum` must be at least that.
-        max_examples: a device that claims more weighs as if it had that many.
+        max_examples: the most examples that a device weighs with; who claims more weighs as if it had that many.
         max_weight_share: no device has more than this share of a sum, whatever it claims; the others have the rest in
             proportion. `selection.quorum` devices must be able to share out the whole.
         max_update_norm: bound on the Frobenius norm of what a device changed in a round, over all modules.

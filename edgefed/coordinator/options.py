@@ -29,7 +29,7 @@ class Transfers(msgspec.Struct, frozen=True, kw_only=True):
             the broker's queue (1000 messages in Mosquitto), which overflows silently.
         broadcast_settle_s: how long requests for the same adapter are collected before it is broadcast once for all.
         max_update_bytes: larger updates are refused.
-        max_messages_per_minute: of one device, chunks and pings apart; what it says beyond that is not heard.
+        max_messages_per_minute: how many messages of a device are heard, chunks and pings apart.
     """
 
     chunk_bytes: Annotated[int, Meta(ge=1024, le=268_000_000)] = 98_304
@@ -54,7 +54,8 @@ class AggregatorMachine(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         merge_memory_bytes: bound on the working memory of a merge, beside the matrix at hand; merging gets slower where
             the fastest way does not fit. Without it the fastest way is taken. It is for flexlora, delta and
-            frozen_global with averaging or momentum; the other methods decompose nothing, or always in full.
+            frozen_global with averaging or momentum; the other methods decompose nothing, or always in full, and a
+            trimmed mean always forms the matrix.
     """
 
     merge_memory_bytes: Annotated[int, Meta(ge=1)] | None = None

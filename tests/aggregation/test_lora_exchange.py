@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,20 @@ def test_a_rule_is_used_by_the_merge_and_keeps_to_no_memory_limit(
     assert norms["trimmed_mean"] < 3000
     with pytest.raises(ConfigError, match=r"merge_memory_bytes has no effect on robustness\.rule trimmed_mean"):
         exchange(model, 1 << 30, robustness=Robustness(rule="trimmed_mean", byzantine=1))
+
+
+def test_the_least_limit_that_is_taken_is_enough_for_clipped_updates(
+    model: Path, updates: list[Path], tmp_path: Path
+) -> None:
+    bounds = Robustness(max_update_norm=5.0)
+    least_bytes = sufficient_bytes((SIZE, SIZE), 2 * RANK)
+    with pytest.raises(ConfigError, match=rf"needs {least_bytes}: raise it"):
+        exchange(model, least_bytes - 1, robustness=bounds)
+    using = exchange(model, least_bytes, robustness=bounds)
+    using.begin(tmp_path / "0")
+    chosen = using.choose([replace(one, weight=1.0) for one in delivered(updates, tmp_path / "0")])
+    assert len(chosen.interventions) == DEVICES
+    assert using.merge(tmp_path / "0", chosen.delivered, 1, tmp_path / "1").norm <= 5.0 * (1 + 1e-6)
 
 
 def write_huge(model: Path, path: Path) -> Path:
