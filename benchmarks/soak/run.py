@@ -63,6 +63,8 @@ class Watched:
             memory, files = seen.memory_info().rss, seen.num_fds()
         except psutil.Error:
             return
+        if self.process.poll() is not None:  # it has ended, and takes nothing any more
+            return
         self.rounds.append(round_)
         self.resident_bytes.append(memory)
         self.files.append(files)
@@ -101,7 +103,7 @@ class Soak:
             directory / "run",
             options.broker_port,
             selection=f"expected_devices = {options.agents}\nquorum = {quorum}\ngather_s = 2.0\ndeadline_s = 4.0\n",
-            transfers="uploads_at_once = 16\n",
+            transfers="uploads_at_once = 16\nwindow_chunks = 16\n",
         )
         self.config.write_text(toml.replace("rounds = 3\n", f"rounds = {options.rounds}\n"))
         self._configs = []
@@ -151,6 +153,9 @@ async def _soak(soak: Soak, proxy: FaultProxy, watched: list[Watched], draw: ran
                 next_kill_s = time.monotonic() + soak.options.kill_every_s * draw.uniform(0.5, 1.5)
             if round_ % 10 == 0:
                 print(f"round {round_}, cuts {proxy.cuts}, kills {soak.kills}", flush=True)
+        if watched[0].process.returncode:
+            log = (soak.directory / "aggregator.log").read_text()
+            raise RuntimeError(f"the aggregator ended with {watched[0].process.returncode}:\n{log[-4000:]}")
         for one in (*watched, victim):  # agents end by themselves, once they know that it is over
             await asyncio.to_thread(one.process.wait, 120)
     finally:
