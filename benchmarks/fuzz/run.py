@@ -12,10 +12,7 @@ from typing import Any
 
 from benchmarks.provenance import provenance
 from tools.fuzzing.engine import BYTES_PER_INPUT_BYTE, PATIENCE_S, Tally, Target, fuzz
-from tools.fuzzing.targets import all_targets
-
-SLOW = {"agent.toml", "federation.toml", "board", "reference"}
-"""A hundredth of a second and more for each input; a quarter as many."""
+from tools.fuzzing.targets import SLOW, all_targets
 
 
 def main() -> None:

@@ -9,7 +9,10 @@ from tools.fuzzing.engine import Target
 from tools.fuzzing.file_targets import MODEL, file_targets
 from tools.fuzzing.wire_targets import wire_targets
 
-__all__ = ["all_targets"]
+__all__ = ["SLOW", "all_targets"]
+
+SLOW = frozenset({"agent.toml", "federation.toml", "board", "reference"})
+"""Readers that take a hundredth of a second and more for an input: a run gives them fewer."""
 
 
 def all_targets(scratch: Path) -> tuple[Target, ...]:
