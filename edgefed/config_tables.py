@@ -173,7 +173,7 @@ class _Reader:
             return self.struct(options, found, where, tag_field)
         try:
             value = msgspec.convert(found, field.hint)
-        except msgspec.ValidationError:
+        except (msgspec.ValidationError, OverflowError):  # the latter of a whole number that no float holds
             raise self._not_allowed(where, found, describe(field.kind)) from None
         # TOML knows inf and nan; no option means anything by them, and nan passes every range check.
         if isinstance(value, float) and not math.isfinite(value):

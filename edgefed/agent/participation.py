@@ -31,6 +31,7 @@ from edgefed.agent.privacy_ledger import PrivacyLedger
 from edgefed.agent.state_directory import StateDirectory
 from edgefed.agent.supervised_work import SupervisedWork
 from edgefed.agent.uploads import Uploads
+from edgefed.agent.work_times import OutOfTime, WorkTimes
 from edgefed.agent.worker_process import WorkerProcess
 from edgefed.devices.conditions import read_conditions
 from edgefed.devices.sampling import Sampler
@@ -51,7 +52,6 @@ __all__ = ["Participation"]
 _log = logging.getLogger(__name__)
 
 _JOIN_PATIENCE_S = 15.0
-_TIME_MARGIN = 1.2
 _MOST_PLANS = 8
 """Plans that are tried in one round, each a notch below the one that ran out of memory."""
 
@@ -106,7 +106,7 @@ class Participation:
         self._uploads = Uploads(transport, self._up, self._send)
         self._answers: asyncio.Queue[Accepted | Refused | None] = asyncio.Queue()
         self._done: set[tuple[str, int]] = set()
-        self._last_work_s: dict[Plan, float] = {}
+        self._work_times = WorkTimes()
 
     # --- what arrives for it --------------------------------------------------------------------------------------
 
@@ -155,6 +155,9 @@ class Participation:
             note = str(over)
         except _NotSelected as refusal:
             note = f"round {announced.round}: {refusal}"
+        except OutOfTime as reason:  # not done with the round: announced again, it has a new deadline
+            note = f"round {announced.round}: {reason}"
+            await self._send(Decline(run=announced.run, round=announced.round, reason=str(reason)))
         except (CannotTakePart, EdgefedError) as reason:
             note = f"round {announced.round}: {reason}"
             if not isinstance(reason, WorkerError):  # the next worker may do better, if the round is announced again
@@ -175,7 +178,7 @@ class Participation:
             if until_s is None:
                 joining = self._join(announced, planned.plan, prepared)
                 until_s = time.monotonic() + await self._board.while_open(announced, joining)
-            self._check_time(planned.plan, until_s - time.monotonic())
+            self._work_times.check(planned.plan, until_s - time.monotonic())
             try:
                 return await self._do_planned(announced, planned, prepared)
             except WorkerOutOfMemory as error:
@@ -193,7 +196,7 @@ class Participation:
         fetched = await self._board.while_open(announced, fetching)
         started_s = time.monotonic()
         finished = await self._work(announced, planned.plan, fetched)
-        self._last_work_s[planned.plan] = time.monotonic() - started_s
+        self._work_times.took(planned.plan, time.monotonic() - started_s)
         await asyncio.to_thread(self._planning.succeeded, planned, finished.record)
         return await self._keep_answer(announced, planned, prepared, fetched, finished)
 
@@ -239,12 +242,6 @@ class Participation:
             answer = await self._answers.get()
             if answer is None or (answer.run, answer.round) == (announced.run, announced.round):
                 return answer
-
-    def _check_time(self, plan: Plan, remaining_s: float) -> None:
-        """Does not start what cannot be finished: it would cost energy and count for nothing."""
-        needed_s = self._last_work_s.get(plan, 0.0) * _TIME_MARGIN
-        if needed_s > remaining_s:
-            raise CannotTakePart(f"{remaining_s:.0f} s are left, and this device needed {needed_s:.0f} s last time")
 
     async def _work(self, announced: RoundOpen, plan: Plan, fetched: Fetched) -> Finished:
         work = RoundWork(

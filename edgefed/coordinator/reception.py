@@ -207,7 +207,7 @@ class Reception:
         self._perform(self._ledger.apply(events.DeviceJoined(device)))
 
     def _decline(self, device: str, decline: Decline) -> None:
-        _log.warning("device %s does not take part in round %d: %s", device, decline.round, decline.reason)
+        _log.warning("device %s does not take part in round %d: %r", device, decline.round, decline.reason)
         if decline.round == self._ledger.state.round:
             self._intake.give_up_on(device)
             self._perform(self._ledger.apply(events.DeviceLeft(device)))

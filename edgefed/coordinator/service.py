@@ -21,7 +21,7 @@ from edgefed.coordinator import events, rounds
 from edgefed.coordinator.answers import MergedRound
 from edgefed.coordinator.broadcast import Broadcast
 from edgefed.coordinator.claim import ANSWER_S, CLAIM_S, FleetClaim
-from edgefed.coordinator.history import write_history
+from edgefed.coordinator.history import extend_history, write_history
 from edgefed.coordinator.intake import Intake
 from edgefed.coordinator.ledger import Ledger
 from edgefed.coordinator.merging import RoundTraffic, merge_round, tidy
@@ -314,7 +314,7 @@ class Aggregator:
     def _after_merge(self, done: _MergeDone) -> None:
         self._reception.refusals.take_merged(done.record)
         self._perform(self._ledger.apply_merged(done.record))
-        write_history(self._directory.history, self._store, self._ledger.state)
+        extend_history(self._directory.history, self._store, self._ledger.state)
         tidy(self._directory, self._options.selection, self._ledger.state, len(self._store.merged_rounds()))
 
     def _finish(self, reason: str) -> None:

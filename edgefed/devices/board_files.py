@@ -133,7 +133,7 @@ def load_board(path: Path) -> Board:
         raise ConfigError(f"{path}: {where} is not a known key; {hint}allowed there: {', '.join(allowed)}")
     try:
         board = msgspec.convert(document, Board)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, OverflowError) as error:  # the latter of a whole number that no float holds
         raise ConfigError(f"{path}: {_in_words(str(error), document)}") from None
     if board.id != path.stem:
         raise ConfigError(f"{path}: id is {board.id!r}; allowed is the name of the file, {path.stem!r}")

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from edgefed.planner.values import Machine
+from edgefed.protocol.records import Count, PositiveCount
 from edgefed.protocol.tasks import Quantization
 
 __all__ = ["History", "Outcome", "decode_history"]
@@ -45,12 +46,12 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     hardware: str
     quantization: Quantization
-    predicted_peak_bytes: Annotated[int, Meta(gt=0)]
-    decided_bytes: Annotated[int, Meta(gt=0)]
+    predicted_peak_bytes: PositiveCount
+    decided_bytes: PositiveCount
     predicted_step_s: Annotated[float, Meta(gt=0)]
-    peak_bytes: Annotated[int, Meta(gt=0)] | None
+    peak_bytes: PositiveCount | None
     step_s: Annotated[float, Meta(gt=0)] | None
-    available_bytes: Annotated[int, Meta(ge=0)]
+    available_bytes: Count
     plan: str = ""
 
 

@@ -144,4 +144,6 @@ def _check(
         for value in named.values():
             if value.dtype != weight.dtype or value.shape not in (weight.shape, ()):
                 raise ValueError("a moment is not of its weight's shape and type")
+            if not value.ndim and not value >= 1:
+                raise ValueError("a counter of steps that were done counts none")
     torch.Generator().set_state(random[0])

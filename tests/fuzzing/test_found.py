@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Callable
 
 import pytest
@@ -18,6 +20,14 @@ def replaced(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
         return sample.replace(old, new, 1)
 
     return change
+
+
+def counted_back(sample: bytes) -> bytes:
+    """AdamW's first counter, 1.0 where it is found, as -1.0: the next step would divide by zero."""
+    header_bytes = int.from_bytes(sample[:8], "little")
+    at = 8 + header_bytes + json.loads(sample[8 : 8 + header_bytes])["moment/0/step"]["data_offsets"][0]
+    assert sample[at : at + 4] == struct.pack("<f", 1.0)
+    return sample[:at] + struct.pack("<f", -1.0) + sample[at + 4 :]
 
 
 FOUND = {
@@ -38,7 +48,10 @@ FOUND = {
     ],
     "model header": [len(DEEP).to_bytes(8, "little") + DEEP],
     "model config": [DEEP, replaced(b'"d_ff": 384', b'"d_ff": Infinity')],
-    "plans.json": [b'{"more":' + DEEP],
+    "plans.json": [
+        b'{"more":' + DEEP,
+        replaced(b'"peak_bytes":1073741824,"step_s"', b'"peak_bytes":1' + b"0" * 400 + b',"step_s"'),
+    ],
     "measured profile": [b'{"more":' + DEEP],
     "suspended training": [
         replaced(b"moment/1/exp_avg_sq", b"moment/7/exp_avg_sq"),
@@ -46,6 +59,7 @@ FOUND = {
         replaced(b"moment/1/exp_avg_sq", b"moment/1/exp_avg_sx"),
         replaced(b"weight/1", b"weight/2"),
         replaced(b"random/0", b"randon/0"),
+        counted_back,
     ],
     "agent.toml": [
         b"a = " + HUGE,
@@ -58,6 +72,8 @@ FOUND = {
         b"a = " + HUGE,
         b"a = " + DEEP,
         replaced(b'name = "', b"name = 0x" + b"f" * 4_000 + b' #"'),
+        replaced(b"42_949_672_960", b"0x" + b"f" * 4_000),
+        replaced(b"gpu_name = 'A100", b"gpu_name = 'a{4294967296}"),
     ],
 }
 

@@ -45,9 +45,9 @@ from tools.fuzzing.mutations import (
 )
 from tools.fuzzing.wire_targets import PROBED, golden
 
-__all__ = ["file_targets"]
+__all__ = ["MODEL", "file_targets"]
 
-_MODEL = Path(edgefed.__file__).parent / "assets" / "tiny_t5"
+MODEL = Path(edgefed.__file__).parent / "assets" / "tiny_t5"
 _JSON: tuple[Mutation, ...] = (damaged, wrong_numbers, json_document, json_document)
 _TENSORS: tuple[Mutation, ...] = (damaged, safetensors, safetensors)
 _TOML_BYTES = 16 * 2**20  # tomllib keeps every beginning of a dotted key: 10 MiB for one of 3,000 parts
@@ -166,10 +166,10 @@ def _layer_reader(scratch: Path, layers: tuple[bytes, ...]) -> Callable[[bytes],
 def _exchange(scratch: Path) -> tuple[LoraExchange, bytes, bytes, bytes]:
     """An exchange, and what belongs to it: an update, the server's state and its manifest."""
     method = LoraMethod(target_modules=["q"], ranks=[2])
-    exchange = LoraExchange(method, ServerOptimizer(), model_path=_MODEL, model_name="tiny", seed=1)
+    exchange = LoraExchange(method, ServerOptimizer(), model_path=MODEL, model_name="tiny", seed=1)
     exchange.begin(scratch / "state-0")
     path = scratch / "sample.safetensors"
-    write_adapter(path, initial_adapter(linear_shapes(_MODEL, ["q"]), 2, seed=1), precision="int8")
+    write_adapter(path, initial_adapter(linear_shapes(MODEL, ["q"]), 2, seed=1), precision="int8")
     state, manifest = (scratch / "state-0" / name for name in ("state.safetensors", "manifest.json"))
     return exchange, path.read_bytes(), state.read_bytes(), manifest.read_bytes()
 
@@ -194,12 +194,12 @@ def _peft_targets(scratch: Path) -> Iterable[Target]:
 def _model_targets(scratch: Path) -> Iterable[Target]:
     directory = scratch / "model"
     directory.mkdir()
-    (weights,) = weight_files(_MODEL)
+    (weights,) = weight_files(MODEL)
     with weights.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
         header = header_bytes.to_bytes(8, "little") + file.read(header_bytes)
     (directory / "model.safetensors").write_bytes(header)
-    config = (_MODEL / "config.json").read_bytes()
+    config = (MODEL / "config.json").read_bytes()
     yield Target("model header", _file(scratch / "header", tensor_shapes), ModelError, (header,), _TENSORS)
     yield Target(
         "model config",
