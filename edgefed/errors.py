@@ -23,7 +23,8 @@
     ├── FederationFailed        12   a federation ended without reaching its last round
     ├── NoPlan                  13   no allowed plan fits the machine, the deadline or the disk
     ├── FleetTaken              14   another live aggregator serves this fleet
-    └── FlashError              15   a board cannot take the agent, or what it should take is wrong
+    ├── FlashError              15   a board cannot take the agent, or what it should take is wrong
+    └── NotAdmitted             16   a board's claim to be a device of the fleet was refused
 
 Exit codes 0 (done), 2 (wrong command line) and 130 (interrupted) come from outside this tree.
 """
@@ -48,6 +49,7 @@ __all__ = [
     "MessageError",
     "ModelError",
     "NoPlan",
+    "NotAdmitted",
     "PayloadTooLarge",
     "StoreError",
     "TransportError",
@@ -177,3 +179,9 @@ class FlashError(EdgefedError):
     """A board's file system or image cannot take the agent, or what it should take is wrong."""
 
     exit_code = 15
+
+
+class NotAdmitted(EdgefedError):
+    """A board's claim to be a device of the fleet was refused."""
+
+    exit_code = 16

@@ -68,7 +68,7 @@ def _adapter_targets(scratch: Path) -> tuple[Target, ...]:
     exchange, update, state, manifest = _exchange(scratch)
 
     def check(path: Path) -> None:
-        exchange.check(path, Plan(rank=2, held_rank=0, quantization="fp32"))
+        exchange.check(path, Plan(rank=2, held_rank=0, quantization="fp32"), scratch / "state-0")
 
     def load(path: Path) -> object:
         return exchange.load(path.parent)
@@ -219,7 +219,7 @@ def _history() -> bytes:
         hardware="cpu",
         quantization="fp32",
         predicted_peak_bytes=2**30,
-        needed_bytes=2**29,
+        decided_bytes=2**29,
         predicted_step_s=0.5,
         peak_bytes=2**30,
         step_s=0.6,
