@@ -51,7 +51,7 @@ class Intervention(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         device: who sent it.
         round: the round it was trained in.
-        what: `excluded` of the sum, or `clipped`.
+        what: `excluded` from the sum, or `clipped`.
         reason: why.
     """
 

@@ -15,6 +15,7 @@ from edgefed.coordinator import events
 from edgefed.coordinator.answers import Answer, Outcome
 from edgefed.coordinator.broadcast import Broadcast
 from edgefed.coordinator.echo import Echo
+from edgefed.coordinator.evaluations import Credibility
 from edgefed.coordinator.intake import Intake
 from edgefed.coordinator.ledger import Ledger
 from edgefed.coordinator.offers import judge_offer
@@ -86,6 +87,7 @@ class Reception:
         self._tell = tell
         self._perform = perform
         self._echo = Echo(tell)
+        self._credibility = Credibility(options.evaluation, options.task)
         self._limit = WordLimit(options.transfers.max_messages_per_minute)
         self._messages_per_minute = options.transfers.max_messages_per_minute
         self.refusals = Refusals(store)
@@ -127,6 +129,7 @@ class Reception:
         self._directory.take_update(path, device, offer.round, offer.sha256)
         outcome: Outcome = "counted" if verdict == "wanted" else "late"
         evaluation = offer.record.evaluation
+        loss, tokens = (None, 0) if evaluation is None else self._credibility.weigh(device, evaluation)
         event = events.UpdateReceived(
             events.Update(
                 device=device,
@@ -136,8 +139,8 @@ class Reception:
                 rank=offer.plan.rank,
                 held_rank=offer.plan.held_rank,
             ),
-            loss=evaluation.loss if evaluation else None,
-            target_tokens=evaluation.target_tokens if evaluation else 0,
+            loss=loss,
+            target_tokens=tokens,
         )
         actions = self._ledger.apply(event, answer=_answer(device, offer, outcome))
         self._acknowledge(device, offer.round, offer.sha256, outcome)
@@ -236,7 +239,8 @@ class Reception:
         elif state.phase != "training":
             self._acknowledge(device, report.round, "", "dropped", _WHY_DROPPED["dropped"])
         else:
-            event = events.EvaluationReceived(device, report.round, evaluation.loss, evaluation.target_tokens)
+            loss, tokens = self._credibility.weigh(device, evaluation)
+            event = events.EvaluationReceived(device, report.round, loss, tokens)
             answer = Answer(
                 round=report.round, device=device, sha256="", size_bytes=0, outcome="evaluated", record=report.record
             )

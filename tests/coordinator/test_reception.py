@@ -109,8 +109,10 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     store.close()
 
 
-def report(device: str, round_: int = 2, run: str = RUN) -> EvaluationReport:
-    evaluation = EvaluationRecord(loss=1.0, target_tokens=10, examples=1, evaluate_s=0.1)
+def report(
+    device: str, round_: int = 2, run: str = RUN, *, loss: float = 1.0, target_tokens: int = 10
+) -> EvaluationReport:
+    evaluation = EvaluationRecord(loss=loss, target_tokens=target_tokens, examples=1, evaluate_s=0.1)
     record = RoundRecord(
         device=device, round=round_, rank=0, held_rank=2, quantization="fp32", examples=1, evaluation=evaluation
     )
@@ -169,3 +171,16 @@ def test_states_and_nonsense_are_counted_too_and_measurements_are_not(desk: Desk
         desk.reception.hear(Message(Topics(FLEET).device("loud", "state"), state))
     assert desk.reception.refusals.totals == {"silenced": 1}
     desk.reception.hear(Message(Topics(FLEET).device("loud", "up"), b"{"))  # is not even complained of
+
+
+def test_a_claim_of_many_tokens_weighs_no_more_than_could_be_measured(desk: Desk) -> None:
+    desk.hears("one", report("one", loss=4.0, target_tokens=8192))  # 64 examples of 128 tokens
+    desk.hears("two", report("two", loss=2.0, target_tokens=2**53 - 1))
+    assert desk.ledger.state.losses == ((1, pytest.approx(3.0)),)
+
+
+@pytest.mark.parametrize("loss", [-1.0, 1e300])
+def test_a_loss_that_cannot_be_is_taken_and_weighs_nothing(desk: Desk, loss: float) -> None:
+    assert desk.hears("one", report("one", loss=loss)).outcome == "counted"
+    desk.hears("two", report("two", loss=2.0))
+    assert desk.ledger.state.losses == ((1, 2.0),)
