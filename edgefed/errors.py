@@ -22,7 +22,8 @@
     ├── DeviceIdTaken           11   another live agent uses this device id
     ├── FederationFailed        12   a federation ended without reaching its last round
     ├── NoPlan                  13   no allowed plan fits the machine, the deadline or the disk
-    └── FleetTaken              14   another live aggregator serves this fleet
+    ├── FleetTaken              14   another live aggregator serves this fleet
+    └── NotAdmitted             15   a board's claim to be a device of the fleet was refused
 
 Exit codes 0 (done), 2 (wrong command line) and 130 (interrupted) come from outside this tree.
 """
@@ -46,6 +47,7 @@ __all__ = [
     "MessageError",
     "ModelError",
     "NoPlan",
+    "NotAdmitted",
     "PayloadTooLarge",
     "StoreError",
     "TransportError",
@@ -169,3 +171,9 @@ class FleetTaken(EdgefedError):
     """Another live aggregator serves this fleet."""
 
     exit_code = 14
+
+
+class NotAdmitted(EdgefedError):
+    """A board's claim to be a device of the fleet was refused."""
+
+    exit_code = 15

@@ -101,6 +101,14 @@ class Topics:
         """One channel of one claim: all that a board may use before it is enrolled."""
         return f"{self.root}/claim/{name}/{channel}"
 
+    def parse_claim(self, topic: str) -> str | None:
+        """Returns whose `claim/<name>/up` topic of this fleet it is, or None for any other topic."""
+        prefix, suffix = f"{self.root}/claim/", "/up"
+        if not (topic.startswith(prefix) and topic.endswith(suffix)):
+            return None
+        name = topic[len(prefix) : -len(suffix)]
+        return name if _ID.match(name) else None
+
     def is_blob(self, topic: str) -> bool:
         """Whether `topic` carries broadcast chunks of this fleet."""
         return topic.startswith(f"{self.root}/blob/")

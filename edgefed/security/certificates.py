@@ -10,6 +10,7 @@ broker's: a device cannot stand between another device and the broker.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import ipaddress
 import re
 import secrets
@@ -32,6 +33,7 @@ __all__ = [
     "PublicKey",
     "certificate_pem",
     "common_name",
+    "fingerprint",
     "fleet_of",
     "hosts_of",
     "issue",
@@ -239,6 +241,12 @@ def common_name(certificate: x509.Certificate) -> str:
     """Returns whom a certificate names; empty where it names nobody or several."""
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(names[0].value) if len(names) == 1 else ""
+
+
+def fingerprint(key: PublicKey) -> str:
+    """Returns what a public key is known by: the sha256 of its DER (SubjectPublicKeyInfo), as 64 hexadecimal digits."""
+    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(der).hexdigest()
 
 
 def certificate_pem(certificate: x509.Certificate | x509.CertificateRevocationList) -> bytes:

@@ -5,6 +5,7 @@
     ca/ca.pem, ca/ca.key        the authority; with its key anybody can be made a member of the fleet
     ca/crl.pem                  what was taken back
     ca/issued/<serial>.pem      every certificate that was ever issued
+    ca/tokens/<id>.json         claim tokens that were given out (`security.admissions`); never the tokens themselves
     aggregator/, broker/, devices/<id>/, observers/<name>/, claims/<name>/
                                 what each of them needs: ca.pem, certificate.pem, key.pem
 
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from edgefed.errors import ConfigError
@@ -150,6 +152,16 @@ class FleetDirectory:
             return self.path / _PLACES[identity.role] / identity.name
         return self.path / identity.role
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps two commands from changing the directory at the same time."""
+        lock = os.open(self.path / "ca", os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
     def issued(self) -> list[Issued]:
         """Returns every certificate that was issued, by name, and each holder's newest last.
 
@@ -199,7 +211,7 @@ class FleetDirectory:
             ConfigError: they are a member already, or the authority or the request cannot be used.
             OSError: something cannot be read or written.
         """
-        with self._alone():
+        with self.alone():
             if identity in self.members(now):
                 raise ConfigError(
                     f"{identity.common_name} is enrolled already: `edgefed fleet rotate` gives it a new certificate, "
@@ -222,14 +234,13 @@ class FleetDirectory:
         What they had before counts until it ends or is revoked, so that they can go on until they have the new one. The
         broker's new certificate is for the same hosts where none are given.
         """
-        with self._alone():
+        with self.alone():
             entries = [entry for entry in self.issued() if entry.identity == identity and entry.revoked is None]
             if not entries:
                 raise ConfigError(
                     f"{identity.common_name} has no certificate to renew: `edgefed fleet enroll` makes one"
                 )
-            file = self._record(entries[-1].serial)
-            hosts = hosts or certificates.hosts_of(certificates.read_certificate(file.read_bytes(), str(file)))
+            hosts = hosts or certificates.hosts_of(self.certificate(entries[-1]))
             return self._issue(identity, days=days, now=now, request=request, output=output, hosts=hosts)
 
     def revoke(self, identity: Identity, *, now: datetime, superseded_only: bool = False) -> list[int]:
@@ -244,7 +255,7 @@ class FleetDirectory:
             ConfigError: there is nothing to take back.
             OSError: the list cannot be written.
         """
-        with self._alone():
+        with self.alone():
             revoked, number = self._revoked()
             serials = [entry.serial for entry in self.issued() if entry.identity == identity and entry.revoked is None]
             chosen = serials[:-1] if superseded_only else serials
@@ -269,10 +280,8 @@ class FleetDirectory:
             raise ConfigError(f"hosts are for the certificate of {BROKER.common_name}, not of {identity.common_name}")
         if not hosts and identity == BROKER:
             raise ConfigError("under which name or address do the devices reach the broker? Give at least one")
-        authority = self._authority()
         public, secret = _key(identity, request)
-        certificate = certificates.issue(authority, identity, public, days=days, now=now, hosts=hosts)
-        replace_file(self._record(certificate.serial_number), [certificates.certificate_pem(certificate)])
+        certificate = self.sign(identity, public, days=days, now=now, hosts=hosts)
         place = output or self.place(identity)
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         if secret:
@@ -282,6 +291,35 @@ class FleetDirectory:
         replace_file(place / CERTIFICATE_FILE, [certificates.certificate_pem(certificate)], mode=_PUBLIC)
         replace_file(place / CA_FILE, [self.ca_file.read_bytes()], mode=_PUBLIC)
         return place
+
+    def sign(
+        self, identity: Identity, key: PublicKey, *, days: int, now: datetime, hosts: Sequence[str] = ()
+    ) -> x509.Certificate:
+        """Returns a new certificate, once it is on record. Only within `alone`, for who may have one.
+
+        Args:
+            identity: whose.
+            key: their public key.
+            days: for how long.
+            now: in UTC, with its zone.
+            hosts: as in `enroll`.
+
+        Raises:
+            ConfigError: the authority cannot be used.
+            OSError: something cannot be read or written.
+        """
+        certificate = certificates.issue(self._authority(), identity, key, days=days, now=now, hosts=hosts)
+        replace_file(self._record(certificate.serial_number), [certificates.certificate_pem(certificate)])
+        return certificate
+
+    def certificate(self, entry: Issued) -> x509.Certificate:
+        """Returns a certificate that was issued.
+
+        Raises:
+            ConfigError: its file is damaged.
+        """
+        file = self._record(entry.serial)
+        return certificates.read_certificate(file.read_bytes(), str(file))
 
     def _record(self, serial: int) -> Path:
         return self.path / "ca" / "issued" / f"{serial:040x}.pem"
@@ -303,16 +341,6 @@ class FleetDirectory:
     ) -> None:
         made = certificates.make_revocation_list(authority, revoked, number=number, now=now)
         replace_file(self.revocation_list, [certificates.certificate_pem(made)], mode=_PUBLIC)
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keeps two commands from changing the directory at the same time."""
-        lock = os.open(self.path / "ca", os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
 
 
 def _key(identity: Identity, request: Path | None) -> tuple[PublicKey, bytes]:
