@@ -11,12 +11,12 @@ import typer
 if TYPE_CHECKING:
     from edgefed.security.fleet_directory import Issued
 
-__all__ = ["FLEET_OPTION", "enroll", "init", "list_members", "revoke", "rotate"]
+__all__ = ["DAYS_OPTION", "FLEET_OPTION", "enroll", "init", "list_members", "revoke", "rotate"]
 
 FLEET_OPTION: Any = typer.Option("--fleet", "-f", help="The fleet's directory.", file_okay=False)
+DAYS_OPTION: Any = typer.Option("--days", help="For how many days the certificate counts.", min=1, max=36500)
 
 _NAME = typer.Argument(help="A device id, observer:NAME, claim:NAME, role:aggregator or role:broker.")
-_DAYS = typer.Option("--days", help="For how many days the certificate counts.", min=1, max=36500)
 _REQUEST = typer.Option("--csr", help="A signing request: the key stays where the request was made.", dir_okay=False)
 _OUTPUT = typer.Option("--output", "-o", help="Write the files here, not into the fleet's directory.", file_okay=False)
 _HOSTS = typer.Option("--broker-host", help="Name or address under which devices reach the broker; may be repeated.")
@@ -28,7 +28,7 @@ def init(
     directory: Annotated[Path, typer.Argument(help="A new directory for it.", file_okay=False)],
     hosts: Annotated[list[str], _HOSTS],
     name: Annotated[str, typer.Option(help="The fleet's name in every topic.  [default: the directory's]")] = "",
-    days: Annotated[int, _DAYS] = _MEMBER_DAYS,
+    days: Annotated[int, DAYS_OPTION] = _MEMBER_DAYS,
     authority_days: Annotated[int, typer.Option(help="The same of the authority itself.", min=1, max=36500)] = (
         _AUTHORITY_DAYS
     ),
@@ -56,7 +56,7 @@ def enroll(
     fleet: Annotated[Path, FLEET_OPTION] = Path(),
     csr: Annotated[Path | None, _REQUEST] = None,
     output: Annotated[Path | None, _OUTPUT] = None,
-    days: Annotated[int, _DAYS] = _MEMBER_DAYS,
+    days: Annotated[int, DAYS_OPTION] = _MEMBER_DAYS,
     hosts: Annotated[list[str] | None, _HOSTS] = None,
 ) -> None:
     """Make a device a member of the fleet: a certificate for a key that is made here, or made on the device.
@@ -77,7 +77,7 @@ def rotate(
     fleet: Annotated[Path, FLEET_OPTION] = Path(),
     csr: Annotated[Path | None, _REQUEST] = None,
     output: Annotated[Path | None, _OUTPUT] = None,
-    days: Annotated[int, _DAYS] = _MEMBER_DAYS,
+    days: Annotated[int, DAYS_OPTION] = _MEMBER_DAYS,
     hosts: Annotated[list[str] | None, _HOSTS] = None,
 ) -> None:
     """Give a member a new key and certificate.

@@ -53,6 +53,8 @@ SUBCOMMANDS: Mapping[str, Mapping[str, str]] = {
         "rotate": "edgefed.cli.fleet_members:rotate",
         "revoke": "edgefed.cli.fleet_members:revoke",
         "list": "edgefed.cli.fleet_members:list_members",
+        "token": "edgefed.cli.fleet_claims:token",
+        "admit": "edgefed.cli.fleet_claims:admit",
         "broker-config": "edgefed.cli.fleet_broker:broker_config",
     },
 }

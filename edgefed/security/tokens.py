@@ -28,7 +28,8 @@ from edgefed.protocol.messages.claims import Claim
 from edgefed.protocol.topics import check_id
 
 __all__ = [
-    "TokenFile", "check_pattern", "is_proven", "make_claim", "matches", "new_secret", "read_token", "token_id",
+    "TokenFile", "check_pattern", "is_proven", "make_claim", "matches", "new_secret", "read_token", "request_id",
+    "token_id",
     "verifier_of", "write_token",
 ]  # fmt: skip
 
@@ -118,6 +119,11 @@ def make_claim(token: TokenFile, device: str, request: bytes) -> Claim:
     return Claim(
         token=token_id(key.public_key().public_bytes_raw()), device=device, request=request.decode(), proof=proof.hex()
     )
+
+
+def request_id(request: bytes) -> str:
+    """Returns what an answer names the signing request by: the sha256 of its PEM, as 64 hexadecimal digits."""
+    return hashlib.sha256(request).hexdigest()
 
 
 def is_proven(claim: Claim, fleet: str, claim_name: str, verifier: bytes) -> bool:
