@@ -58,10 +58,14 @@ def token(
         directory = FleetDirectory(fleet)
         identity = Identity.parse(f"claim:{claim}")
         known = identity in directory.members(now)
-        made = Admissions(directory).give_token(
-            device, identity, expires=now + timedelta(seconds=span_s), now=now, days=days
-        )
-        write_token(output, made)
+        admissions = Admissions(directory)
+        until = now + timedelta(seconds=span_s)
+        made = admissions.give_token(device, identity, expires=until, now=now, days=days)
+        try:
+            write_token(output, made)
+        except OSError:
+            admissions.take_back(made)
+            raise
     typer.echo(f"wrote {output}: for {made.device}, until {made.expires:%Y-%m-%d %H:%M} UTC")
     if not known:
         typer.echo(

@@ -135,6 +135,10 @@ class Admissions:
             key=(place / KEY_FILE).read_bytes(),
         )
 
+    def take_back(self, token: TokenFile) -> None:
+        """Makes a token useless; whoever has used it already keeps what they got."""
+        self._file(tokens.token_id(tokens.verifier_of(token.secret))).unlink(missing_ok=True)
+
     def check(self, claim: Claim, claim_name: str, now: datetime) -> Candidate:
         """Returns who asks, if they may be admitted.
 
