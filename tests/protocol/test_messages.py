@@ -23,6 +23,14 @@ from edgefed.devices.profile import DeviceProfile
 from edgefed.devices.sensors import AbsentSensor, PowerProfile, PowerSensor, ThermalProfile
 from edgefed.devices.storage import StorageProfile
 from edgefed.errors import MessageError
+from edgefed.protocol.messages.claims import (
+    Admitted,
+    Claim,
+    ClaimAnswer,
+    Refusal,
+    decode_claim,
+    decode_claim_answer,
+)
 from edgefed.protocol.messages.down import (
     Accepted,
     Acknowledged,
@@ -67,6 +75,8 @@ DECODERS: dict[str, tuple[Decode, Any]] = {
     "round": (decode_round, RoundMessage),
     "device-state": (decode_device_state, DeviceState),
     "aggregator-state": (decode_aggregator_state, AggregatorState),
+    "claim": (decode_claim, Claim),
+    "claim-answer": (decode_claim_answer, ClaimAnswer),
 }
 
 SHA256 = "0123456789abcdef" * 4
@@ -212,6 +222,9 @@ SAMPLES: dict[str, tuple[Decode, msgspec.Struct]] = {
         Acknowledged(run="0a1b2c3d", round=2, sha256=SHA256, outcome="rejected", reason="NaN in it"),
     ),
     "pong": (decode_down, Pong(nonce="c0ffee", sequence=3, padding="01234567", refused="")),
+    "claim": (decode_claim, Claim(token="c0ffee00" * 4, device="board-03", request="PEM", proof="c0ffee00" * 16)),
+    "admitted": (decode_claim_answer, Admitted(request=SHA256, certificate="PEM")),
+    "claim-refused": (decode_claim_answer, Refusal(request=SHA256, reason="the token was used already")),
     "device-profile": (
         lambda payload: msgspec.json.decode(payload, type=DeviceProfile),
         DeviceProfile(
