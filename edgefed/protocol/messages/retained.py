@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from edgefed.protocol.messages.manifest import Manifest
-from edgefed.protocol.messages.wire import RunId, Text, Wire, decode
+from edgefed.protocol.messages.wire import RunId, SealingKeyText, Text, Wire, decode
 from edgefed.protocol.records import Count, PositiveCount
 from edgefed.protocol.tasks import Evaluation, Method, ModelReference, SummarizationTask, Training
 
@@ -76,6 +76,7 @@ class RoundOpen(Wire, frozen=True, kw_only=True, tag="round-open"):
         evaluates: whether this round does so.
         late_is_used: whether an update that comes after the round has closed still counts for something.
         seed: the federation's; devices derive their own from it, the round and their id.
+        sealing_key: public key that updates have to be sealed for, in hexadecimal digits; empty where they need not be.
     """
 
     run: RunId
@@ -92,6 +93,7 @@ class RoundOpen(Wire, frozen=True, kw_only=True, tag="round-open"):
     late_is_used: bool = False
     seed: int
     manifest: Manifest
+    sealing_key: SealingKeyText = ""
 
 
 class FederationFinished(Wire, frozen=True, kw_only=True, tag="finished"):
