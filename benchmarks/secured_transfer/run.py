@@ -1,8 +1,8 @@
-"""What mutual TLS and signatures cost: a 64 MiB update through Mosquitto with and without them, and an idle agent.
+"""What mutual TLS, signatures and sealing cost: a 64 MiB update through Mosquitto, with and without, and an idle agent.
 
     python -m benchmarks.secured_transfer.run
 
-Every transfer is two fresh processes beside one Mosquitto; the three kinds take turns. See README.md.
+Every transfer is two fresh processes beside one Mosquitto; the four kinds take turns. See README.md.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from edgefed.security.authorship import read_authorship
 from edgefed.security.fleet_directory import FleetDirectory, Lifetimes
 from edgefed.security.identities import AGGREGATOR, Identity
 from edgefed.security.mosquitto_files import MosquittoOptions, write_mosquitto
+from edgefed.security.sealing import SealingKey, seal, sealing_context
 from edgefed.transport.base import Message, Transport
 from edgefed.transport.blob_receiver import IncomingBlob
 from edgefed.transport.blob_sender import Credit, send_ranges
@@ -43,11 +44,12 @@ from edgefed.transport.options import guarded_client_id
 from edgefed.transport.signed import SignedTransport
 from tools.mosquitto import configured_mosquitto, free_port, running_mosquitto
 
-KINDS = ("plain", "tls", "tls and signatures")
+KINDS = ("plain", "tls", "tls and signatures", "sealed too")
 TOPICS = Topics("bench")
 DEVICE = Identity("device", "board")
 UP, DOWN = TOPICS.device("board", "up"), TOPICS.device("board", "down")
 RUN = "0a1b2c3d"
+CONTEXT = sealing_context("bench", RUN, 1, "board")
 WINDOW, AHEAD_CHUNKS, REPORT_CHUNKS = 8, 64, 8
 RESULT = Path(__file__).parent / "results" / "secured_transfer.json"
 
@@ -66,7 +68,7 @@ async def connected(kind: str, who: Identity, fleet: Path, port: int) -> Any:
         **({} if kind == "plain" else {name: str(file) for name, file in files.items()}),
     )
     async with connect_mqtt(options) as transport:
-        if kind != "tls and signatures":
+        if kind in ("plain", "tls"):
             yield transport
             return
         seal = read_authorship(
@@ -80,7 +82,7 @@ async def connected(kind: str, who: Identity, fleet: Path, port: int) -> Any:
         yield SignedTransport(transport, seal)
 
 
-async def receive(transport: Transport, directory: Path, total_bytes: int, chunk_bytes: int) -> None:
+async def receive(transport: Transport, directory: Path, chunk_bytes: int, key: SealingKey | None) -> None:
     """Puts one blob together, tells how far it is as the aggregator does, and says when it is whole and on disk."""
     await transport.subscribe(UP)
     blob: IncomingBlob | None = None
@@ -97,7 +99,7 @@ async def receive(transport: Transport, directory: Path, total_bytes: int, chunk
         chunk = decode_chunk(event.payload)
         if blob is None:
             sha256 = chunk.sha256
-            blob = IncomingBlob(directory, sha256, total_bytes)
+            blob = IncomingBlob(directory, sha256, chunk.total_bytes)
         blob.receive(chunk)
         if blob.complete:
             break
@@ -108,12 +110,14 @@ async def receive(transport: Transport, directory: Path, total_bytes: int, chunk
             reports.add(report)
             report.add_done_callback(reports.discard)
     assert blob is not None
-    await asyncio.to_thread(blob.finish)
+    path = await asyncio.to_thread(blob.finish)
+    if key is not None:
+        await asyncio.to_thread(key.open, path, path.with_name("opened"), CONTEXT)
     await asyncio.gather(*reports)
     await transport.publish(DOWN, encode(Acknowledged(run=RUN, round=1, sha256=sha256, outcome="counted")))
 
 
-async def send(transport: Transport, path: Path, chunk_bytes: int) -> float:
+async def send(transport: Transport, path: Path, chunk_bytes: int, key: SealingKey | None) -> float:
     """Returns the seconds from the first look at the file to the receiver's word that it has it."""
     ready, done = asyncio.Event(), asyncio.Event()
     credit = Credit(AHEAD_CHUNKS * chunk_bytes)
@@ -135,6 +139,10 @@ async def send(transport: Transport, path: Path, chunk_bytes: int) -> float:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(ready.wait(), 0.2)
     started_s = time.perf_counter()
+    if key is not None:
+        sealed = path.with_name("sealed")
+        await asyncio.to_thread(seal, path, sealed, key.public, CONTEXT)
+        path = sealed
     sha256 = await asyncio.to_thread(hash_file, path)
     everything = Ranges([(0, path.stat().st_size)])
     await send_ranges(transport, UP, path, sha256, everything, chunk_bytes=chunk_bytes, window=WINDOW, credit=credit)
@@ -176,11 +184,13 @@ async def play(options: argparse.Namespace) -> None:
     """Is one of the processes."""
     path, is_sender = Path(options.file), options.role == "sender"
     who, chunk_bytes = DEVICE if is_sender else AGGREGATOR, int(options.chunk_bytes)
-    async with connected(options.kind, who, Path(options.fleet), int(options.port)) as transport:
+    fleet = Path(options.fleet)
+    key = SealingKey.read_or_make(fleet / "sealing.key") if options.kind == "sealed too" else None
+    async with connected(options.kind, who, fleet, int(options.port)) as transport:
         if is_sender:
-            print(await send(transport, path, chunk_bytes))
+            print(await send(transport, path, chunk_bytes, key))
         else:
-            await receive(transport, Path(options.directory), path.stat().st_size, chunk_bytes)
+            await receive(transport, Path(options.directory), chunk_bytes, key)
 
 
 def idle_mib(kind: str, fleet: FleetDirectory, port: int) -> float:
@@ -194,7 +204,8 @@ def idle_mib(kind: str, fleet: FleetDirectory, port: int) -> float:
             f'device = "board"\nfleet = "bench"\nstate = "{directory}/state"\n[data]\npath = "{directory}/data.jsonl"\n'
             f'[profile]\nmeasure = "quick"\n[broker]\nhost = "127.0.0.1"\nport = {port}\n'
             + ("" if kind == "plain" else secured)
-            + ("signed = true\n" if kind == "tls and signatures" else "")
+            + ("" if kind in ("plain", "tls") else "signed = true\n")
+            + ("sealed = true\n" if kind == "sealed too" else "")
         )
         agent = subprocess.Popen([sys.executable, "-m", "edgefed", "agent", "--config", str(config)])
         try:
@@ -217,8 +228,9 @@ def summarize(rates: dict[str, list[float]]) -> dict[str, Any]:
     for kind in KINDS[1:]:
         shares = [ours / plain for ours, plain in zip(rates[kind], rates["plain"], strict=True)]
         summary[f"{kind} / plain"] = round(statistics.median(shares), 3)
-    shares = [one / other for one, other in zip(rates[KINDS[2]], rates[KINDS[1]], strict=True)]
-    summary["tls and signatures / tls"] = round(statistics.median(shares), 3)
+    for more, less in ((KINDS[2], KINDS[1]), (KINDS[3], KINDS[2])):
+        shares = [one / other for one, other in zip(rates[more], rates[less], strict=True)]
+        summary[f"{more} / {less}"] = round(statistics.median(shares), 3)
     return summary
 
 
@@ -243,6 +255,7 @@ def main() -> None:
         now = datetime.now(timezone.utc)
         fleet = FleetDirectory.create(scratch / "fleet", "bench", hosts=["127.0.0.1"], lifetimes=Lifetimes(), now=now)
         fleet.enroll(DEVICE, days=1, now=now)
+        SealingKey.read_or_make(fleet.path / "sealing.key")
         for kib in options.chunk_kib:
             rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
             for _ in range(options.repeats):

@@ -218,4 +218,6 @@ def _as_claim(broker: Broker, token: TokenFile, scratch: Path) -> Broker:
     ca, certificate, key = scratch / "ca.pem", scratch / "claim.pem", scratch / "claim-key.pem"
     for file, content in ((ca, token.ca), (certificate, token.certificate), (key, token.key)):
         replace_file(file, [content], mode=0o600)
-    return replace(broker, tls_ca=str(ca), tls_certificate=str(certificate), tls_key=str(key), signed=False)
+    return replace(
+        broker, tls_ca=str(ca), tls_certificate=str(certificate), tls_key=str(key), signed=False, sealed=False
+    )

@@ -28,6 +28,7 @@ from edgefed.agent.plan import CannotTakePart, parts_to_fetch
 from edgefed.agent.planning import Planned, Planning
 from edgefed.agent.presence import Presence
 from edgefed.agent.privacy_ledger import PrivacyLedger
+from edgefed.agent.sealed_updates import check_sealing, seal_update
 from edgefed.agent.state_directory import StateDirectory
 from edgefed.agent.supervised_work import SupervisedWork
 from edgefed.agent.uploads import Uploads
@@ -144,6 +145,7 @@ class Participation:
         """Does what this device can do for a round, and returns when there is nothing left to do for it."""
         note = ""
         try:
+            check_sealing(self._options, announced)
             self._state.keep_only(announced.run, (part.sha256 for part in announced.manifest.parts))
             for left_over in self._state.offers(announced.run):
                 await self._deliver(announced, left_over)
@@ -277,6 +279,7 @@ class Participation:
             answer = EvaluationReport(run=announced.run, round=announced.round, record=record)
         else:
             path = self._state.update(announced.run, announced.round)
+            await asyncio.to_thread(seal_update, self._options, announced, path)
             size_bytes = path.stat().st_size
             answer = UpdateOffer(
                 run=announced.run,
@@ -288,6 +291,7 @@ class Participation:
                 model=announced.model.name,
                 examples=prepared.training_set.examples,
                 record=msgspec.structs.replace(record, upload_bytes=size_bytes),
+                sealed_for=announced.sealing_key,
             )
         if prepared.privacy is not None:
             await asyncio.to_thread(self._ledger.charge, announced.run, prepared.privacy)

@@ -43,6 +43,7 @@ class Notices:
         run: id of this run.
         outbox: where they go out.
         watch: called with each new state, for whoever shows it.
+        sealing_key: what devices have to seal their updates for; empty where they need not.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Notices:
         outbox: Outbox,
         *,
         watch: Callable[[AggregatorState], None] | None = None,
+        sealing_key: str = "",
     ) -> None:
         self._options = options
         self._model = model
@@ -60,6 +62,7 @@ class Notices:
         self._topics = Topics(options.fleet)
         self._outbox = outbox
         self._watch = watch
+        self._sealing_key = sealing_key
         self.instance = uuid.uuid4().hex
         self._published: AggregatorState | None = None
         self._published_at_s = 0.0
@@ -84,6 +87,7 @@ class Notices:
             privacy=options.privacy,
             seed=options.seed,
             manifest=manifest,
+            sealing_key=self._sealing_key,
         )
         self._outbox.post(self._topics.round, announcement)
 

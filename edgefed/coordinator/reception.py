@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -24,7 +25,7 @@ from edgefed.coordinator.refusals import Refusals
 from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.store import Store
 from edgefed.coordinator.word_limit import WordLimit
-from edgefed.errors import AdapterError, MessageError
+from edgefed.errors import AdapterError, ChunkError, MessageError
 from edgefed.protocol.chunks import Ranges, is_chunk
 from edgefed.protocol.messages.down import Acknowledged, DownMessage, Refused
 from edgefed.protocol.messages.retained import decode_device_state
@@ -32,6 +33,9 @@ from edgefed.protocol.messages.up import Decline, EvaluationReport, Join, PartsW
 from edgefed.protocol.tasks import ModelReference
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Message
+
+if TYPE_CHECKING:
+    from edgefed.security.sealing import SealingKey
 
 __all__ = ["Reception"]
 
@@ -56,6 +60,7 @@ class Reception:
         store, ledger, exchange, directory, intake, broadcast: the aggregator's.
         tell: sends a message to a device.
         perform: carries out actions of the round machine.
+        sealing: opens updates, which then have to be sealed for it; None where they come unsealed.
     """
 
     def __init__(
@@ -72,7 +77,9 @@ class Reception:
         *,
         tell: Callable[[str, DownMessage], None],
         perform: Callable[[tuple[events.Action, ...]], None],
+        sealing: SealingKey | None = None,
     ) -> None:
+        self._sealing = sealing
         self._topics = Topics(options.fleet)
         self._rules = options.rules
         self._max_update_bytes = options.transfers.max_update_bytes
@@ -120,9 +127,10 @@ class Reception:
             self._drop(device, offer, "its round closed before it had arrived")
             return
         try:  # whoever takes updates in does nothing else meanwhile, so the verdict holds until the end
+            path = await asyncio.to_thread(self._opened, device, offer, path)
             start = self._directory.state(offer.round - 1)
             await asyncio.to_thread(self._exchange.check, path, offer.plan, start)
-        except AdapterError as error:
+        except (AdapterError, ChunkError) as error:
             path.unlink(missing_ok=True)
             self._reject(device, offer, str(error))
             return
@@ -221,6 +229,8 @@ class Reception:
         verdict = judge_offer(self._ledger.state, self._rules, device, offer.round)
         if self._model.fingerprint != offer.fingerprint:
             self._reject(device, offer, self._wrong_model(offer.model, offer.fingerprint))
+        elif offer.sealed_for != (self._sealing.public if self._sealing else ""):
+            self._reject(device, offer, self._wrong_seal(offer))
         elif offer.size_bytes > self._max_update_bytes:
             self._reject(device, offer, f"{offer.size_bytes} bytes are over the limit of {self._max_update_bytes}")
         elif verdict in ("wanted", "late"):
@@ -279,6 +289,22 @@ class Reception:
             reason=reason[:4096],
         )
         self._tell(device, acknowledged)
+
+    def _opened(self, device: str, offer: UpdateOffer, path: Path) -> Path:
+        """Returns what an update has in it, in a file of its own where it came sealed; the sealed one is gone then."""
+        if self._sealing is None:
+            return path
+        from edgefed.security.sealing import sealing_context
+
+        opened = path.with_name(f"{path.name}.opened")
+        self._sealing.open(path, opened, sealing_context(self._topics.fleet, self._run, offer.round, device))
+        path.unlink()
+        return opened
+
+    def _wrong_seal(self, offer: UpdateOffer) -> str:
+        if self._sealing is None:
+            return "it is sealed, and this aggregator has no `sealed = true`"
+        return "it is sealed for another key" if offer.sealed_for else "it is not sealed, and has to be"
 
     def _wrong_model(self, name: str, fingerprint: str) -> str:
         return (

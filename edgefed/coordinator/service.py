@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -39,6 +39,9 @@ from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.tasks import ModelReference
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Connected, ConnectionLost, Event, Message, Transport
+
+if TYPE_CHECKING:
+    from edgefed.security.sealing import SealingKey
 
 __all__ = ["Aggregator"]
 
@@ -100,7 +103,9 @@ class Aggregator:
         self._ledger = Ledger(store, options.rules)
         self._inbox: asyncio.Queue[Event | _Arrived | _MergeDone | _Broken] = asyncio.Queue(maxsize=256)
         self._outbox = Outbox(transport, self._topics)
-        self._notices = Notices(options, model, run, self._outbox, watch=watch)
+        sealing = _sealing_key(self._directory.sealing_key) if options.broker.sealed else None
+        public = "" if sealing is None else sealing.public
+        self._notices = Notices(options, model, run, self._outbox, watch=watch, sealing_key=public)
         self._claim = FleetClaim(options.fleet, run, self._notices.instance)
         self._broadcast = Broadcast(
             transport,
@@ -128,6 +133,7 @@ class Aggregator:
             self._broadcast,
             tell=self._outbox.tell,
             perform=self._perform,
+            sealing=sealing,
         )
         self._traffic = RoundTraffic(lambda: self._intake.received_bytes, lambda: self._broadcast.sent_bytes)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -338,3 +344,9 @@ class Aggregator:
             received_bytes=self._intake.received_bytes,
             broadcast_bytes=self._broadcast.sent_bytes,
         )
+
+
+def _sealing_key(path: Path) -> SealingKey:
+    from edgefed.security.sealing import SealingKey  # megabytes that others need not carry
+
+    return SealingKey.read_or_make(path)

@@ -35,6 +35,8 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
         tls_ca, tls_certificate, tls_key: PEM files; naming `tls_ca` turns TLS on.
         signed: sign what this member says with the key of its certificate, and listen only to what the others have
             signed; all members of a fleet have to agree.
+        sealed: the aggregator takes only updates that are sealed for it, so that the broker cannot read them; a device
+            takes part only where the aggregator does. Needs signed.
         keepalive_s: the broker notices a silent loss after one and a half times this.
         max_payload_bytes: largest message, where the broker does not say what it takes.
     """
@@ -48,6 +50,7 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
     tls_certificate: str = ""
     tls_key: str = ""
     signed: bool = False
+    sealed: bool = False
     keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 30
     max_payload_bytes: Annotated[int, Meta(ge=4096, le=268_000_000)] = 262_144
 
@@ -59,6 +62,8 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("tls_certificate needs tls_ca, the authority that signed the broker's certificate")
         if self.signed and not self.tls_certificate:
             raise ValueError("signed needs tls_ca, tls_certificate and tls_key: `edgefed fleet enroll` makes them")
+        if self.sealed and not self.signed:
+            raise ValueError("sealed needs signed = true: else the broker could name its own key to seal for")
 
     def mqtt(self, client_id: str, *, session_expiry_s: int) -> MqttOptions:
         """Returns the options of a connection under this client id.

@@ -574,6 +574,16 @@ def test_the_bytes_on_the_wire_are_what_they_were(name: str) -> None:
     assert encode(message) == golden
 
 
+@pytest.mark.parametrize(("name", "later"), [("round-open", "sealing_key"), ("update-offer", "sealed_for")])
+def test_who_knows_nothing_of_sealing_is_understood(name: str, later: str) -> None:
+    decode, message = SAMPLES[name]
+    old = json.loads((GOLDEN / f"{name}.json").read_bytes())
+    del old[later]
+    assert decode(json.dumps(old).encode()) == message
+    with pytest.raises(MessageError):
+        decode(json.dumps({**old, later: "00"}).encode())
+
+
 def test_every_message_type_has_a_sample_and_every_golden_file_a_message() -> None:
     types = {type(message) for _, message in SAMPLES.values()}
     for _, kind in DECODERS.values():

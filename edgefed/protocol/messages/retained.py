@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from edgefed.protocol.messages.manifest import Manifest
-from edgefed.protocol.messages.wire import RunId, Text, Wire, decode
+from edgefed.protocol.messages.wire import RunId, SealingKeyText, Text, Wire, decode
 from edgefed.protocol.records import Count, PositiveCount
 from edgefed.protocol.tasks import Evaluation, Method, ModelReference, Privacy, SummarizationTask, Training
 
@@ -111,6 +111,7 @@ class RoundOpen(Wire, frozen=True, kw_only=True, tag="round-open"):
         late_is_used: whether an update that comes after the round has closed still counts for something.
         privacy: what the examples on a device are protected by.
         seed: the federation's; devices derive their own from it, the round and their id.
+        sealing_key: public key that updates have to be sealed for, in hexadecimal digits; empty where they need not be.
     """
 
     run: RunId
@@ -128,6 +129,7 @@ class RoundOpen(Wire, frozen=True, kw_only=True, tag="round-open"):
     privacy: Privacy = Privacy()
     seed: int
     manifest: Manifest
+    sealing_key: SealingKeyText = ""
 
 
 class FederationFinished(Wire, frozen=True, kw_only=True, tag="finished"):

@@ -14,6 +14,7 @@ from edgefed.protocol.messages.wire import (
     Padding,
     RangeList,
     RunId,
+    SealingKeyText,
     Sha256,
     Text,
     Wire,
@@ -81,6 +82,10 @@ class UpdateOffer(Wire, frozen=True, kw_only=True, tag="update-offer"):
     """Announces an update; answered by `UploadGrant`, or at once by `Acknowledged`.
 
     Idempotent by (round, device, sha256).
+
+    Attributes:
+        sha256: of the file as it is sent: of the sealed one, where it is sealed.
+        sealed_for: the public key that it is sealed for; empty where it is not.
     """
 
     run: RunId
@@ -92,6 +97,7 @@ class UpdateOffer(Wire, frozen=True, kw_only=True, tag="update-offer"):
     model: str = ""
     examples: PositiveCount
     record: RoundRecord
+    sealed_for: SealingKeyText = ""
 
 
 class EvaluationReport(Wire, frozen=True, kw_only=True, tag="evaluation-report"):

@@ -35,6 +35,7 @@ __all__ = [
     "Padding",
     "RangeList",
     "RunId",
+    "SealingKeyText",
     "Sha256",
     "Text",
     "Wire",
@@ -50,6 +51,7 @@ MAX_PADDING_BYTES = 256 * 1024
 """Of a message that measures the network."""
 
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+SealingKeyText = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]  # X25519; empty: none
 RangeList = Annotated[list[tuple[Count, Count]], Meta(max_length=MAX_RANGES)]
 Text = Annotated[str, Meta(max_length=4096)]
 RunId = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}\Z")]  # devices name a directory by it
