@@ -49,6 +49,7 @@ COMMANDS: Mapping[str, str] = {
 SUBCOMMANDS: Mapping[str, Mapping[str, str]] = {
     "flash": {
         "rootfs": "edgefed.cli.flash_rootfs:rootfs",
+        "image": "edgefed.cli.flash_image:image",
     },
 }
 """The second words of commands that have one: their modules, as in `COMMANDS`."""
