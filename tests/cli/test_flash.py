@@ -144,3 +144,23 @@ def test_an_image_is_flashed(edgefed: Run, rootfs: Rootfs, wheels: Path, tmp_pat
     assert (done.code, "is not a disk image" in done.err) == (15, True)
     done = edgefed("flash", "image", "/dev/null", "--wheelhouse", wheels, *WHO)
     assert (done.code, "/dev/null: is not a file" in done.err) == (15, True)
+
+
+def test_a_seed_is_written(edgefed: Run, wheels: Path, tmp_path: Path) -> None:
+    (tmp_path / "wifi").write_text("long enough\n")
+    options = ("--architecture", "aarch64", "--python", "3.12", "--wheelhouse", wheels, *WHO)
+    wifi = ("--wifi", "net", "--wifi-password-file", tmp_path / "wifi")
+    would = json.loads(edgefed("flash", "seed", tmp_path / "seed", *options, *wifi, "--dry-run", "--json").out)
+    assert not (tmp_path / "seed").exists()
+    assert "/etc/edgefed/agent.toml" in [file["path"] for file in would["write"]]
+    done = edgefed("flash", "seed", tmp_path / "seed", *options, *wifi)
+    assert (done.code, done.err) == (0, "")
+    assert "long enough" in (tmp_path / "seed/network-config").read_text()
+    done = edgefed("flash", "seed", tmp_path / "seed", *options)
+    assert (done.code, "already" in done.err) == (15, True)
+    for wrong, code, message in (
+        ("3.x", 3, "--python 3.x: is not a version"),
+        ("3.9", 15, "edgefed needs Python 3.10"),
+    ):
+        done = edgefed("flash", "seed", tmp_path / "new", "-a", "aarch64", "--python", wrong, "-w", wheels, *WHO)
+        assert (done.code, message in done.err) == (code, True)
