@@ -71,6 +71,7 @@ def compare(tree: Tree, manifest: Manifest, *, upgrade: bool) -> Changes:
         FlashError: the board has edgefed and `upgrade` is off, or has not and it is on; or something else is where
             edgefed's files go.
     """
+    tree.expect([RECORD, *(file.path for file in manifest.files), *(link.path for link in manifest.links)])
     record_path = _real(tree, RECORD)
     before = read_record(tree.read(record_path), tree.name) if _lookup(tree, record_path) else None
     _check_intention(tree, manifest, before, upgrade=upgrade)

@@ -12,10 +12,10 @@ import re
 import shutil
 import struct
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache
+from pathlib import Path
 from typing import BinaryIO
 
 from edgefed.errors import FlashError
@@ -31,8 +31,8 @@ _STAT = re.compile(rb"Type: (\w+(?: \w+)?)\s+Mode:\s+([0-7]+).*?User:\s+(\d+)\s+
 _FAST_LINK = re.compile(rb'Fast link dest: "(.*)"', re.DOTALL)
 _ABSENT = (b"File not found by ext2_lookup", b"Ext2 inode is not a directory")
 _BANNER = re.compile(rb"debugfs \d[^\n]*\n")
+_ECHO = re.compile(rb'(?m)^debugfs: stat "(.*)"\n')
 _READ_BYTES = 1 << 20
-_CACHED_ENTRIES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,21 +91,43 @@ class Ext4Tree:
         # By descriptor, so that no character of a file's name can be taken for debugfs' own syntax.
         self._device = f"/dev/fd/{self._fd}?offset={partition.start_bytes}"
         self._debugfs = find_program("debugfs")
-        self.lookup = lru_cache(_CACHED_ENTRIES)(self._lookup)
+        self._known: dict[str, Entry | None] = {}
 
-    def _lookup(self, path: str) -> Entry | None:
+    def lookup(self, path: str) -> Entry | None:
         """Returns what is at the path itself, or None."""
-        done = self._read_only(f"stat {quoted(path or '/')}")
-        if any(absent in done.stderr for absent in _ABSENT):
-            return None
-        self._refuse(done.stderr)
-        found = _STAT.search(done.stdout)
+        if path not in self._known:
+            done = self._read_only(f"stat {quoted(path or '/')}")
+            absent = any(words in done.stderr for words in _ABSENT)
+            if not absent:
+                self._refuse(done.stderr)
+            self._known[path] = None if absent else self._entry(path, done.stdout)
+        return self._known[path]
+
+    def expect(self, paths: Iterable[str]) -> None:
+        """Looks many paths up at once, with what they lie in: starting debugfs takes longer than what it does."""
+        wanted = {parent for path in paths for parent in _with_parents(path)} - self._known.keys()
+        commands = "".join(f"stat {quoted(path)}\n" for path in sorted(wanted))
+        command = [self._debugfs, "-c", "-f", "-", self._device]
+        done = subprocess.run(
+            command, input=os.fsencode(commands), capture_output=True, pass_fds=[self._fd], check=False
+        )
+        said = [line for line in _BANNER.sub(b"", done.stderr).splitlines() if line.strip()]
+        self._refuse(b"\n".join(line for line in said if not any(absent in line for absent in _ABSENT)))
+        answers = _ECHO.split(done.stdout)[1:]
+        for name, text in zip(answers[::2], answers[1::2], strict=True):
+            path = os.fsdecode(name)
+            if path in wanted:
+                self._known[path] = self._entry(path, text) if _STAT.search(text) else None
+
+    def _entry(self, path: str, text: bytes) -> Entry:
+        """Returns what debugfs' `stat` says of a path."""
+        found = _STAT.search(text)
         if found is None:
             raise FlashError(f"{self.name}: debugfs says nothing about {path}")
         kind, mode = found[1].decode(), int(found[2], 8) & 0o7777
         owner = int(found[3]), int(found[4])
         if kind == "symlink":
-            fast = _FAST_LINK.search(done.stdout)
+            fast = _FAST_LINK.search(text)
             target = fast[1] if fast else self._read_only(f"cat {quoted(path)}").stdout
             return Entry("link", mode, *owner, os.fsdecode(target))
         if kind in ("regular", "directory"):
@@ -125,6 +147,16 @@ class Ext4Tree:
                 digest.update(block)
         return digest.hexdigest()
 
+    def dump(self, paths: Sequence[str], directory: Path) -> list[Path]:
+        """Copies small files out of the image into a directory, and returns where they are."""
+        copies = [directory / str(number) for number in range(len(paths))]
+        pairs = zip(paths, copies, strict=True)
+        text = "".join(f"dump {quoted(path)} {quoted(str(copy))}\n" for path, copy in pairs)
+        command = [self._debugfs, "-c", "-f", "-", self._device]
+        done = subprocess.run(command, input=os.fsencode(text), capture_output=True, pass_fds=[self._fd], check=False)
+        self._refuse(done.stderr)
+        return copies
+
     def run(self, commands: Sequence[str]) -> None:
         """Has debugfs write.
 
@@ -134,7 +166,7 @@ class Ext4Tree:
         command = [self._debugfs, "-w", "-f", "-", self._device]
         text = os.fsencode("".join(f"{line}\n" for line in commands))
         done = subprocess.run(command, input=text, capture_output=True, pass_fds=[self._fd], check=False)
-        self.lookup.cache_clear()
+        self._known.clear()
         self._refuse(done.stderr)
 
     def check(self) -> None:
@@ -188,6 +220,11 @@ class _Output:
         self._process.stdout.close()
         self._process.kill()  # of a large file only the beginning may have been wanted
         self._process.wait()
+
+
+def _with_parents(path: str) -> list[str]:
+    parts = path.strip("/").split("/")
+    return ["/" + "/".join(parts[:count]) for count in range(1, len(parts) + 1)]
 
 
 def quoted(text: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edgefed.errors import FlashError
-from edgefed.files import sync_directory, temporary_beside
+from edgefed.files import hash_file, sync_directory, temporary_beside
 from edgefed.flashing.changes import Changes
 from edgefed.flashing.disk_files import SUFFIXES, compression, copy_image
 from edgefed.flashing.ext4 import Ext4Tree, quoted, read_superblock
@@ -26,6 +26,7 @@ __all__ = ["flash_image", "output_of", "root_tree", "write"]
 
 _DIRECTORY_MODE = 0o755
 _TYPE_BITS = {"file": 0o100000, "directory": 0o040000}
+_SMALL_BYTES = 1 << 20  # read back together; larger ones through a pipe each
 _SPARE_SHARE = 0.02  # of the free blocks: directories grow, and extents of fragmented files take blocks of their own
 
 Progress = Callable[[int], None]
@@ -138,6 +139,7 @@ def write(image: BinaryIO, tree: Ext4Tree, changes: Changes, progress: Progress 
         FlashError: there is no space in the file system, or debugfs fails, or what was written reads back differently.
     """
     files = [*changes.write, changes.record_file(complete=True)]
+    tree.expect([*(file.path for file in files), *(link.path for link in changes.links)])
     directories = _missing_directories(tree, [*files, *changes.links])
     _check_space(image, tree, files, len(directories))
     commands = [command for path in directories for command in _made(path)]
@@ -156,9 +158,14 @@ def write(image: BinaryIO, tree: Ext4Tree, changes: Changes, progress: Progress 
             commands.append(f"symlink {quoted(link.path)} {quoted(link.target)}")
         commands += [f"rm {quoted(path)}" for path in changes.remove]
         tree.run(commands)
-    for file in files:
-        _check(tree, file)
-        progress(file.size_bytes)
+    tree.expect(file.path for file in files)
+    with tempfile.TemporaryDirectory() as name:
+        small = [file.path for file in files if file.size_bytes <= _SMALL_BYTES]
+        copies = dict(zip(small, tree.dump(small, Path(name)), strict=True))
+        for file in files:
+            found = hash_file(copies[file.path]) if file.path in copies else tree.sha256(file.path)
+            _check(tree, file, found)
+            progress(file.size_bytes)
 
 
 def _missing_directories(tree: Ext4Tree, things: list[File | Link]) -> list[str]:
@@ -197,9 +204,9 @@ def _check_space(image: BinaryIO, tree: Ext4Tree, files: list[File], directories
         raise FlashError(f"{tree.name}: its root file system has no room for {len(files) + directories} more files")
 
 
-def _check(tree: Ext4Tree, file: File) -> None:
+def _check(tree: Ext4Tree, file: File, sha256: str) -> None:
     entry = tree.lookup(file.path)
     if entry is None or (entry.kind, entry.mode, entry.uid, entry.gid) != ("file", file.mode, 0, 0):
         raise FlashError(f"{tree.name}: {file.path} was written, and is not there as it should be: {entry}")
-    if tree.sha256(file.path) != file.sha256:
+    if sha256 != file.sha256:
         raise FlashError(f"{tree.name}: {file.path} does not read back as it was written: is a wheel changing?")
