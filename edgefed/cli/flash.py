@@ -6,12 +6,13 @@ __all__ = ["flash"]
 
 
 def flash() -> None:
-    """Put the agent on a board that is not running: onto its root file system.
+    """Put the agent on a board that is not running.
 
     What is written is the same everywhere: units that start and watch the agent, a user of its own, the wheels of its
     Python environment (which the board builds at its first start, without a network), its configuration, and a record
     of all that. --dry-run shows it.
 
     Examples:
-      edgefed flash rootfs Linux_for_Tegra/rootfs --wheelhouse wheels --device board-07 --fleet kitchen --broker host
+      edgefed flash rootfs Linux_for_Tegra/rootfs -w wheels --device board-07 --fleet kitchen --broker host
+      edgefed flash image os.img.xz -w wheels --device board-07 --fleet kitchen --broker host --output board-07.img
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,7 @@ from edgefed.errors import ConfigError
 if TYPE_CHECKING:
     from edgefed.flashing.board import Board
     from edgefed.flashing.manifest import Installation
+    from edgefed.flashing.wifi import Wifi
 
 __all__ = [
     "Asked",
@@ -32,6 +34,8 @@ __all__ = [
     "WheelhouseOption",
     "WifiOption",
     "WifiPasswordOption",
+    "asked_wifi",
+    "version",
 ]
 
 WheelhouseOption = Annotated[Path, typer.Option("--wheelhouse", "-w", help="Directory with the wheels for the board.")]
@@ -82,15 +86,11 @@ class Asked:
         """
         from edgefed.flashing.manifest import Installation
         from edgefed.flashing.wheelhouse import read_wheelhouse
-        from edgefed.flashing.wifi import Wifi
 
         if bool(self.certificate) != bool(self.key):
             raise ConfigError("--certificate and --key belong together: give both or neither")
         if self.certificate and not self.ca:
             raise ConfigError("--certificate needs --ca, the authority that signed the broker's certificate")
-        if self.wifi_password_file and not self.wifi:
-            raise ConfigError("--wifi-password-file needs --wifi, the network's name")
-        wifi_password = _first_line(self.wifi_password_file) if self.wifi_password_file else ""
         return Installation(
             wheels=read_wheelhouse(self.wheelhouse, board),
             agent_toml=self._agent_toml(),
@@ -98,7 +98,7 @@ class Asked:
             ca=_pem(self.ca, (_CERTIFICATE,), "a certificate"),
             certificate=_pem(self.certificate, (_CERTIFICATE,), "a certificate"),
             key=_pem(self.key, _KEYS, "a private key without a passphrase"),
-            wifi=Wifi(self.wifi, wifi_password) if self.wifi is not None else None,
+            wifi=asked_wifi(self.wifi, self.wifi_password_file),
         )
 
     def _agent_toml(self) -> bytes | None:
@@ -124,6 +124,34 @@ class Asked:
             data=self.data,
         )
         return agent_toml(access)
+
+
+def asked_wifi(name: str | None, password_file: Path | None) -> Wifi | None:
+    """Returns the wireless network that was asked for, or None.
+
+    Raises:
+        ConfigError: a password is given without a name, or cannot be read.
+        FlashError: no network can have such a name or password.
+    """
+    from edgefed.flashing.wifi import Wifi
+
+    if name is None:
+        if password_file is not None:
+            raise ConfigError("--wifi-password-file needs --wifi, the network's name")
+        return None
+    return Wifi(name, _first_line(password_file) if password_file else "")
+
+
+def version(text: str, option: str) -> tuple[int, int]:
+    """Returns a version such as 3.12 as numbers.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = re.fullmatch(r"(\d{1,3})\.(\d{1,3})", text)
+    if found is None:
+        raise ConfigError(f"{option} {text}: is not a version such as 3.12")
+    return int(found[1]), int(found[2])
 
 
 def _host_and_port(broker: str) -> tuple[str, int | None]:

@@ -60,6 +60,8 @@ SUBCOMMANDS: Mapping[str, Mapping[str, str]] = {
     },
     "flash": {
         "rootfs": "edgefed.cli.flash_rootfs:rootfs",
+        "image": "edgefed.cli.flash_image:image",
+        "seed": "edgefed.cli.flash_seed:seed",
     },
 }
 """The second words of commands that have one: their modules, as in `COMMANDS`."""

@@ -16,7 +16,7 @@ from edgefed.flashing.agent_toml import CONFIG
 from edgefed.flashing.manifest import RECORD, WHEELHOUSE, WIFI, File, FileRecord, Link, Manifest, Record, read_record
 from edgefed.flashing.tree import Entry, Tree, follow
 
-__all__ = ["Changes", "compare"]
+__all__ = ["Changes", "compare", "for_new_board"]
 
 _OURS = "/opt/edgefed/"
 """Nobody has a reason to change what is below."""
@@ -71,6 +71,7 @@ def compare(tree: Tree, manifest: Manifest, *, upgrade: bool) -> Changes:
         FlashError: the board has edgefed and `upgrade` is off, or has not and it is on; or something else is where
             edgefed's files go.
     """
+    tree.expect([RECORD, *(file.path for file in manifest.files), *(link.path for link in manifest.links)])
     record_path = _real(tree, RECORD)
     before = read_record(tree.read(record_path), tree.name) if _lookup(tree, record_path) else None
     _check_intention(tree, manifest, before, upgrade=upgrade)
@@ -97,6 +98,25 @@ def compare(tree: Tree, manifest: Manifest, *, upgrade: bool) -> Changes:
         record_path=record_path,
         record=record,
         before=before,
+    )
+
+
+def for_new_board(manifest: Manifest) -> Changes:
+    """Returns what is done to a board that cannot be looked at, and is taken for one without edgefed.
+
+    Raises:
+        FlashError: the manifest does not say who the board is.
+    """
+    if CONFIG not in {file.path for file in manifest.files}:
+        raise FlashError("the board needs to know who it is: name device, fleet and broker")
+    return Changes(
+        write=manifest.files,
+        links=manifest.links,
+        remove=(),
+        kept=(),
+        record_path=RECORD,
+        record=manifest.record(),
+        before=None,
     )
 
 

@@ -6,6 +6,7 @@ the root stays there. So no link, however it was made, leads out of the tree int
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -44,6 +45,10 @@ class Tree(Protocol):
 
     def lookup(self, path: str) -> Entry | None:
         """Returns what is at the path itself, or None."""
+        ...
+
+    def expect(self, paths: Iterable[str]) -> None:
+        """Is told which paths will be looked up, for a tree that does so faster at once."""
         ...
 
     def read(self, path: str, limit_bytes: int | None = None) -> bytes:

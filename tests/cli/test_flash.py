@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgefed.config import read_agent
-from tests.flashing.small_boards import Rootfs, make_rootfs, make_wheel
+from tests.flashing.small_boards import Rootfs, make_image, make_rootfs, make_wheel
 
 Run = Callable[..., Any]
 WHO = ("--device", "board-07", "--fleet", "kitchen", "--broker", "broker.local")
@@ -127,3 +127,40 @@ def test_what_is_no_board_is_told(edgefed: Run, rootfs: Rootfs, wheels: Path, tm
     assert (done.code, "JetPack 5" in done.err) == (15, True)
     done = edgefed("flash", "rootfs", rootfs(), "-w", tmp_path / "empty", *WHO)
     assert (done.code, "pip download" in done.err) == (15, True)
+
+
+def test_an_image_is_flashed(edgefed: Run, rootfs: Rootfs, wheels: Path, tmp_path: Path) -> None:
+    image = make_image(tmp_path / "os.img", rootfs())
+    command = ("flash", "image", image, "--wheelhouse", wheels, *WHO)
+    would = json.loads(edgefed(*command, "--dry-run", "--json").out)
+    done = edgefed(*command, "--output", tmp_path / "new.img", "--json")
+    assert (done.code, done.err) == (0, "")
+    assert json.loads(done.out) == {**would, "target": str(tmp_path / "new.img"), "dry_run": False}
+    assert edgefed(*command, "--output", tmp_path / "new.img").code == 15, "what is there is not overwritten"
+    assert edgefed(*command).code == 0
+    done = edgefed(*command)
+    assert (done.code, "with --upgrade" in done.err) == (15, True)
+    done = edgefed("flash", "image", wheels / "pip-1.0-py3-none-any.whl", "--wheelhouse", wheels, *WHO)
+    assert (done.code, "is not a disk image" in done.err) == (15, True)
+    done = edgefed("flash", "image", "/dev/null", "--wheelhouse", wheels, *WHO)
+    assert (done.code, "/dev/null: is not a file" in done.err) == (15, True)
+
+
+def test_a_seed_is_written(edgefed: Run, wheels: Path, tmp_path: Path) -> None:
+    (tmp_path / "wifi").write_text("long enough\n")
+    options = ("--architecture", "aarch64", "--python", "3.12", "--wheelhouse", wheels, *WHO)
+    wifi = ("--wifi", "net", "--wifi-password-file", tmp_path / "wifi")
+    would = json.loads(edgefed("flash", "seed", tmp_path / "seed", *options, *wifi, "--dry-run", "--json").out)
+    assert not (tmp_path / "seed").exists()
+    assert "/etc/edgefed/agent.toml" in [file["path"] for file in would["write"]]
+    done = edgefed("flash", "seed", tmp_path / "seed", *options, *wifi)
+    assert (done.code, done.err) == (0, "")
+    assert "long enough" in (tmp_path / "seed/network-config").read_text()
+    done = edgefed("flash", "seed", tmp_path / "seed", *options)
+    assert (done.code, "already" in done.err) == (15, True)
+    for wrong, code, message in (
+        ("3.x", 3, "--python 3.x: is not a version"),
+        ("3.9", 15, "edgefed needs Python 3.10"),
+    ):
+        done = edgefed("flash", "seed", tmp_path / "new", "-a", "aarch64", "--python", wrong, "-w", wheels, *WHO)
+        assert (done.code, message in done.err) == (code, True)
