@@ -29,8 +29,7 @@ class WorkTimes:
         """Does not let work begin that cannot be finished: it would cost energy and count for nothing.
 
         A memory that keeps the device out counts for less the next time. Else one bad moment would keep it out for
-        ever, for nothing is measured while it stays out; and with enough such devices no round would reach its quorum
-        again.
+        ever, for nothing is measured while it stays out; and with enough such devices no round reached its quorum.
 
         Raises:
             OutOfTime: the work took longer than what is left, by the latest measurement.

@@ -214,17 +214,9 @@ def _model_targets(scratch: Path) -> Iterable[Target]:
 
 
 def _history() -> bytes:
+    sizes = {name: 2**30 for name in Outcome.__struct_fields__ if name.endswith("_bytes")}
     outcome = Outcome(
-        model="tiny",
-        hardware="cpu",
-        quantization="fp32",
-        predicted_peak_bytes=2**30,
-        decided_bytes=2**29,
-        predicted_step_s=0.5,
-        peak_bytes=2**30,
-        step_s=0.6,
-        available_bytes=2**31,
-        plan="rank 4, fp32",
+        model="tiny", hardware="cpu", quantization="fp32", predicted_step_s=0.5, step_s=0.6, plan="rank 4", **sizes
     )
     return msgspec.json.encode(History(outcomes=(outcome, msgspec.structs.replace(outcome, peak_bytes=None))))
 
