@@ -1,1 +1,1 @@
-"""Questions about edgefed answered by measurement. A package, because opacus installs another one of this name."""
+"""One directory per question; a package, because opacus installs one of this name that would be found instead."""

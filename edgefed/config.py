@@ -89,6 +89,8 @@ def example_federation() -> str:
             "model.name": "google/flan-t5-small",
             "target_loss": 2.0,
             "server_optimizer.learning_rate": 1.0,
+            "robustness.max_examples": 10_000,
+            "robustness.max_update_norm": 10.0,
             "privacy.max_epsilon": 8.0,
             "client_privacy.max_epsilon": 8.0,
             "aggregator.merge_memory_bytes": 268_435_456,
@@ -131,7 +133,7 @@ def _document(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text: byte {error.start} cannot be decoded") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # beside TOMLDecodeError, of a number with thousands of digits
         raise ConfigError(f"{path}: is not valid TOML: {error}") from None
     return document
 
@@ -147,6 +149,12 @@ def _broker_beside(base: Path, broker: Broker) -> Broker:
 
 
 def _beside(base: Path, text: str) -> str:
-    """Returns the path as seen from `base`; empty, which means no path, stays empty."""
+    """Returns the path as seen from `base`; empty, which means no path, stays empty.
+
+    Raises:
+        ConfigError: no file can have that name.
+    """
+    if "\0" in text:
+        raise ConfigError(f"{text!r} cannot be a path: it holds a NUL character")
     # Path.expanduser raises where a user is unknown; such a name is better reported by whoever opens the file.
     return str(base / os.path.expanduser(text)) if text else ""  # noqa: PTH111

@@ -38,6 +38,7 @@ __all__ = ["OptionField", "build", "describe", "option_fields", "toml_value", "v
 
 _Options = TypeVar("_Options")
 _SHOWN_CHARACTERS = 60
+_INTEGER_BITS = 64  # that TOML promises
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,10 @@ def build(options: type[_Options], table: Mapping[str, Any], file: str) -> _Opti
     Raises:
         ConfigError: an unknown or missing key, a wrong type, a value out of range, or values that do not fit together.
     """
-    built: _Options = _Reader(file, options).struct(options, table, "")
+    try:
+        built: _Options = _Reader(file, options).struct(options, table, "")
+    except RecursionError:
+        raise ConfigError(f"{file}: a value is nested too deeply") from None
     return built
 
 
@@ -131,6 +135,8 @@ def toml_value(value: object) -> str:
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, list):
         return "[" + ", ".join(toml_value(item) for item in value) + "]"
+    if isinstance(value, int) and value.bit_length() > _INTEGER_BITS:
+        return hex(value)  # Python does not write out thousands of digits
     return "a table" if isinstance(value, dict) else str(value)
 
 
@@ -167,7 +173,7 @@ class _Reader:
             return self.struct(options, found, where, tag_field)
         try:
             value = msgspec.convert(found, field.hint)
-        except msgspec.ValidationError:
+        except (msgspec.ValidationError, OverflowError):  # the latter of a whole number that no float holds
             raise self._not_allowed(where, found, describe(field.kind)) from None
         # TOML knows inf and nan; no option means anything by them, and nan passes every range check.
         if isinstance(value, float) and not math.isfinite(value):

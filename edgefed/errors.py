@@ -21,7 +21,10 @@
     │   └── WorkerOutOfMemory        it ended, or said so, for lack of memory
     ├── DeviceIdTaken           11   another live agent uses this device id
     ├── FederationFailed        12   a federation ended without reaching its last round
-    └── NoPlan                  13   no allowed plan fits the machine, the deadline or the disk
+    ├── NoPlan                  13   no allowed plan fits the machine, the deadline or the disk
+    ├── FleetTaken              14   another live aggregator serves this fleet
+    ├── FlashError              15   a board cannot take the agent, or what it should take is wrong
+    └── NotAdmitted             16   a board's claim to be a device of the fleet was refused
 
 Exit codes 0 (done), 2 (wrong command line) and 130 (interrupted) come from outside this tree.
 """
@@ -41,9 +44,12 @@ __all__ = [
     "Disconnected",
     "EdgefedError",
     "FederationFailed",
+    "FlashError",
+    "FleetTaken",
     "MessageError",
     "ModelError",
     "NoPlan",
+    "NotAdmitted",
     "PayloadTooLarge",
     "StoreError",
     "TransportError",
@@ -161,3 +167,21 @@ class NoPlan(EdgefedError):
     """No plan that the federation and the owner allow fits the machine, the deadline or the disk."""
 
     exit_code = 13
+
+
+class FleetTaken(EdgefedError):
+    """Another live aggregator serves this fleet."""
+
+    exit_code = 14
+
+
+class FlashError(EdgefedError):
+    """A board's file system or image cannot take the agent, or what it should take is wrong."""
+
+    exit_code = 15
+
+
+class NotAdmitted(EdgefedError):
+    """A board's claim to be a device of the fleet was refused."""
+
+    exit_code = 16

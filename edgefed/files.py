@@ -8,10 +8,13 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["hash_file", "remove_leftovers", "replace_file", "sync_directory", "temporary_beside"]
+from edgefed.errors import ConfigError
+
+__all__ = ["check_private", "hash_file", "remove_leftovers", "replace_file", "sync_directory", "temporary_beside"]
 
 _READ_BYTES = 1 << 20
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")
@@ -27,11 +30,32 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def replace_file(path: Path, parts: Iterable[bytes]) -> None:
-    """Writes the parts to a new file beside `path`, syncs it and renames it over `path`."""
+def check_private(path: Path) -> None:
+    """Sees to it that nobody but its owner can read a file that holds a secret.
+
+    Raises:
+        ConfigError: group or others can.
+        OSError: the file is not there.
+    """
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise ConfigError(
+            f"{path} holds a secret, and its mode {mode:04o} lets others than its owner at it: chmod 600 {path}, "
+            "and if it was so for long, take the key as known to others and make a new one"
+        )
+
+
+def replace_file(path: Path, parts: Iterable[bytes], *, mode: int = 0o666) -> None:
+    """Writes the parts to a new file beside `path`, syncs it and renames it over `path`.
+
+    Args:
+        path: what is replaced.
+        parts: its new content.
+        mode: of the new file, less what the umask takes; 0o600 for a secret.
+    """
     temporary = temporary_beside(path)
     try:
-        with temporary.open("xb") as file:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())

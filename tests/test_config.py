@@ -126,7 +126,7 @@ class TestRefusals:
                 f"{FEDERATION}quorum = 2\n{MODEL}",
                 "quorum is not a known key; it belongs in [selection]. allowed at the top of the file: fleet, rounds, "
                 "seed, target_loss, directory, model, task, method, server_optimizer, training, evaluation, privacy, "
-                "client_privacy, selection, transfers, aggregator, broker, models",
+                "client_privacy, selection, robustness, transfers, aggregator, broker, models",
             ),
             (
                 f"{FEDERATION}{MODEL}[method]\nrank = 8",
@@ -219,11 +219,20 @@ class TestRefusals:
             ),
             (f"{FEDERATION}{MODEL}[broker]\ntls_key = 'k'", "[broker]: tls_certificate and tls_key belong together"),
             (
+                f"{FEDERATION}{MODEL}[broker]\nsigned = true",
+                "[broker]: signed needs tls_ca, tls_certificate and tls_key",
+            ),
+            (
                 f"{FEDERATION}{MODEL}[method]\naggregation = 'fedit'",
                 "[method]: fedit averages factors of one rank only",
             ),
             (f"fleet = 'My Fleet'\n{MODEL}", "fleet name 'My Fleet' is not usable"),
             (f"{FEDERATION}target_loss = 2\n{MODEL}[evaluation]\nevery = 0", "target_loss needs evaluation"),
+            (f"{FEDERATION}{MODEL}[robustness]\nbyzantine = 1", "[robustness]: byzantine has no effect without a rule"),
+            (
+                f"{FEDERATION}{MODEL}[robustness]\nrule = 'multi_krum'\nbyzantine = 1",
+                "multi_krum with byzantine = 1 needs 5 updates in each round, and a round may close with 1",
+            ),
         ],
     )
     def test_values_that_do_not_fit_together(self, tmp_path: Path, text: str, message: str) -> None:

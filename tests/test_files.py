@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import edgefed
-from edgefed.files import remove_leftovers, replace_file, temporary_beside
+from edgefed.errors import ConfigError
+from edgefed.files import check_private, remove_leftovers, replace_file, temporary_beside
 
 WRITER = """
 import sys
@@ -74,3 +75,16 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no more"):
         replace_file(tmp_path / "letter", parts())  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_secret_is_written_for_its_owner_alone_and_refused_where_others_can_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "key.pem"
+    path.write_text("old, and open to all")
+    path.chmod(0o644)
+    replace_file(path, [b"secret"], mode=0o600)
+    assert path.stat().st_mode & 0o777 == 0o600
+    check_private(path)
+    for mode in (0o640, 0o604, 0o660, 0o601):
+        path.chmod(mode)
+        with pytest.raises(ConfigError, match=rf"key\.pem holds a secret, and its mode {mode:04o} lets others"):
+            check_private(path)

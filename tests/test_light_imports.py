@@ -35,6 +35,10 @@ def test_supervisor_loads_nothing_of_the_other_side() -> None:
     assert [name for name in done.stdout.split() if name.startswith(other_side)] == []
 
 
+def test_an_agent_without_signatures_carries_no_cryptography() -> None:
+    assert "cryptography" not in loaded_by("import edgefed.agent.session, edgefed.transport.mqtt")
+
+
 def test_federation_options_need_no_numpy() -> None:
     assert "numpy" not in loaded_by("from edgefed.config import example_federation; example_federation()")
 

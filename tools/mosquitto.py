@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -18,9 +19,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["MosquittoMissingError", "RunningMosquitto", "free_port", "running_mosquitto"]
+__all__ = ["MosquittoMissingError", "RunningMosquitto", "configured_mosquitto", "free_port", "running_mosquitto"]
 
 _ANSWER_TIMEOUT_S = 10.0
+_RELOADING = "Reloading config."
 
 
 class MosquittoMissingError(RuntimeError):
@@ -60,6 +62,18 @@ class RunningMosquitto:
             self._process = subprocess.Popen(
                 [_binary(), "-c", str(self._config_path)], stdout=log, stderr=subprocess.STDOUT
             )
+        self._wait_until_it_answers()
+
+    def reload(self) -> None:
+        """Let it read its configuration again, as SIGHUP does, and wait until it has."""
+        assert self._process is not None
+        seen = self.log_path.read_text(errors="replace").count(_RELOADING)
+        self._process.send_signal(signal.SIGHUP)
+        deadline_s = time.monotonic() + _ANSWER_TIMEOUT_S
+        while self.log_path.read_text(errors="replace").count(_RELOADING) == seen:
+            if time.monotonic() > deadline_s:
+                raise RuntimeError("mosquitto does not read its configuration again")
+            time.sleep(0.01)
         self._wait_until_it_answers()
 
     def kill(self) -> None:
@@ -131,6 +145,32 @@ def running_mosquitto(
             )
         )
         broker = RunningMosquitto(port, config_path, log_path)
+        try:
+            broker.restart()
+            yield broker
+        finally:
+            broker.kill()
+
+
+@contextlib.contextmanager
+def configured_mosquitto(config: Path, port: int) -> Iterator[RunningMosquitto]:
+    """Run a Mosquitto with a configuration file as it is, for the length of the block.
+
+    Args:
+        config: The file; it is read again by ``reload`` and ``restart``.
+        port: Where it says that it listens, on 127.0.0.1.
+
+    Raises:
+        MosquittoMissingError: The program is not installed.
+        RuntimeError: It does not come up; the message holds its log.
+    """
+    with tempfile.TemporaryDirectory(prefix="mosquitto-") as scratch:
+        included = Path(scratch, "included")
+        included.mkdir()
+        (included / "it.conf").symlink_to(config.absolute())
+        whole = Path(scratch, "mosquitto.conf")
+        whole.write_text(f"user {getpass.getuser()}\ninclude_dir {included}\n")  # see running_mosquitto
+        broker = RunningMosquitto(port, whole, Path(scratch, "mosquitto.log"))
         try:
             broker.restart()
             yield broker

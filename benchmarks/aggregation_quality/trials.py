@@ -197,7 +197,7 @@ class Federation:
             hardware="cpu",
         )
         record = self._rounds.run(work, lambda *_: None)
-        self._exchange.check(update, plan)
+        self._exchange.check(update, plan, self.state(round_ - 1))
         residual_beside(update).replace(residual)  # every update counts here
         return Delivered(
             device=work.device,

@@ -26,13 +26,18 @@ class Announcements:
         self._changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def post(self, message: RoundMessage) -> None:
-        """Takes a message from the round topic. The same round may be announced again, to call for more devices."""
+    def post(self, message: RoundMessage) -> bool:
+        """Takes a message from the round topic, and returns whether it announces once more what is in force.
+
+        That calls for more devices, or the aggregator was restarted and has forgotten what it was told.
+        """
+        again = self._latest is not None and not _moved_on(self._latest, message)
         self._latest = message
         self._seen = False
         task = asyncio.ensure_future(self._notify())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return again
 
     async def next(self) -> RoundMessage:
         """Returns the latest announcement that was not returned before."""
@@ -50,10 +55,7 @@ class Announcements:
         """
 
         def moved_on(message: RoundMessage) -> bool:
-            return isinstance(message, FederationFinished) or (message.run, message.round) != (
-                announced.run,
-                announced.round,
-            )
+            return _moved_on(announced, message)
 
         return await self._unless(moved_on, f"round {announced.round} closed before this was done", doing)
 
@@ -89,3 +91,7 @@ class Announcements:
     async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
+
+
+def _moved_on(from_: RoundMessage, to: RoundMessage) -> bool:
+    return isinstance(to, FederationFinished) or (from_.run, from_.round) != (to.run, to.round)

@@ -10,7 +10,6 @@ from msgspec import Meta
 from edgefed.data.source import DataSource
 from edgefed.devices.board_files import find_board
 from edgefed.errors import ConfigError
-from edgefed.protocol.tasks import Quantization
 from edgefed.protocol.topics import check_id
 from edgefed.transport.options import Broker
 
@@ -32,7 +31,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     max_rank: Annotated[int, Meta(ge=0)] = 0
     max_held_rank: Annotated[int, Meta(ge=0)] = 0
-    quantization: Quantization | Literal["auto"] = "auto"
+    quantization: Literal["auto", "fp32", "bf16", "int8", "nf4"] = "auto"
     max_memory_bytes: Annotated[int, Meta(ge=0)] = 0
     threads: Annotated[int, Meta(ge=0)] = 0
 

@@ -28,13 +28,15 @@ from edgefed.agent.plan import CannotTakePart, parts_to_fetch
 from edgefed.agent.planning import Planned, Planning
 from edgefed.agent.presence import Presence
 from edgefed.agent.privacy_ledger import PrivacyLedger
+from edgefed.agent.sealed_updates import check_sealing, seal_update
 from edgefed.agent.state_directory import StateDirectory
 from edgefed.agent.supervised_work import SupervisedWork
 from edgefed.agent.uploads import Uploads
+from edgefed.agent.work_times import OutOfTime, WorkTimes
 from edgefed.agent.worker_process import WorkerProcess
 from edgefed.devices.conditions import read_conditions
 from edgefed.devices.sampling import Sampler
-from edgefed.errors import EdgefedError, WorkerOutOfMemory
+from edgefed.errors import EdgefedError, WorkerError, WorkerOutOfMemory
 from edgefed.files import hash_file
 from edgefed.protocol.messages.down import Accepted, Refused, RoundAnswer
 from edgefed.protocol.messages.manifest import Plan
@@ -51,7 +53,6 @@ __all__ = ["Participation"]
 _log = logging.getLogger(__name__)
 
 _JOIN_PATIENCE_S = 15.0
-_TIME_MARGIN = 1.2
 _MOST_PLANS = 8
 """Plans that are tried in one round, each a notch below the one that ran out of memory."""
 
@@ -104,9 +105,9 @@ class Participation:
         self._up = topics.device(options.device, "up")
         self._downloads = Downloads(transport, topics, self._send, state.parts)
         self._uploads = Uploads(transport, self._up, self._send)
-        self._answers: asyncio.Queue[Accepted | Refused] = asyncio.Queue()
+        self._answers: asyncio.Queue[Accepted | Refused | None] = asyncio.Queue()
         self._done: set[tuple[str, int]] = set()
-        self._last_work_s: dict[Plan, float] = {}
+        self._work_times = WorkTimes()
 
     # --- what arrives for it --------------------------------------------------------------------------------------
 
@@ -121,9 +122,18 @@ class Participation:
         """Takes a chunk of the broadcast."""
         self._downloads.receive(chunk)
 
+    def interrupt(self) -> None:
+        """The connection is gone: an upload under way stops, and goes on where the aggregator says."""
+        self._uploads.interrupt()
+
     def ask_again(self) -> None:
         """After a reconnect: what was on its way, in either direction, may be gone."""
         self._downloads.ask_again()
+        self._uploads.ask_again()
+
+    def say_again(self) -> None:
+        """The open round was announced again: a restarted aggregator does not know who asked to join, or offered."""
+        self._answers.put_nowait(None)
         self._uploads.ask_again()
 
     async def _send(self, message: UpMessage) -> None:
@@ -135,6 +145,7 @@ class Participation:
         """Does what this device can do for a round, and returns when there is nothing left to do for it."""
         note = ""
         try:
+            check_sealing(self._options, announced)
             self._state.keep_only(announced.run, (part.sha256 for part in announced.manifest.parts))
             for left_over in self._state.offers(announced.run):
                 await self._deliver(announced, left_over)
@@ -146,9 +157,13 @@ class Participation:
             note = str(over)
         except _NotSelected as refusal:
             note = f"round {announced.round}: {refusal}"
+        except OutOfTime as reason:  # not done with the round: announced again, it has a new deadline
+            note = f"round {announced.round}: {reason}"
+            await self._send(Decline(run=announced.run, round=announced.round, reason=str(reason)))
         except (CannotTakePart, EdgefedError) as reason:
             note = f"round {announced.round}: {reason}"
-            self._done.add((announced.run, announced.round))
+            if not isinstance(reason, WorkerError):  # the next worker may do better, if the round is announced again
+                self._done.add((announced.run, announced.round))
             await self._send(Decline(run=announced.run, round=announced.round, reason=str(reason)[:4096]))
         if note:
             _log.warning("%s", note)
@@ -165,7 +180,7 @@ class Participation:
             if until_s is None:
                 joining = self._join(announced, planned.plan, prepared)
                 until_s = time.monotonic() + await self._board.while_open(announced, joining)
-            self._check_time(planned.plan, until_s - time.monotonic())
+            self._work_times.check(planned.plan, until_s - time.monotonic())
             try:
                 return await self._do_planned(announced, planned, prepared)
             except WorkerOutOfMemory as error:
@@ -183,7 +198,7 @@ class Participation:
         fetched = await self._board.while_open(announced, fetching)
         started_s = time.monotonic()
         finished = await self._work(announced, planned.plan, fetched)
-        self._last_work_s[planned.plan] = time.monotonic() - started_s
+        self._work_times.took(planned.plan, time.monotonic() - started_s)
         await asyncio.to_thread(self._planning.succeeded, planned, finished.record)
         return await self._keep_answer(announced, planned, prepared, fetched, finished)
 
@@ -211,25 +226,24 @@ class Participation:
             model=announced.model.name,
             examples=prepared.training_set.examples,
         )
+        while not self._answers.empty():
+            self._answers.get_nowait()  # of before
         while True:
             await self._send(join)
+            answer = None
             with contextlib.suppress(asyncio.TimeoutError):
                 answer = await asyncio.wait_for(self._answer_to(announced), _JOIN_PATIENCE_S)
-                if isinstance(answer, Refused):
-                    raise _NotSelected(answer.reason)
+            if isinstance(answer, Refused):
+                raise _NotSelected(answer.reason)
+            if answer is not None:
                 return answer.remaining_s
 
-    async def _answer_to(self, announced: RoundOpen) -> Accepted | Refused:
+    async def _answer_to(self, announced: RoundOpen) -> Accepted | Refused | None:
+        """Returns the aggregator's answer, or None when it should be asked again."""
         while True:
             answer = await self._answers.get()
-            if (answer.run, answer.round) == (announced.run, announced.round):
+            if answer is None or (answer.run, answer.round) == (announced.run, announced.round):
                 return answer
-
-    def _check_time(self, plan: Plan, remaining_s: float) -> None:
-        """Does not start what cannot be finished: it would cost energy and count for nothing."""
-        needed_s = self._last_work_s.get(plan, 0.0) * _TIME_MARGIN
-        if needed_s > remaining_s:
-            raise CannotTakePart(f"{remaining_s:.0f} s are left, and this device needed {needed_s:.0f} s last time")
 
     async def _work(self, announced: RoundOpen, plan: Plan, fetched: Fetched) -> Finished:
         work = RoundWork(
@@ -265,6 +279,7 @@ class Participation:
             answer = EvaluationReport(run=announced.run, round=announced.round, record=record)
         else:
             path = self._state.update(announced.run, announced.round)
+            await asyncio.to_thread(seal_update, self._options, announced, path)
             size_bytes = path.stat().st_size
             answer = UpdateOffer(
                 run=announced.run,
@@ -276,6 +291,7 @@ class Participation:
                 model=announced.model.name,
                 examples=prepared.training_set.examples,
                 record=msgspec.structs.replace(record, upload_bytes=size_bytes),
+                sealed_for=announced.sealing_key,
             )
         if prepared.privacy is not None:
             await asyncio.to_thread(self._ledger.charge, announced.run, prepared.privacy)

@@ -102,7 +102,7 @@ class Planning:
             target_tokens=training_set.target_tokens,
             global_rank=announced.manifest.rank,
             deadline_s=announced.deadline_s if announced.kind == "train" else None,
-            private=bool(announced.privacy.example_noise_multiplier),
+            private=announced.privacy.example_noise_multiplier > 0,
         )
         decision = decide(machine, workload, limits_of(self._limits), self._history)
         if decision.chosen is None:
@@ -138,7 +138,7 @@ class Planning:
             hardware=machine.hardware,
             quantization=candidate.choice.quantization,
             predicted_peak_bytes=_comparable(machine, expected),
-            needed_bytes=expected.needed_bytes,
+            decided_bytes=expected.decided_bytes,
             predicted_step_s=step_seconds(machine, workload, candidate.choice),
             peak_bytes=peak_bytes,
             step_s=step_s,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +12,13 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from edgefed import __version__
 from edgefed.agent.board_keeper import BoardKeeper, Yardstick
 from edgefed.agent.frames import Probe, Progress
+from edgefed.agent.machine_identity import Identity, identify
 from edgefed.agent.network_probe import NetworkProbe
 from edgefed.agent.options import AgentOptions
 from edgefed.agent.worker_process import WorkerProcess
 from edgefed.devices.compute import LEFT_OUT, DataType, MachineProbe
-from edgefed.devices.cpu import read_cpu
-from edgefed.devices.gpu import gpu_names
 from edgefed.devices.instruments import Hardware, Instruments
 from edgefed.devices.memory import HostMemory, read_host_memory, training_memory
 from edgefed.devices.network import NetworkProfile, local_address
@@ -33,7 +30,7 @@ from edgefed.errors import EdgefedError
 from edgefed.files import replace_file
 from edgefed.protocol.tasks import Quantization
 
-__all__ = ["Identity", "Profiler", "Remembered", "identify"]
+__all__ = ["Profiler", "Remembered"]
 
 _log = logging.getLogger(__name__)
 
@@ -42,28 +39,6 @@ _QUICK_STORAGE_S = 0.3
 
 OnStep = Callable[[str], None]
 """Called with what is measured next, in words."""
-
-
-class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """What the measured rates depend on; cheap to read."""
-
-    edgefed: str
-    torch: str
-    bitsandbytes: str
-    power_mode: str
-    gpus: list[str]
-    cpus: int
-    memory_total_bytes: int
-    hardware: str
-    threads: int
-
-    def changes_since(self, before: Identity) -> list[str]:
-        """Returns in words what differs."""
-        return [
-            f"{name.replace('_', ' ')} was {getattr(before, name) or 'none'!r}, is {getattr(self, name) or 'none'!r}"
-            for name in self.__struct_fields__
-            if getattr(before, name) != getattr(self, name)
-        ]
 
 
 class Remembered(msgspec.Struct, frozen=True, kw_only=True):
@@ -278,22 +253,6 @@ class Profiler:
                 replace_file(self._path, [msgspec.json.encode(self._remembered)])
 
 
-def identify(options: AgentOptions) -> Identity:
-    """Returns what the measured rates depend on, as it is now."""
-    root = Path(options.root)
-    return Identity(
-        edgefed=__version__,
-        torch=_version("torch"),
-        bitsandbytes=_version("bitsandbytes"),
-        power_mode=read_power_mode(root)[0] or "",
-        gpus=gpu_names(root),
-        cpus=read_cpu(root).usable,
-        memory_total_bytes=read_host_memory(root).total_bytes,
-        hardware=options.worker.device,
-        threads=options.limits.threads,
-    )
-
-
 def _completed(machine: MachineProbe, before: MachineProbe) -> MachineProbe:
     """Returns a measurement with what was left out in a hurry filled in from an earlier one of the same machine."""
     rates = {
@@ -307,13 +266,5 @@ def _read(path: Path) -> Remembered | None:
     """Returns what was remembered; None where there is nothing, or nothing that this version understands."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Remembered)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-
-
-def _version(package: str) -> str:
-    """Returns the installed version; "" where there is none. `importlib.metadata` would stay in memory with 3 MB."""
-    for place in sys.path:
-        for found in Path(place or ".").glob(f"{package}-*.dist-info"):
-            return found.name.removeprefix(f"{package}-").removesuffix(".dist-info")
-    return ""

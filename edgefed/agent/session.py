@@ -16,19 +16,25 @@ from edgefed.devices.instruments import find_instruments
 from edgefed.errors import DataError, DeviceIdTaken
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
-from edgefed.transport.base import Message
+from edgefed.security.identities import Identity
+from edgefed.transport.base import Message, Transport
 from edgefed.transport.mqtt import connect_mqtt
+from edgefed.transport.options import guarded_client_id
+from edgefed.transport.signed import SignedTransport
 
-__all__ = ["run_agent"]
+__all__ = ["run_agent", "signed_as_told"]
 
 
-async def run_agent(options: AgentOptions, *, once: bool = False, wait_for_broker: bool = True) -> None:
+async def run_agent(
+    options: AgentOptions, *, once: bool = False, wait_for_broker: bool = True, worker: WorkerProcess | None = None
+) -> None:
     """Runs an agent until it is cancelled, or with `once` until the federation is over.
 
     Args:
         options: what `agent.toml` says.
         once: return when the federation is over.
         wait_for_broker: keep trying when no broker answers at first.
+        worker: who trains; without one, the worker that comes with edgefed.
 
     Raises:
         DataError: the examples are not where the options say.
@@ -40,14 +46,14 @@ async def run_agent(options: AgentOptions, *, once: bool = False, wait_for_broke
         if not Path(path).exists():
             raise DataError(f"data: there is no file or directory {path}")
     state = StateDirectory(Path(options.state))
-    worker = WorkerProcess(silence_s=options.worker.silence_s)
+    worker = worker or WorkerProcess(silence_s=options.worker.silence_s)
     presence = Presence(Topics(options.fleet), options.device)
     # Each process its own client id and no session at the broker: whatever was missed is asked for again, and nothing
     # piles up for a process that is gone.
-    client_id = f"{options.fleet}-{options.device}-{presence.state.instance[:8]}"
-    mqtt = options.broker.mqtt(client_id, session_expiry_s=0)
+    mqtt = options.broker.mqtt(guarded_client_id(f"{options.fleet}-{options.device}"), session_expiry_s=0)
     try:
-        async with connect_mqtt(mqtt, presence.will, retry_first=wait_for_broker) as transport:
+        async with connect_mqtt(mqtt, presence.will, retry_first=wait_for_broker) as connected:
+            transport = signed_as_told(options, connected)
             gpu = options.worker.device != "cpu"
             instruments = await asyncio.to_thread(find_instruments, Path(options.root), gpu=gpu)
             supervisor = Supervisor(options, transport, presence, state, worker, instruments, leave_when_finished=once)
@@ -62,3 +68,25 @@ async def run_agent(options: AgentOptions, *, once: bool = False, wait_for_broke
     finally:
         await worker.end()
         state.close()
+
+
+def signed_as_told(options: AgentOptions, transport: Transport) -> Transport:
+    """Returns the transport, with signatures where the options ask for them.
+
+    Raises:
+        ConfigError: the certificate or its key cannot be used, or are another device's.
+    """
+    broker = options.broker
+    if not broker.signed:
+        return transport
+    from edgefed.security.authorship import read_authorship  # megabytes that others need not carry
+
+    authorship = read_authorship(
+        Topics(options.fleet),
+        Identity("device", options.device),
+        Path(options.state) / "latest-announcement",
+        ca=Path(broker.tls_ca),
+        certificate=Path(broker.tls_certificate),
+        key=Path(broker.tls_key),
+    )
+    return SignedTransport(transport, authorship)

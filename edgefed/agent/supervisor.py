@@ -112,6 +112,7 @@ class Supervisor:
                 self._participation.ask_again()
                 self._reappear()
             elif isinstance(event, ConnectionLost):
+                self._participation.interrupt()
                 _log.warning("connection to the broker lost: %s", event.reason)
 
     def _reappear(self) -> None:
@@ -130,8 +131,8 @@ class Supervisor:
         if self._topics.is_blob(message.topic):
             self._participation.receive(message.payload)
         elif message.topic == self._topics.round:
-            if message.payload:
-                self._board.post(decode_round(message.payload))
+            if message.payload and self._board.post(decode_round(message.payload)):
+                self._participation.say_again()
         elif message.topic == self._presence.topic:
             await self._presence.heard(self._transport, message.payload)
         elif not is_chunk(message.payload):

@@ -33,12 +33,20 @@ class Uploads:
         self._news: asyncio.Queue[UploadGrant | UploadProgress | Acknowledged | None] = asyncio.Queue()
         self._credit: Credit | None = None
         self._sending = ""
+        self._sender: asyncio.Task[None] | None = None
+        self._interrupted = False
 
     def hear(self, message: UploadGrant | UploadProgress | Acknowledged) -> None:
         """Takes what the aggregator says about an upload."""
         if isinstance(message, UploadProgress) and self._credit is not None and message.sha256 == self._sending:
             self._credit.confirm(message.received_bytes)
         self._news.put_nowait(message)
+
+    def interrupt(self) -> None:
+        """The connection is gone: nothing is sent again unasked, since the receiver will say what it has."""
+        if self._sender is not None:
+            self._sender.cancel()
+            self._interrupted = True
 
     def ask_again(self) -> None:
         """After a reconnect: what was said meanwhile may be lost, so offer again at once."""
@@ -52,7 +60,6 @@ class Uploads:
             path: the update's file; None for an evaluation.
         """
         sha256 = offer.sha256 if isinstance(offer, UpdateOffer) else ""
-        sender: asyncio.Task[None] | None = None
         patience_s = _FIRST_PATIENCE_S
         await self._send(offer)
         try:
@@ -61,14 +68,26 @@ class Uploads:
                 if isinstance(message, Acknowledged) and (message.round, message.sha256) == (offer.round, sha256):
                     return message
                 if isinstance(message, UploadGrant) and message.sha256 == sha256 and path is not None:
-                    await _stop(sender)
-                    sender = asyncio.create_task(self._send_file(message, path), name="send-update")
+                    await self._end_sender()
+                    self._sender = asyncio.create_task(self._send_file(message, path), name="send-update")
+                if self._interrupted:
+                    await self._end_sender()
                 silent = message is None
                 patience_s = min(_LONGEST_PATIENCE_S, patience_s * 1.5) if silent else _FIRST_PATIENCE_S
-                if silent and (sender is None or sender.done()):
+                if silent and (self._sender is None or self._sender.done()):
                     await self._send(offer)
         finally:
-            await _stop(sender)
+            await self._end_sender()
+
+    async def _end_sender(self) -> None:
+        """Ends the sending; what went wrong in it is no matter, since what is missing is asked for again."""
+        sender, self._sender, self._interrupted = self._sender, None, False
+        if sender is None:
+            return
+        sender.cancel()
+        (outcome,) = await asyncio.gather(sender, return_exceptions=True)
+        if isinstance(outcome, Exception):
+            _log.warning("sending an update was interrupted: %s", outcome)
 
     async def _next(self, patience_s: float) -> UploadGrant | UploadProgress | Acknowledged | None:
         """Returns the next word from the aggregator, or None when it is time to offer again."""
@@ -80,7 +99,11 @@ class Uploads:
         missing = Ranges(grant.missing)
         size_bytes = path.stat().st_size
         self._sending = grant.sha256
-        self._credit = Credit(grant.window_chunks * grant.chunk_bytes, received_bytes=size_bytes - missing.total_bytes)
+        self._credit = Credit(
+            grant.window_chunks * grant.chunk_bytes,
+            ahead_pieces=grant.window_chunks,
+            received_bytes=size_bytes - missing.total_bytes,
+        )
         await send_ranges(
             self._transport,
             self._topic,
@@ -91,13 +114,3 @@ class Uploads:
             window=_CHUNKS_IN_FLIGHT,
             credit=self._credit,
         )
-
-
-async def _stop(task: asyncio.Task[None] | None) -> None:
-    """Ends a sender; what went wrong in it is no matter, since what is missing is asked for again."""
-    if task is None:
-        return
-    task.cancel()
-    (outcome,) = await asyncio.gather(task, return_exceptions=True)
-    if isinstance(outcome, Exception):
-        _log.warning("sending an update was interrupted: %s", outcome)

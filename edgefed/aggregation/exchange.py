@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
+
+import msgspec
 
 from edgefed.aggregation.options import ClientPrivacy
+from edgefed.aggregation.robustness import UNDEFENDED, Robustness
 from edgefed.aggregation.server_optimizers import ServerOptimizer
 from edgefed.protocol.messages.manifest import Manifest, Plan
 from edgefed.protocol.tasks import Method
 
-__all__ = ["Delivered", "Exchange", "ExchangeMaker", "MergedState"]
+__all__ = ["Chosen", "Delivered", "Exchange", "ExchangeMaker", "Intervention", "MergedState"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,7 @@ class Delivered:
         rank, held_rank: trained rank, and how much of the round's global adapter it started from or held.
         update: its file.
         start: directory of the state that its round started from.
+        share: of what it changed that counts; less than 1 for one that is held to a bound.
     """
 
     device: str
@@ -39,6 +43,36 @@ class Delivered:
     held_rank: int
     update: Path
     start: Path
+    share: float = 1.0
+
+
+class Intervention(msgspec.Struct, frozen=True, kw_only=True):
+    """An accepted update that does not enter the sum as it came.
+
+    Attributes:
+        device: who sent it.
+        round: the round it was trained in.
+        what: `excluded` from the sum, or `clipped`.
+        reason: why.
+    """
+
+    device: str
+    round: int
+    what: Literal["excluded", "clipped"]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Which updates a sum is made of.
+
+    Attributes:
+        delivered: those that enter it, with the weights that they have there.
+        interventions: what was done about the others, and about those that are held to a bound.
+    """
+
+    delivered: tuple[Delivered, ...]
+    interventions: tuple[Intervention, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +105,16 @@ class Exchange(Protocol):
         """
         ...
 
-    def check(self, update: Path, plan: Plan) -> None:
-        """Judges an update before it may enter a sum.
+    def check(self, update: Path, plan: Plan, start: Path) -> None:
+        """Judges an update before it may enter a sum; `start` is the state that its round started from.
 
         Raises:
-            AdapterError: it is malformed, not finite, of wrong shapes, or not of the announced rank.
+            AdapterError: it is malformed, not finite, of wrong shapes, not of the announced rank, or over a bound.
         """
+        ...
+
+    def choose(self, delivered: Sequence[Delivered]) -> Chosen:
+        """Decides which of a round's updates are merged, and with which weights; the same input, the same answer."""
         ...
 
     def merge(self, before: Path, delivered: Sequence[Delivered], round_: int, after: Path) -> MergedState:
@@ -101,6 +139,7 @@ class ExchangeMaker(Protocol):
         seed: int,
         memory_limit_bytes: int | None = None,
         privacy: ClientPrivacy | None = None,
+        robustness: Robustness = UNDEFENDED,
     ) -> Exchange:
         """Returns the exchange.
 
@@ -112,6 +151,7 @@ class ExchangeMaker(Protocol):
             seed: of everything that is drawn.
             memory_limit_bytes: bound on a merge's working memory; None for no bound.
             privacy: noise in every merge; None, or a noise multiplier of 0, adds none.
+            robustness: bounds on single devices, and who is left out of a sum.
 
         Raises:
             ModelError: the model has none of the method's target modules.

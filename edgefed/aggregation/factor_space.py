@@ -14,7 +14,8 @@ import numpy as np
 from edgefed.aggregation.method import ApplyFunction, Contribution, GlobalState, normalized
 from edgefed.aggregation.product_space import Weighted, loaded_update
 from edgefed.aggregation.server_optimizers import ServerOptimizer, step_elementwise
-from edgefed.errors import AdapterError
+from edgefed.aggregation.trimmed_mean import trimmed_mean
+from edgefed.errors import AdapterError, ConfigError
 from edgefed.lora.low_rank import LowRank
 from edgefed.lora.svd import Float32
 
@@ -40,7 +41,10 @@ def stepping_factors(reweighted: Callable[[float, LowRank], float], *, equal_ran
         optimizer: ServerOptimizer,
         seed: int,  # noqa: ARG001 - nothing is random here
         memory_limit_bytes: int | None = None,  # noqa: ARG001 - one module's factors are all it ever holds
+        trim: int = 0,
     ) -> GlobalState:
+        if trim and not equal_ranks:
+            raise ConfigError("a trimmed mean of factors needs one rank for all: padding would be trimmed as if sent")
         weighted = normalized(contributions)
         for _, one in weighted:
             if one.rank > rank or (equal_ranks and one.rank < rank):
@@ -56,7 +60,11 @@ def stepping_factors(reweighted: Callable[[float, LowRank], float], *, equal_ran
                 )
             slots = state.slots(module)
             factors = []
-            for side, gradient in zip(("left", "right"), _gradients(module, value, weighted, reweighted), strict=True):
+            if trim:
+                gradients = _trimmed_gradients(module, value, weighted, trim)
+            else:
+                gradients = _gradients(module, value, weighted, reweighted)
+            for side, gradient in zip(("left", "right"), gradients, strict=True):
                 own = {slot.removeprefix(f"{side}."): array for slot, array in slots.items() if slot.startswith(side)}
                 factor, kept = step_elementwise(optimizer, getattr(value, side), gradient, own)
                 factors.append(factor)
@@ -91,3 +99,12 @@ def _gradients(
     left_step = np.where(kept, left / total - value.left, 0.0)
     right_step = np.where(kept[:, None], right / total - value.right, 0.0)
     return left_step.astype(np.float32), right_step.astype(np.float32)
+
+
+def _trimmed_gradients(module: str, value: LowRank, weighted: Weighted, trim: int) -> tuple[Float32, Float32]:
+    """Trimmed mean − value of both factors."""
+    matrices = [loaded_update(one, module, value.shape) for _, one in weighted]
+    weights = np.array([weight for weight, _ in weighted])
+    left = trimmed_mean(np.stack([matrix.left for matrix in matrices]), weights, trim)
+    right = trimmed_mean(np.stack([matrix.right for matrix in matrices]), weights, trim)
+    return left - value.left, right - value.right

@@ -16,5 +16,10 @@ from edgefed.aggregation.product_space import trainable_state
 __all__ = ["FEDIT"]
 
 FEDIT = Aggregation(
-    "fedit", "truncated", True, trainable_state, stepping_factors(lambda weight, _: weight, equal_ranks=True)
+    "fedit",
+    "truncated",
+    True,
+    trainable_state,
+    stepping_factors(lambda weight, _: weight, equal_ranks=True),
+    space="factors",
 )

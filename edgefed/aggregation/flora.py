@@ -23,6 +23,8 @@ from edgefed.lora.low_rank import LowRank
 
 __all__ = ["FLORA"]
 
+_UNTRIMMED_BECAUSE = "it stacks updates, and a trimmed mean is no stack"
+
 
 def _apply(
     state: GlobalState,
@@ -32,7 +34,10 @@ def _apply(
     optimizer: ServerOptimizer,
     seed: int,  # noqa: ARG001 - nothing is random here
     memory_limit_bytes: int | None = None,  # noqa: ARG001 - the stack is the result and has to be held
+    trim: int = 0,
 ) -> GlobalState:
+    if trim:
+        raise ConfigError(f"flora takes no trimmed mean: {_UNTRIMMED_BECAUSE}")
     if optimizer.name != "averaging":
         raise ConfigError(f"flora stacks updates and takes the server optimizer averaging only, not {optimizer.name}")
     weighted = normalized(contributions)
@@ -45,4 +50,4 @@ def _apply(
     return GlobalState(adapter, {}, state.round + 1)
 
 
-FLORA = Aggregation("flora", "frozen", False, empty_state, _apply)
+FLORA = Aggregation("flora", "frozen", False, empty_state, _apply, untrimmed_because=_UNTRIMMED_BECAUSE)

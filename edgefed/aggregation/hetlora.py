@@ -23,4 +23,13 @@ def _by_size(weight: float, update: LowRank) -> float:
     return weight * update.norm()
 
 
-HETLORA = Aggregation("hetlora", "truncated", False, trainable_state, stepping_factors(_by_size))
+HETLORA = Aggregation(
+    "hetlora",
+    "truncated",
+    False,
+    trainable_state,
+    stepping_factors(_by_size),
+    space="factors",
+    weighs_by_size=True,
+    untrimmed_because="it pads factors of different ranks, and padding would be trimmed as if it had been sent",
+)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
 
-from edgefed.aggregation.exchange import Delivered, MergedState
+from edgefed.aggregation.changes import check_summable, inner_products, shortened
+from edgefed.aggregation.defence import Verdict, check_defence, defend
+from edgefed.aggregation.exchange import Chosen, Delivered, Intervention, MergedState
 from edgefed.aggregation.method import Contribution, GlobalState, load_state, save_state
 from edgefed.aggregation.methods import METHODS
 from edgefed.aggregation.options import ClientPrivacy
+from edgefed.aggregation.robustness import UNDEFENDED, Robustness
 from edgefed.aggregation.server_optimizers import ServerOptimizer
 from edgefed.errors import AdapterError, ConfigError
 from edgefed.files import hash_file, replace_file, sync_directory
@@ -55,6 +60,7 @@ class LoraExchange:
         seed: int,
         memory_limit_bytes: int | None = None,
         privacy: ClientPrivacy | None = None,
+        robustness: Robustness = UNDEFENDED,
     ) -> None:
         self._method = method
         self._privacy = privacy if privacy is not None and privacy.noise_multiplier else None
@@ -64,6 +70,8 @@ class LoraExchange:
         self._model_name = model_name
         self._seed = seed
         self._memory_limit_bytes = memory_limit_bytes
+        self._robustness = robustness
+        check_defence(self._aggregation, robustness)
         smallest = min(min(shape) for shape in self._shapes.values())
         if max(method.ranks) > smallest:
             raise ConfigError(
@@ -85,15 +93,13 @@ class LoraExchange:
         """Returns a state made earlier."""
         try:
             description = msgspec.json.decode((directory / _MANIFEST).read_bytes(), type=_Description)
-        except (OSError, msgspec.MsgspecError) as error:
+            parts = zip(description.manifest.parts, description.names, strict=True)
+            files = {part.sha256: directory / name for part, name in parts}
+        except (OSError, ValueError, msgspec.MsgspecError, RecursionError) as error:
             raise AdapterError(f"the state in {directory} cannot be read: {error}") from error
-        files = {
-            part.sha256: directory / name
-            for part, name in zip(description.manifest.parts, description.names, strict=True)
-        }
         return MergedState(description.manifest, files, description.norm)
 
-    def check(self, update: Path, plan: Plan) -> None:
+    def check(self, update: Path, plan: Plan, start: Path) -> None:
         """Judges an update, one module in memory at a time."""
         file = open_adapter(update)
         wrong = sorted(set(file.modules) ^ set(self._shapes))
@@ -106,23 +112,48 @@ class LoraExchange:
                 raise AdapterError(f"module {module!r} has shape {file.shapes[module]}; {shape} is needed")
             if file.ranks[module] != plan.rank:
                 raise AdapterError(f"module {module!r} has rank {file.ranks[module]}; {plan.rank} was announced")
-            file.load(module)  # refuses NaN and infinity
+            check_summable(file.load(module), f"module {module!r}")  # loading refuses NaN and infinity
+        self._check_start(plan, start)
+        if self._robustness.over_norm == "reject":
+            self._check_norm(update, plan, start)
+
+    def choose(self, delivered: Sequence[Delivered]) -> Chosen:
+        """Decides which updates are merged: all of them as they are, where no rule and no bound is set."""
+        if self._robustness == UNDEFENDED:
+            return Chosen(tuple(delivered))
+        verdicts = defend(
+            self._aggregation,
+            self._robustness,
+            self._contributions(delivered),
+            self._shapes,
+            memory_limit_bytes=self._memory_limit_bytes,
+        )
+        pairs = list(zip(delivered, verdicts, strict=True))
+        return Chosen(
+            tuple(replace(one, weight=verdict.weight, share=verdict.share) for one, verdict in pairs if verdict.weight),
+            tuple(_intervention(one, verdict) for one, verdict in pairs if verdict.reason),
+        )
 
     def merge(self, before: Path, delivered: Sequence[Delivered], round_: int, after: Path) -> MergedState:
         """Merges a round; a left-over of an interrupted merge of the same round is replaced."""
         state = load_state(before / _STATE)
-        contributions = [_contribution(one, self._starting_layers(one.start)) for one in delivered]
         rank, optimizer, seed = self._method.global_rank, self._optimizer, self._seed + round_
         if self._privacy is not None:
             apply_private = self._aggregation.apply_private
             assert apply_private is not None, "checked when this was made"
+            contributions = self._contributions(delivered)
             state = apply_private(
                 state, contributions, rank=rank, optimizer=optimizer, seed=seed, privacy=self._privacy
             )
         else:
-            limit_bytes = self._memory_limit_bytes
             state = self._aggregation.apply(
-                state, contributions, rank=rank, optimizer=optimizer, seed=seed, memory_limit_bytes=limit_bytes
+                state,
+                self._shortened(delivered),
+                rank=rank,
+                optimizer=optimizer,
+                seed=seed,
+                memory_limit_bytes=self._memory_limit_bytes,
+                trim=self._robustness.byzantine if self._robustness.rule == "trimmed_mean" else 0,
             )
         return self._write(after, state, previous=self.load(before).manifest.parts)
 
@@ -148,17 +179,52 @@ class LoraExchange:
                 "client_privacy and aggregator.merge_memory_bytes do not go together: noise must be added before "
                 "anything is cut, to whole matrices; leave one of them out"
             )
+        if self._robustness != UNDEFENDED:
+            fields, unset = Robustness.__struct_fields__, UNDEFENDED
+            given = [name for name in fields if getattr(self._robustness, name) != getattr(unset, name)]
+            raise ConfigError(
+                f"client_privacy and robustness.{', robustness.'.join(given)} do not go together: with client_privacy "
+                "all devices count the same and are cut to client_privacy.clip_norm, and leaving one out or weighing "
+                "it by what it sent would break that or do nothing; leave one of them out"
+            )
+
+    def _contributions(self, delivered: Sequence[Delivered]) -> list[Contribution]:
+        return [_contribution(one, self._starting_layers(one.start)) for one in delivered]
+
+    def _shortened(self, delivered: Sequence[Delivered]) -> list[Contribution]:
+        return [
+            shortened(self._aggregation, contribution, one.share) if one.share < 1 else contribution
+            for one, contribution in zip(delivered, self._contributions(delivered), strict=True)
+        ]
+
+    def _check_start(self, plan: Plan, start: Path) -> None:
+        """A rank held that the round's adapter never had would make the start that is taken off the update wrong."""
+        published = self.load(start).manifest.rank
+        if plan.held_rank > published:
+            raise AdapterError(f"held rank {plan.held_rank} was announced, and the round's adapter had {published}")
+
+    def _check_norm(self, update: Path, plan: Plan, start: Path) -> None:
+        limit = self._robustness.max_update_norm
+        one = Delivered("", 0, 1.0, plan.rank, plan.held_rank, update, start)
+        inner = inner_products(
+            self._aggregation, self._contributions([one]), self._shapes, memory_limit_bytes=self._memory_limit_bytes
+        )
+        norm = float(np.sqrt(max(0.0, inner[0, 0])))
+        if limit is not None and norm > limit:
+            raise AdapterError(f"its change has norm {norm:.4g}; at most {limit:g} is allowed")
 
     def _check_memory_limit(self, limit_bytes: int) -> None:
         """Refuses a limit that nothing keeps to, or that a merge could not keep: better now than after a round."""
         for what, bounded in (
             (f"aggregation {self._method.aggregation}", self._aggregation.decomposes),
             (f"server optimizer {self._optimizer.name}", self._optimizer.name in ("averaging", "momentum")),
+            ("robustness.rule trimmed_mean", self._robustness.rule != "trimmed_mean"),
         ):
             if not bounded:
                 raise ConfigError(f"aggregator.merge_memory_bytes has no effect on {what}: leave it out")
         largest = max(self._method.global_rank, *self._method.ranks)
-        rank = 2 * largest if self._optimizer.name == "momentum" else largest
+        clipped = self._robustness.max_update_norm is not None and self._aggregation.start == "truncated"
+        rank = 2 * largest if self._optimizer.name == "momentum" or clipped else largest
         needed_bytes = max(sufficient_bytes(shape, rank) for shape in self._shapes.values())
         if limit_bytes < needed_bytes:
             raise ConfigError(
@@ -202,6 +268,11 @@ def state_adapter(directory: Path) -> dict[str, LowRank]:
         AdapterError: it is damaged or not there.
     """
     return dict(load_state(directory / _STATE).adapter)
+
+
+def _intervention(one: Delivered, verdict: Verdict) -> Intervention:
+    what: Literal["excluded", "clipped"] = "clipped" if verdict.weight else "excluded"
+    return Intervention(device=one.device, round=one.round, what=what, reason=verdict.reason)
 
 
 def _contribution(one: Delivered, layers: Sequence[AdapterFile]) -> Contribution:

@@ -107,6 +107,7 @@ class ApplyFunction(Protocol):
         optimizer: ServerOptimizer,
         seed: int,
         memory_limit_bytes: int | None = None,
+        trim: int = 0,
     ) -> GlobalState:
         """The state after the round.
 
@@ -118,12 +119,14 @@ class ApplyFunction(Protocol):
             rank: of the server: the largest the global adapter may have.
             optimizer: the server's step along the aggregate.
             seed: of random rows; vary it with the round.
-            memory_limit_bytes: bound on a merge's working memory, for one module; None for no bound.
+            memory_limit_bytes: bound on a merge's working memory, for one module; None for no bound. A trimmed mean
+                keeps to none.
+            trim: how many of the smallest and of the largest values of each coordinate are left out of the mean.
 
         Raises:
             AdapterError: no contributions, a weight that is not over 0, one device twice for one round, an update
                 whose rank or shape is not as announced.
-            ConfigError: the optimizer does not go with the method, or the memory limit is too small.
+            ConfigError: the optimizer or a trimmed mean does not go with the method, or the memory limit is too small.
         """
 
 
@@ -168,6 +171,10 @@ class Aggregation:
         apply: merges a round.
         decomposes: whether merging decomposes sums, which takes memory that can be bounded.
         apply_private: merges a round with noise; None where the method is no sum of changes that could be bounded.
+        space: what is summed, and so what the size of an update and the distance of two are measured on: the
+            "products" s·B·A, or the "factors" themselves, where one product may come as harmless or as huge factors.
+        weighs_by_size: whether an update's own size multiplies its weight.
+        untrimmed_because: why it can take no trimmed mean; "" where it can.
     """
 
     name: str
@@ -177,6 +184,9 @@ class Aggregation:
     apply: ApplyFunction
     decomposes: bool = False
     apply_private: PrivateApplyFunction | None = None
+    space: Literal["products", "factors"] = "products"
+    weighs_by_size: bool = False
+    untrimmed_because: str = ""
 
 
 def normalized(contributions: Sequence[Contribution]) -> list[tuple[float, Contribution]]:

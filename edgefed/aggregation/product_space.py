@@ -7,6 +7,7 @@ from functools import partial
 
 from edgefed.aggregation.method import ApplyFunction, Contribution, GlobalState, normalized
 from edgefed.aggregation.server_optimizers import ServerOptimizer, step_matrix
+from edgefed.aggregation.trimmed_mean import trimmed_gradient
 from edgefed.errors import AdapterError
 from edgefed.lora.adapters import initial_adapter, module_seed
 from edgefed.lora.low_rank import LowRank
@@ -70,11 +71,13 @@ def stepping(
         optimizer: ServerOptimizer,
         seed: int,
         memory_limit_bytes: int | None = None,
+        trim: int = 0,
     ) -> GlobalState:
         weighted = normalized(contributions)
+        along = trimmed_gradient(gradient, trim) if trim else gradient
         return step_modules(
             state,
-            lambda module, shape: gradient(module, weighted, shape),
+            lambda module, shape: along(module, weighted, shape),
             value_weight=value_weight,
             rank=rank,
             optimizer=optimizer,

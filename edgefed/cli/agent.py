@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from edgefed.agent.options import AgentOptions
 
 __all__ = ["agent"]
 
@@ -16,6 +19,10 @@ def agent(
     require_broker: Annotated[
         bool, typer.Option("--require-broker", help="Fail when no broker answers, instead of trying again.")
     ] = False,
+    enroll: Annotated[
+        Path | None,
+        typer.Option(help="A file of `edgefed fleet token`: enroll with it first, where that is not done yet."),
+    ] = None,
 ) -> None:
     """Run the agent of one device.
 
@@ -23,9 +30,13 @@ def agent(
     subprocess, and sends small updates. It runs until Ctrl-C or SIGTERM, goes on by itself after a lost broker, and
     after a kill delivers what it had finished.
 
+    With --enroll, a board that has no certificate yet makes its key, asks the fleet's operator for a certificate
+    (`edgefed fleet admit`), and writes both where [broker] names them.
+
     Examples:
       edgefed -v agent --config agent.toml         says on stderr what it does
       edgefed agent --config agent.toml --once     for one federation
+      edgefed agent --enroll board-07.token        a new board's first start; does no harm later
     """
     import logging
     import os
@@ -33,9 +44,24 @@ def agent(
 
     from edgefed.config import read_agent
 
-    read_agent(config)  # a mistake in it is told here
+    options = read_agent(config)  # a mistake in it is told here
+    if enroll is not None:
+        _enroll(options, enroll, wait_for_broker=not require_broker)
     level = logging.getLogger().getEffectiveLevel()
     flags = {"--once": once, "--require-broker": require_broker}
     arguments = [str(config), *(flag for flag, wanted in flags.items() if wanted)]
     verbose = {logging.INFO: ["-v"], logging.DEBUG: ["-vv"]}.get(level, [])
     os.execv(sys.executable, [sys.executable, "-m", "edgefed.cli.agent_process", *arguments, *verbose])
+
+
+def _enroll(options: AgentOptions, token: Path, *, wait_for_broker: bool) -> None:
+    from edgefed.agent.enrollment import enroll_board, is_enrolled
+    from edgefed.cli.output import told_where
+    from edgefed.security.tokens import read_token
+    from edgefed.stopping import run_stoppable
+
+    if is_enrolled(options):
+        return
+    with told_where(token):
+        key = run_stoppable(enroll_board(options, read_token(token), wait_for_broker=wait_for_broker))
+    typer.echo(f"enrolled as {options.device} of fleet {options.fleet} (key {key[:16]})", err=True)

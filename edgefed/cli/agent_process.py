@@ -10,6 +10,8 @@ import logging
 import sys
 from pathlib import Path
 
+from edgefed.agent.options import AgentOptions
+from edgefed.agent.service_manager import ServiceManager, service_manager
 from edgefed.agent.session import run_agent
 from edgefed.config import read_agent
 from edgefed.errors import EdgefedError
@@ -24,17 +26,21 @@ def main(arguments: list[str]) -> int:
     """Runs the agent and returns its exit code."""
     level = logging.DEBUG if "-vv" in arguments else logging.INFO if "-v" in arguments else logging.WARNING
     logging.basicConfig(level=level, stream=sys.stderr, format=LOG_FORMAT)
+    manager = service_manager()
     try:
         options = read_agent(Path(arguments[0]))
-        run_stoppable(
-            run_agent(options, once="--once" in arguments, wait_for_broker="--require-broker" not in arguments)
-        )
+        run_stoppable(_run(options, manager, once="--once" in arguments, wait="--require-broker" not in arguments))
     except Stopped as stopped:
         return stopped.exit_code
     except EdgefedError as error:
         sys.stderr.write(f"edgefed: {error}\n")
         return error.exit_code
     return 0
+
+
+async def _run(options: AgentOptions, manager: ServiceManager, *, once: bool, wait: bool) -> None:
+    async with manager.informed():
+        await run_agent(options, once=once, wait_for_broker=wait)
 
 
 if __name__ == "__main__":

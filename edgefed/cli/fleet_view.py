@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,12 +16,13 @@ from edgefed.protocol.messages.retained import (
     decode_aggregator_state,
     decode_device_state,
 )
+from edgefed.protocol.messages.wire import decode
 from edgefed.protocol.topics import Topics
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["COLUMNS", "FleetView", "describe_aggregator", "human_bytes"]
+__all__ = ["COLUMNS", "FleetView", "describe_aggregator", "describe_refusals", "human_bytes"]
 
 COLUMNS = (
     "device", "hardware", "memory", "best rate", "max rank", "base", "status", "round", "step", "loss", "note",
@@ -64,11 +66,26 @@ def describe_aggregator(state: AggregatorState) -> str:
     parts.append(f"in {human_bytes(state.received_bytes)}, out {human_bytes(state.broadcast_bytes)}")
     if state.epsilon is not None and state.delta is not None:
         parts.append(f"ε of devices {state.epsilon:.3g} at δ = {state.delta:g}")
-    if state.rejected:
-        parts.append(f"{state.rejected} updates rejected")
+    counts = (
+        (state.rejected, "rejected"),
+        (state.excluded, "excluded"),
+        (state.clipped, "clipped"),
+    )
+    parts += [f"{count} update{'s' if count > 1 else ''} {what}" for count, what in counts if count]
+    if state.silenced:
+        parts.append(f"{state.silenced} times a device was silenced")
     if state.note:
         parts.append(state.note)
     return " · ".join(parts)
+
+
+def describe_refusals(state: AggregatorState) -> list[str]:
+    """Returns one line for each of the latest refusals, newest last: time, device, round, what, why."""
+    return [
+        f"{datetime.fromtimestamp(one.unix_s, timezone.utc):%Y-%m-%d %H:%M:%S}Z  {one.device}, round {one.round}: "
+        f"{one.what}: {one.reason}"
+        for one in state.refusals
+    ]
 
 
 class FleetView:
@@ -94,8 +111,8 @@ class FleetView:
             elif device is not None and device.channel == "state":
                 self._hear_state(device.device, payload)
             elif device is not None and device.channel == "profile" and payload:
-                self.profiles[device.device] = msgspec.json.decode(payload, type=DeviceProfile)
-        except (MessageError, msgspec.MsgspecError):
+                self.profiles[device.device] = decode(payload, DeviceProfile, "device profile")
+        except MessageError:
             return
 
     def _hear_state(self, device: str, payload: bytes) -> None:
@@ -160,7 +177,8 @@ class FleetView:
             return Group(Text("no aggregator yet", style="dim"), table)
         done = min(state.rounds, max(0, state.round - (state.status != "finished")))
         bar = ProgressBar(total=max(1, state.rounds), completed=done, width=40)
-        return Group(Text(describe_aggregator(state), style="bold"), bar, table)
+        refusals = [Text(line, style="yellow") for line in describe_refusals(state)]
+        return Group(Text(describe_aggregator(state), style="bold"), bar, table, *refusals)
 
 
 def _hardware(profile: DeviceProfile) -> tuple[str, str, str]:

@@ -1,8 +1,9 @@
 """The `edgefed` command: finds the module of a subcommand, and turns errors into messages and exit codes.
 
 To add a command, write `edgefed/cli/<name>.py` with a function that takes typer's annotations, and name it in
-`COMMANDS`. Its docstring is its help; what stands under `Examples:` is shown as written. Keep the module's own imports
-light (`--help` loads every one of them) and import what does the work inside the function.
+`COMMANDS`, or in `SUBCOMMANDS` where its name is the second word of another's. Its docstring is its help; what stands
+under `Examples:` is shown as written. Keep the module's own imports light (`--help` loads every one of them) and import
+what does the work inside the function.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ COMMANDS: Mapping[str, str] = {
     "boards": "edgefed.cli.boards:boards",
     "plan": "edgefed.cli.plan:plan",
     "status": "edgefed.cli.status:status",
+    "fleet": "edgefed.cli.fleet:fleet",
+    "flash": "edgefed.cli.flash:flash",
     "evaluate": "edgefed.cli.evaluate:evaluate",
     "summarize": "edgefed.cli.summarize:summarize",
     "report": "edgefed.cli.report:report",
@@ -43,6 +46,25 @@ COMMANDS: Mapping[str, str] = {
     "bench": "edgefed.cli.bench:bench",
 }
 """Every subcommand, in the order of `--help`, and where it is: module:function."""
+
+SUBCOMMANDS: Mapping[str, Mapping[str, str]] = {
+    "fleet": {
+        "init": "edgefed.cli.fleet_members:init",
+        "enroll": "edgefed.cli.fleet_members:enroll",
+        "rotate": "edgefed.cli.fleet_members:rotate",
+        "revoke": "edgefed.cli.fleet_members:revoke",
+        "list": "edgefed.cli.fleet_members:list_members",
+        "token": "edgefed.cli.fleet_claims:token",
+        "admit": "edgefed.cli.fleet_claims:admit",
+        "broker-config": "edgefed.cli.fleet_broker:broker_config",
+    },
+    "flash": {
+        "rootfs": "edgefed.cli.flash_rootfs:rootfs",
+        "image": "edgefed.cli.flash_image:image",
+        "seed": "edgefed.cli.flash_seed:seed",
+    },
+}
+"""The second words of commands that have one: their modules, as in `COMMANDS`."""
 
 _EXTRAS: Mapping[str, str] = {
     "amqtt": "broker",
@@ -100,40 +122,53 @@ def _fail(message: str, code: int) -> int:
 
 
 class _LazyCommands(Mapping[str, Any]):
-    """Subcommands by name, each built from its module when it is looked up."""
+    """Commands by name, each built from its module when it is looked up."""
+
+    def __init__(self, table: Mapping[str, str]) -> None:
+        self._table = table
 
     def __getitem__(self, name: str) -> Any:
-        module, _, function = COMMANDS[name].partition(":")
+        module, _, function = self._table[name].partition(":")
         callback = getattr(importlib.import_module(module), function)
         text, _, examples = (inspect.getdoc(callback) or "").partition("\nExamples:\n")
-        app = typer.Typer(add_completion=False, rich_markup_mode=None)
         # \b keeps the lines of a paragraph as they are.
-        app.command(name=name, help=text, epilog=f"\b\nExamples:\n{examples}" if examples else None)(callback)
-        return typer.main.get_command(app)
+        epilog = f"\b\nExamples:\n{examples}" if examples else None
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        if self._table is COMMANDS and name in SUBCOMMANDS:
+            group = _group(SUBCOMMANDS[name])
+            app.callback(cls=group, help=text, epilog=epilog, no_args_is_help=True)(callback)
+        else:
+            app.command(help=text, epilog=epilog)(callback)
+        command = typer.main.get_command(app)
+        command.name = name
+        return command
 
     def __iter__(self) -> Iterator[str]:
-        return iter(COMMANDS)
+        return iter(self._table)
 
     def __len__(self) -> int:
-        return len(COMMANDS)
+        return len(self._table)
 
 
-class _Group(TyperGroup):
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.commands = _LazyCommands()  # type: ignore[assignment]  # nobody adds to it
+def _group(table: Mapping[str, str]) -> type[TyperGroup]:
+    class Group(TyperGroup):
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            self.commands = _LazyCommands(table)  # type: ignore[assignment]  # nobody adds to it
 
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            # Versions of typer differ in what they make of it.
-            raise typer.Exit(_INTERRUPTED) from None
+        def invoke(self, ctx: Any) -> Any:
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt:
+                # Versions of typer differ in what they make of it.
+                raise typer.Exit(_INTERRUPTED) from None
+
+    return Group
 
 
 def _app() -> typer.Typer:
     app = typer.Typer(
-        cls=_Group,
+        cls=_group(COMMANDS),
         add_completion=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},

@@ -82,14 +82,14 @@ def _workload(
     from edgefed.planner.workloads import workload_of
     from edgefed.protocol.tasks import LoraMethod, SummarizationTask, Training
 
-    method, training, task, deadline_s, models, private = LoraMethod(), Training(), SummarizationTask(), None, {}, False
+    method, training, task, deadline_s, models = LoraMethod(), Training(), SummarizationTask(), None, {}
+    private = False
     if federation is not None:
         from edgefed.config import read_federation
 
         options = read_federation(federation)
         method, training, task, models = options.method, options.training, options.task, options.models
-        deadline_s = options.selection.deadline_s
-        private = bool(options.privacy.example_noise_multiplier)
+        deadline_s, private = options.selection.deadline_s, options.privacy.example_noise_multiplier > 0
         model = model or options.model.name
     if model is None:
         raise ConfigError("which model? name it with --model google/flan-t5-base, or a federation with --federation")

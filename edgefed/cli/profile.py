@@ -101,20 +101,21 @@ def _writable_here() -> str | None:
 async def _connect(options: AgentOptions, stack: contextlib.AsyncExitStack) -> tuple[NetworkProbe | None, str]:
     """Returns a probe that hears its answers, or None and why there is none."""
     import asyncio
-    import uuid
 
     from edgefed.agent.network_probe import NetworkProbe
+    from edgefed.agent.session import signed_as_told
     from edgefed.errors import MessageError, TransportError
     from edgefed.protocol.messages.down import Pong, decode_down
     from edgefed.protocol.topics import Topics
     from edgefed.transport.base import Message
     from edgefed.transport.mqtt import connect_mqtt
+    from edgefed.transport.options import guarded_client_id
 
     topics = Topics(options.fleet)
     down = topics.device(options.device, "down")
-    mqtt = options.broker.mqtt(f"{options.fleet}-{options.device}-profile-{uuid.uuid4().hex[:8]}", session_expiry_s=0)
+    mqtt = options.broker.mqtt(guarded_client_id(f"{options.fleet}-{options.device}-profile"), session_expiry_s=0)
     try:
-        transport = await stack.enter_async_context(connect_mqtt(mqtt))
+        transport = signed_as_told(options, await stack.enter_async_context(connect_mqtt(mqtt)))
         await transport.subscribe(down)
     except TransportError as error:
         return None, str(error)

@@ -8,7 +8,7 @@ from edgefed.errors import ConfigError
 
 __all__ = ["bits_per_second", "seconds"]
 
-_SECONDS = {"": 1.0, "s": 1.0, "min": 60.0, "h": 3600.0}
+_SECONDS = {"": 1.0, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
 _BITS = {"bit/s": 1.0, "kbit/s": 1e3, "Mbit/s": 1e6, "Gbit/s": 1e9}
 
 

@@ -24,6 +24,9 @@ def status(
     host: Annotated[str, typer.Option(help="The broker, where no file names it.")] = "localhost",
     port: Annotated[int, typer.Option(help="Its port.", min=1, max=65535)] = 1883,
     fleet: Annotated[str, typer.Option(help="The fleet, where no file names it.")] = "",
+    identity: Annotated[
+        Path | None, typer.Option(help="A directory that `edgefed fleet enroll` wrote, for a broker with TLS.")
+    ] = None,
     wait_s: Annotated[float, typer.Option(help="How long to listen for states.", min=0.1)] = 1.0,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep watching until Ctrl-C.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Write one JSON document.")] = False,
@@ -36,10 +39,13 @@ def status(
     Examples:
       edgefed status --config federation.toml --watch
       edgefed status --host broker.local --fleet kitchen --json
+      edgefed status --host broker.local --port 8883 --fleet kitchen --identity kitchen/observers/desk
     """
     from edgefed.stopping import run_stoppable
 
     broker, name = _where(config, host, port, fleet)
+    if identity is not None:
+        broker = _as_member(broker, identity)
     run_stoppable(_show(broker, name, wait_s=wait_s, watch=watch, as_json=json))
 
 
@@ -63,15 +69,27 @@ def _where(config: Path | None, host: str, port: int, fleet: str) -> tuple[Broke
     return options.broker, fleet or options.fleet
 
 
-async def _show(broker: Broker, fleet: str, *, wait_s: float, watch: bool, as_json: bool) -> None:
-    import uuid
+def _as_member(broker: Broker, identity: Path) -> Broker:
+    from msgspec.structs import replace
 
+    from edgefed.security.fleet_directory import CA_FILE, CERTIFICATE_FILE, KEY_FILE
+
+    return replace(
+        broker,
+        tls_ca=str(identity / CA_FILE),
+        tls_certificate=str(identity / CERTIFICATE_FILE),
+        tls_key=str(identity / KEY_FILE),
+    )
+
+
+async def _show(broker: Broker, fleet: str, *, wait_s: float, watch: bool, as_json: bool) -> None:
     from edgefed.cli.fleet_view import FleetView
     from edgefed.cli.output import write_json, write_table
     from edgefed.transport.mqtt import connect_mqtt
+    from edgefed.transport.options import guarded_client_id
 
     view = FleetView(fleet)
-    options = broker.mqtt(f"edgefed-status-{uuid.uuid4().hex[:8]}", session_expiry_s=0)
+    options = broker.mqtt(guarded_client_id(f"{fleet}-status"), session_expiry_s=0)
     async with connect_mqtt(options) as transport:
         for topic_filter in view.filters:
             await transport.subscribe(topic_filter)
@@ -83,13 +101,15 @@ async def _show(broker: Broker, fleet: str, *, wait_s: float, watch: bool, as_js
     if as_json:
         write_json(view.as_json())
         return
-    from edgefed.cli.fleet_view import COLUMNS, describe_aggregator
+    from edgefed.cli.fleet_view import COLUMNS, describe_aggregator, describe_refusals
 
     if view.aggregator is None and not view.devices:
         typer.echo(f"nothing is known of a fleet {fleet!r} at {broker.host}:{broker.port}", err=True)
         return
     typer.echo(describe_aggregator(view.aggregator) if view.aggregator else "no aggregator has been here")
     write_table(COLUMNS, view.rows())
+    for line in describe_refusals(view.aggregator) if view.aggregator else ():
+        typer.echo(line)
 
 
 async def _listen(view: FleetView, transport: Transport) -> None:

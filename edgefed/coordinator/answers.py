@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from edgefed.aggregation.exchange import Intervention
 from edgefed.protocol.messages.manifest import Manifest
 from edgefed.protocol.records import RoundRecord
 
@@ -48,10 +49,12 @@ class MergedRound(msgspec.Struct, frozen=True, kw_only=True):
         norm: Frobenius norm of the whole global adapter.
         merge_s: seconds the merge took.
         broadcast_bytes, received_bytes: payload bytes sent and received while the round was open.
-        opened_unix_s, merged_unix_s: the aggregator's wall clock.
+        opened_unix_s, merged_unix_s: when, by the aggregator's wall clock as it stood when the merge was over; one that
+            jumped before that makes the round neither shorter nor longer.
         epsilon: of devices, over all sums so far with this one; null where no noise was added.
         delta: δ that it holds at.
         privacy_assumptions: what that guarantee stands on and what it leaves out, in words.
+        interventions: accepted updates that did not enter the sum as they came.
     """
 
     round: int
@@ -66,3 +69,4 @@ class MergedRound(msgspec.Struct, frozen=True, kw_only=True):
     epsilon: float | None = None
     delta: float | None = None
     privacy_assumptions: str = ""
+    interventions: tuple[Intervention, ...] = ()

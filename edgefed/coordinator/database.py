@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import msgspec
 import sqlalchemy as sql
 from sqlalchemy.exc import SQLAlchemyError
 
+from edgefed.coordinator.crash_points import AtWrite, crash_point
 from edgefed.errors import StoreError
 
 __all__ = ["SCHEMA_VERSION", "Database", "answers_table", "journal_table", "rounds_table"]
@@ -55,26 +57,36 @@ rounds_table = sql.Table(
 class Database:
     """The tables of one run. Open it with `Database.open` or `Database.reading`, and close it."""
 
-    def __init__(self, engine: sql.Engine, lock_file: int | None, directory: Path) -> None:
+    def __init__(
+        self, engine: sql.Engine, lock_file: int | None, directory: Path, at_write: AtWrite = lambda _: None
+    ) -> None:
         self._engine = engine
         self._lock_file = lock_file
+        self._at_write = at_write
+        self._fence: str | None = None
         self.directory = directory
 
     @classmethod
-    def open(cls, directory: Path) -> Database:
+    def open(cls, directory: Path, at_write: AtWrite | None = None) -> Database:
         """Opens or creates the database of a run, for one process at a time.
+
+        Args:
+            directory: the run's directory.
+            at_write: called before and after each durable write; without it, the environment says whether to die there.
 
         Raises:
             StoreError: it is in use (the message has the process id), unreadable, or of another version.
         """
+        at_write = at_write or crash_point(os.environ)
         try:
             directory.mkdir(parents=True, exist_ok=True)
             lock_file = _lock(directory / "store.lock")
         except OSError as error:
             raise StoreError(f"the run directory {directory} cannot be used: {error}") from error
-        database = cls(_engine(directory / "store.sqlite"), lock_file, directory)
+        database = cls(_engine(directory / "store.sqlite"), lock_file, directory, at_write)
         try:
             database._check_version()
+            database._take_over()
         except BaseException:
             database.close()
             raise
@@ -125,10 +137,13 @@ class Database:
         """Gives a connection whose changes are on disk, all or none, when the block ends.
 
         Raises:
-            StoreError: they could not be written (a full disk, say); nothing was.
+            StoreError: they could not be written (a full disk, or another process has opened it since); nothing was.
         """
+        self._at_write("before")
         with self._errors_of_the_library("written"), self._engine.begin() as connection:
+            self._check_fence(connection)
             yield connection
+        self._at_write("after")
 
     def get_meta(self, key: str) -> str | None:
         """Returns a named value, or None."""
@@ -150,7 +165,7 @@ class Database:
         except SQLAlchemyError as error:
             cause = getattr(error, "orig", None) or error
             raise StoreError(f"the store in {self.directory} cannot be {doing}: {cause}") from error
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise StoreError(f"the store in {self.directory} is damaged: {error}") from error
 
     def _check_version(self) -> None:
@@ -163,6 +178,26 @@ class Database:
             self._refuse_other_version(found)
         with self.write() as connection:
             metadata.create_all(connection)
+
+    def _take_over(self) -> None:
+        """Shuts out whoever opened it before: a lock on a file holds little on a network's file system."""
+        fence = secrets.token_hex(8)
+        with self.write() as connection:
+            taken = connection.execute(sql.update(meta_table).where(meta_table.c.key == "fence").values(value=fence))
+            if not taken.rowcount:
+                connection.execute(sql.insert(meta_table).values(key="fence", value=fence))
+        self._fence = fence
+
+    def _check_fence(self, connection: sql.Connection) -> None:
+        """Refuses to write where another process has the fence; as an update, it also keeps that from changing now."""
+        if self._fence is None:
+            return
+        ours = sql.and_(meta_table.c.key == "fence", meta_table.c.value == self._fence)
+        if not connection.execute(sql.update(meta_table).where(ours).values(value=self._fence)).rowcount:
+            raise StoreError(
+                f"another aggregator has opened the run directory {self.directory} since this one did: "
+                "only one may work in it, and this one ends"
+            )
 
     def _refuse_other_version(self, found: str | None) -> None:
         if found != str(SCHEMA_VERSION):

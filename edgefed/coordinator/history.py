@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +14,56 @@ from edgefed.coordinator.round_state import State
 from edgefed.coordinator.store import Store
 from edgefed.files import replace_file
 
-__all__ = ["round_lines", "write_history"]
+__all__ = ["extend_history", "round_lines", "write_history"]
+
+_UNSETTLED = 8
+"""Rounds whose lines may still change, because an update that came late was not used; older ones wait for the end."""
 
 
 def write_history(path: Path, store: Store, state: State) -> None:
-    """Replaces the history file by what the store holds now."""
-    replace_file(path, [msgspec.json.encode(line) + b"\n" for line in round_lines(store, state)])
+    """Replaces the history file by what the store holds now. One round is in memory at a time."""
+    replace_file(path, (msgspec.json.encode(line) + b"\n" for line in round_lines(store, state)))
 
 
-def round_lines(store: Store, state: State) -> list[dict[str, Any]]:
-    """Returns a dictionary per merged round, in order, then one for the final evaluation if there was one.
+def extend_history(path: Path, store: Store, state: State) -> None:
+    """Brings the history file up to date after a merge: older lines are copied, those of the latest rounds made anew.
+
+    To make them all anew would take longer with every round.
+    """
+    replace_file(path, _extended(path, store, state, settled=max(0, len(store.merged_rounds()) - _UNSETTLED)))
+
+
+def _extended(path: Path, store: Store, state: State, settled: int) -> Iterator[bytes]:
+    kept = 0
+    if path.exists():
+        with path.open("rb") as file:
+            for line in islice(file, settled):
+                kept += 1
+                yield line
+    for fresh in round_lines(store, state, after=kept):
+        yield msgspec.json.encode(fresh) + b"\n"
+
+
+def round_lines(store: Store, state: State, after: int = 0) -> Iterator[dict[str, Any]]:
+    """Yields a dictionary per merged round after some, in order, then one for the final evaluation if there was one.
 
     `loss_before` is the mean evaluated loss of the adapter that the round started from, in nats per target token;
-    `devices` holds the weight of each update in the sum and the record that came with it; `refused` what was not used.
+    `devices` holds the weight of each update in the sum and the record that came with it; `refused` what was not used,
+    and `interventions` which accepted updates entered the sum otherwise than as they came.
     """
     losses = dict(state.losses)
-    answers: dict[int, list[Answer]] = {}
-    for answer in store.answers():
-        answers.setdefault(answer.round, []).append(answer)
     merged = store.merged_rounds()
-    lines = [_merged_line(one, answers.get(one.round, []), losses.get(one.round - 1)) for one in merged]
+    for one in merged[after:]:
+        yield _merged_line(one, store.answers(one.round), losses.get(one.round - 1))
     final = len(merged) + 1
-    evaluated = [answer for answer in answers.get(final, []) if answer.outcome == "evaluated"]
+    evaluated = [answer for answer in store.answers(final) if answer.outcome == "evaluated"]
     if evaluated:
-        lines.append(
-            {
-                "round": final,
-                "kind": "evaluate",
-                "loss_before": losses.get(len(merged)),
-                "devices": {answer.device: {"record": msgspec.to_builtins(answer.record)} for answer in evaluated},
-            }
-        )
-    return lines
+        yield {
+            "round": final,
+            "kind": "evaluate",
+            "loss_before": losses.get(len(merged)),
+            "devices": {answer.device: {"record": msgspec.to_builtins(answer.record)} for answer in evaluated},
+        }
 
 
 def _merged_line(merged: MergedRound, answers: list[Answer], loss_before: float | None) -> dict[str, Any]:
@@ -63,6 +83,7 @@ def _merged_line(merged: MergedRound, answers: list[Answer], loss_before: float 
             for answer in answers
             if answer.outcome in ("dropped", "rejected")
         ],
+        "interventions": msgspec.to_builtins(merged.interventions),
         "adapter_rank": merged.manifest.rank,
         "adapter_norm": merged.norm,
         "merge_s": merged.merge_s,

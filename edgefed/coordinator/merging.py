@@ -16,7 +16,7 @@ __all__ = ["RoundTraffic", "merge_round", "tidy"]
 
 
 class RoundTraffic:
-    """Payload bytes and wall-clock time since a round was opened.
+    """Payload bytes and seconds since a round was opened.
 
     Args:
         received_bytes, sent_bytes: return the running totals.
@@ -24,8 +24,13 @@ class RoundTraffic:
 
     def __init__(self, received_bytes: Callable[[], int], sent_bytes: Callable[[], int]) -> None:
         self._totals = (received_bytes, sent_bytes)
-        self.opened_unix_s = time.time()
+        self._opened_s = time.monotonic()
         self._received_bytes, self._sent_bytes = received_bytes(), sent_bytes()
+
+    @property
+    def lasted_s(self) -> float:
+        """Seconds since then, whatever became of the clock on the wall."""
+        return time.monotonic() - self._opened_s
 
     @property
     def received_bytes(self) -> int:
@@ -46,19 +51,27 @@ def merge_round(
     updates: Sequence[Update],
     traffic: RoundTraffic,
     *,
+    max_examples: int | None = None,
     equal_weights: bool = False,
 ) -> tuple[MergedRound, MergedState]:
     """Returns the record of the merge and the new state, which is durable. Slow: call it in a thread.
 
-    An update that is k rounds old counts with the weight that `Selection.late_weight` gives it, or all count the same.
+    An update that is k rounds old counts with the weight that `Selection.late_weight` gives it, for its examples or
+    `max_examples`, whichever is less, and the exchange may hold it to less; or all count the same.
     """
     started_s = time.monotonic()
-    delivered = [_delivered(directory, selection, round_, update, equal_weights) for update in updates]
-    merged = exchange.merge(directory.state(round_ - 1), delivered, round_, directory.state(round_))
-    total = sum(one.weight for one in delivered)
+
+    def weight(update: Update) -> float:
+        examples = update.examples if max_examples is None else min(update.examples, max_examples)
+        return 1.0 if equal_weights else selection.late_weight(examples, round_ - update.round)
+
+    chosen = exchange.choose([_delivered(directory, update, weight(update)) for update in updates])
+    merged = exchange.merge(directory.state(round_ - 1), chosen.delivered, round_, directory.state(round_))
+    total = sum(one.weight for one in chosen.delivered)
     weights: dict[str, float] = {}
-    for one in delivered:
+    for one in chosen.delivered:
         weights[one.device] = weights.get(one.device, 0.0) + one.weight / total
+    merged_unix_s = time.time()
     record = MergedRound(
         round=round_,
         manifest=merged.manifest,
@@ -67,8 +80,9 @@ def merge_round(
         merge_s=time.monotonic() - started_s,
         broadcast_bytes=traffic.broadcast_bytes,
         received_bytes=traffic.received_bytes,
-        opened_unix_s=traffic.opened_unix_s,
-        merged_unix_s=time.time(),
+        opened_unix_s=merged_unix_s - traffic.lasted_s,
+        merged_unix_s=merged_unix_s,
+        interventions=chosen.interventions,
     )
     return record, merged
 
@@ -84,11 +98,11 @@ def tidy(directory: RunDirectory, selection: Selection, state: State, merged: in
     directory.drop_updates(directory.update(u.device, u.round, u.sha256) for u in waiting)
 
 
-def _delivered(directory: RunDirectory, selection: Selection, round_: int, update: Update, equal: bool) -> Delivered:
+def _delivered(directory: RunDirectory, update: Update, weight: float) -> Delivered:
     return Delivered(
         device=update.device,
         round=update.round,
-        weight=1.0 if equal else selection.late_weight(update.examples, round_ - update.round),
+        weight=weight,
         rank=update.rank,
         held_rank=update.held_rank,
         update=directory.update(update.device, update.round, update.sha256),

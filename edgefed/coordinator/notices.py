@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable
 
 from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.outbox import Outbox
+from edgefed.coordinator.refusals import Refusals
 from edgefed.coordinator.round_state import State
 from edgefed.protocol.messages.manifest import Manifest
-from edgefed.protocol.messages.retained import AggregatorState, FederationFinished, RoundOpen
+from edgefed.protocol.messages.retained import (
+    AggregatorState,
+    FederationFinished,
+    RoundOpen,
+)
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.tasks import ModelReference
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Will
 
 __all__ = ["Notices", "aggregator_will"]
+
+_log = logging.getLogger(__name__)
 
 _SHORTEST_STATE_S = 0.5
 
@@ -35,6 +43,7 @@ class Notices:
         run: id of this run.
         outbox: where they go out.
         watch: called with each new state, for whoever shows it.
+        sealing_key: what devices have to seal their updates for; empty where they need not.
     """
 
     def __init__(
@@ -45,6 +54,7 @@ class Notices:
         outbox: Outbox,
         *,
         watch: Callable[[AggregatorState], None] | None = None,
+        sealing_key: str = "",
     ) -> None:
         self._options = options
         self._model = model
@@ -52,7 +62,8 @@ class Notices:
         self._topics = Topics(options.fleet)
         self._outbox = outbox
         self._watch = watch
-        self._instance = uuid.uuid4().hex
+        self._sealing_key = sealing_key
+        self.instance = uuid.uuid4().hex
         self._published: AggregatorState | None = None
         self._published_at_s = 0.0
 
@@ -76,6 +87,7 @@ class Notices:
             privacy=options.privacy,
             seed=options.seed,
             manifest=manifest,
+            sealing_key=self._sealing_key,
         )
         self._outbox.post(self._topics.round, announcement)
 
@@ -98,13 +110,19 @@ class Notices:
         self._published = None
 
     def describe(
-        self, state: State, *, rejected: int, received_bytes: int, broadcast_bytes: int, epsilon: float | None = None
+        self,
+        state: State,
+        *,
+        refusals: Refusals,
+        received_bytes: int,
+        broadcast_bytes: int,
+        epsilon: float | None = None,
     ) -> AggregatorState:
         """Returns what the aggregator says about itself.
 
         Args:
             state: the round machine's.
-            rejected: updates refused so far.
+            refusals: what was not taken as it came.
             received_bytes: payload bytes of updates that came in.
             broadcast_bytes: payload bytes of the global adapter that went out.
             epsilon: of devices, over all sums so far; None where no noise is added.
@@ -112,7 +130,7 @@ class Notices:
         best = state.best
         return AggregatorState(
             status="finished" if state.phase == "finished" else "online",
-            instance=self._instance,
+            instance=self.instance,
             run=self._run,
             phase=state.phase,
             round=state.round,
@@ -121,7 +139,8 @@ class Notices:
             accepted=len(state.participants),
             updates=len(state.delivered),
             quorum=self._options.selection.quorum,
-            rejected=rejected,
+            **refusals.totals,
+            refusals=refusals.latest,
             best_round=best[0] if best else None,
             best_loss=best[1] if best else None,
             last_loss=state.losses[-1][1] if state.losses else None,

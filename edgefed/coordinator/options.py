@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from edgefed.aggregation.options import ClientPrivacy, ServerOptimizer
+from edgefed.aggregation.robustness import Robustness
 from edgefed.coordinator.round_state import Rules
 from edgefed.coordinator.selection import Selection
 from edgefed.errors import ConfigError
@@ -37,6 +38,7 @@ class Transfers(msgspec.Struct, frozen=True, kw_only=True):
             the broker's queue (1000 messages in Mosquitto), which overflows silently.
         broadcast_settle_s: how long requests for the same adapter are collected before it is broadcast once for all.
         max_update_bytes: larger updates are refused.
+        max_messages_per_minute: how many messages of a device are heard, chunks and pings apart.
     """
 
     chunk_bytes: Annotated[int, Meta(ge=1024, le=268_000_000)] = 98_304
@@ -44,6 +46,7 @@ class Transfers(msgspec.Struct, frozen=True, kw_only=True):
     window_chunks: Annotated[int, Meta(ge=2)] = 64
     broadcast_settle_s: Annotated[float, Meta(ge=0)] = 1.0
     max_update_bytes: Annotated[int, Meta(ge=1)] = 2_147_483_648
+    max_messages_per_minute: Annotated[int, Meta(ge=60)] = 600
 
     def __post_init__(self) -> None:
         """Refuses windows that together overflow a broker's queue."""
@@ -60,7 +63,8 @@ class AggregatorMachine(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         merge_memory_bytes: bound on the working memory of a merge, beside the matrix at hand; merging gets slower where
             the fastest way does not fit. Without it the fastest way is taken. It is for flexlora, delta and
-            frozen_global with averaging or momentum; the other methods decompose nothing, or always in full.
+            frozen_global with averaging or momentum; the other methods decompose nothing, or always in full, and a
+            trimmed mean always forms the matrix.
     """
 
     merge_memory_bytes: Annotated[int, Meta(ge=1)] | None = None
@@ -84,6 +88,7 @@ class FederationOptions(msgspec.Struct, frozen=True, kw_only=True):
         privacy: differential privacy of the examples on the devices.
         client_privacy: differential privacy of whole devices in what the aggregator sends out.
         selection: who takes part, and when a round closes.
+        robustness: what a single device may do to a sum.
         transfers: chunks and windows.
         aggregator: what the aggregator may take of its machine.
         broker: how to reach the broker.
@@ -104,13 +109,14 @@ class FederationOptions(msgspec.Struct, frozen=True, kw_only=True):
     privacy: Privacy = Privacy()
     client_privacy: ClientPrivacy = ClientPrivacy()
     selection: Selection = Selection()
+    robustness: Robustness = Robustness()
     transfers: Transfers = Transfers()
     aggregator: AggregatorMachine = AggregatorMachine()
     broker: Broker = Broker()
     models: dict[str, str] = {}
 
     def __post_init__(self) -> None:
-        """Refuses a fleet name that could not be a topic level, and a target that nobody measures."""
+        """Refuses a fleet name that could not be a topic level, a target that nobody measures, and a small quorum."""
         try:
             check_id(self.fleet, "fleet name")
         except ConfigError as error:
@@ -125,6 +131,7 @@ class FederationOptions(msgspec.Struct, frozen=True, kw_only=True):
             )
         if noise and self.selection.late != "drop":
             raise ValueError('client_privacy needs selection.late = "drop": late, a device could be in a sum twice')
+        self.robustness.check_quorum(self.selection.quorum)
 
     @property
     def rules(self) -> Rules:

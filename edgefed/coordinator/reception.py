@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from edgefed.aggregation.exchange import Exchange
 from edgefed.coordinator import events
 from edgefed.coordinator.answers import Answer, Outcome
 from edgefed.coordinator.broadcast import Broadcast
 from edgefed.coordinator.echo import Echo
+from edgefed.coordinator.evaluations import Credibility
 from edgefed.coordinator.intake import Intake
 from edgefed.coordinator.ledger import Ledger
 from edgefed.coordinator.offers import judge_offer
 from edgefed.coordinator.options import FederationOptions
+from edgefed.coordinator.refusals import Refusals
 from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.store import Store
-from edgefed.errors import AdapterError
+from edgefed.coordinator.word_limit import WordLimit
+from edgefed.errors import AdapterError, ChunkError, MessageError
 from edgefed.protocol.chunks import Ranges, is_chunk
 from edgefed.protocol.messages.down import Acknowledged, DownMessage, Refused
 from edgefed.protocol.messages.retained import decode_device_state
@@ -26,6 +33,9 @@ from edgefed.protocol.messages.up import Decline, EvaluationReport, Join, PartsW
 from edgefed.protocol.tasks import ModelReference
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Message
+
+if TYPE_CHECKING:
+    from edgefed.security.sealing import SealingKey
 
 __all__ = ["Reception"]
 
@@ -50,6 +60,7 @@ class Reception:
         store, ledger, exchange, directory, intake, broadcast: the aggregator's.
         tell: sends a message to a device.
         perform: carries out actions of the round machine.
+        sealing: opens updates, which then have to be sealed for it; None where they come unsealed.
     """
 
     def __init__(
@@ -66,7 +77,9 @@ class Reception:
         *,
         tell: Callable[[str, DownMessage], None],
         perform: Callable[[tuple[events.Action, ...]], None],
+        sealing: SealingKey | None = None,
     ) -> None:
+        self._sealing = sealing
         self._topics = Topics(options.fleet)
         self._rules = options.rules
         self._max_update_bytes = options.transfers.max_update_bytes
@@ -81,7 +94,10 @@ class Reception:
         self._tell = tell
         self._perform = perform
         self._echo = Echo(tell)
-        self.rejected = store.count_rejected()
+        self._credibility = Credibility(options.evaluation, options.task)
+        self._limit = WordLimit(options.transfers.max_messages_per_minute)
+        self._messages_per_minute = options.transfers.max_messages_per_minute
+        self.refusals = Refusals(store)
 
     def hear(self, message: Message) -> None:
         """Takes a message from a device's `up` or `state` topic.
@@ -93,7 +109,8 @@ class Reception:
         if topic is None:
             return
         if topic.channel == "state":
-            self._hear_state(topic.device, message.payload)
+            if self._may_speak(topic.device):
+                self._hear_state(topic.device, message.payload)
         elif is_chunk(message.payload):
             self._intake.chunk(topic.device, message.payload)
         else:
@@ -101,20 +118,26 @@ class Reception:
 
     async def take_in(self, device: str, offer: UpdateOffer, path: Path) -> None:
         """Judges an update that has arrived whole, keeps it, and acknowledges it."""
-        try:
-            await asyncio.to_thread(self._exchange.check, path, offer.plan)
-        except AdapterError as error:
+        if self._is_answered(device, offer):  # offered once more between its last byte and this moment
             path.unlink(missing_ok=True)
-            self._reject(device, offer, str(error))
             return
         verdict = judge_offer(self._ledger.state, self._rules, device, offer.round)
         if verdict not in ("wanted", "late"):
             path.unlink(missing_ok=True)
             self._drop(device, offer, "its round closed before it had arrived")
             return
+        try:  # whoever takes updates in does nothing else meanwhile, so the verdict holds until the end
+            path = await asyncio.to_thread(self._opened, device, offer, path)
+            start = self._directory.state(offer.round - 1)
+            await asyncio.to_thread(self._exchange.check, path, offer.plan, start)
+        except (AdapterError, ChunkError) as error:
+            path.unlink(missing_ok=True)
+            self._reject(device, offer, str(error))
+            return
         self._directory.take_update(path, device, offer.round, offer.sha256)
         outcome: Outcome = "counted" if verdict == "wanted" else "late"
         evaluation = offer.record.evaluation
+        loss, tokens = (None, 0) if evaluation is None else self._credibility.weigh(device, evaluation)
         event = events.UpdateReceived(
             events.Update(
                 device=device,
@@ -124,8 +147,8 @@ class Reception:
                 rank=offer.plan.rank,
                 held_rank=offer.plan.held_rank,
             ),
-            loss=evaluation.loss if evaluation else None,
-            target_tokens=evaluation.target_tokens if evaluation else 0,
+            loss=loss,
+            target_tokens=tokens,
         )
         actions = self._ledger.apply(event, answer=_answer(device, offer, outcome))
         self._acknowledge(device, offer.round, offer.sha256, outcome)
@@ -143,10 +166,24 @@ class Reception:
         elif status in ("training", "downloading", "uploading"):
             self._perform(self._ledger.apply(events.DeviceReturned(device)))
 
+    def _may_speak(self, device: str) -> bool:
+        hearing = self._limit.hear(device)
+        if hearing == "silenced":
+            _log.warning("device %s sends more than %d messages a minute", device, self._messages_per_minute)
+            self.refusals.take_silenced(device, self._ledger.state.round, self._messages_per_minute)
+        return hearing == "heard"
+
     def _hear_word(self, device: str, payload: bytes) -> None:
-        word = decode_up(payload)
+        try:
+            word = decode_up(payload)
+        except MessageError:
+            if self._may_speak(device):
+                raise
+            return
         if isinstance(word, Ping):
             self._echo.answer(device, word)
+        elif not self._may_speak(device):
+            return
         elif word.run != self._run:
             self._answer_a_stranger(device, word)
         elif isinstance(word, Join):
@@ -181,19 +218,19 @@ class Reception:
         self._perform(self._ledger.apply(events.DeviceJoined(device)))
 
     def _decline(self, device: str, decline: Decline) -> None:
-        _log.warning("device %s does not take part in round %d: %s", device, decline.round, decline.reason)
+        _log.warning("device %s does not take part in round %d: %r", device, decline.round, decline.reason)
         if decline.round == self._ledger.state.round:
             self._intake.give_up_on(device)
             self._perform(self._ledger.apply(events.DeviceLeft(device)))
 
     def _consider(self, device: str, offer: UpdateOffer) -> None:
-        known = self._store.find_answer(offer.round, device, offer.sha256)
-        if known is not None:
-            self._acknowledge(device, offer.round, offer.sha256, known.outcome, known.reason)
+        if self._is_answered(device, offer):
             return
         verdict = judge_offer(self._ledger.state, self._rules, device, offer.round)
         if self._model.fingerprint != offer.fingerprint:
             self._reject(device, offer, self._wrong_model(offer.model, offer.fingerprint))
+        elif offer.sealed_for != (self._sealing.public if self._sealing else ""):
+            self._reject(device, offer, self._wrong_seal(offer))
         elif offer.size_bytes > self._max_update_bytes:
             self._reject(device, offer, f"{offer.size_bytes} bytes are over the limit of {self._max_update_bytes}")
         elif verdict in ("wanted", "late"):
@@ -212,7 +249,8 @@ class Reception:
         elif state.phase != "training":
             self._acknowledge(device, report.round, "", "dropped", _WHY_DROPPED["dropped"])
         else:
-            event = events.EvaluationReceived(device, report.round, evaluation.loss, evaluation.target_tokens)
+            loss, tokens = self._credibility.weigh(device, evaluation)
+            event = events.EvaluationReceived(device, report.round, loss, tokens)
             answer = Answer(
                 round=report.round, device=device, sha256="", size_bytes=0, outcome="evaluated", record=report.record
             )
@@ -220,12 +258,20 @@ class Reception:
             self._acknowledge(device, report.round, "", "evaluated")
             self._perform(actions)
 
+    def _is_answered(self, device: str, offer: UpdateOffer) -> bool:
+        """Returns whether it was answered before; the answer is then given again."""
+        known = self._store.find_answer(offer.round, device, offer.sha256)
+        if known is not None:
+            self._acknowledge(device, offer.round, offer.sha256, known.outcome, known.reason)
+        return known is not None
+
     # --- answers --------------------------------------------------------------------------------------------------
 
     def _reject(self, device: str, offer: UpdateOffer, reason: str) -> None:
         _log.warning("device %s: update of round %d rejected: %s", device, offer.round, reason)
-        self.rejected += 1
-        self._store.add_answer(_answer(device, offer, "rejected", reason))
+        answer = _answer(device, offer, "rejected", reason)
+        self._store.add_answer(answer)
+        self.refusals.take_answer(msgspec.structs.replace(answer, received_unix_s=time.time()))
         self._acknowledge(device, offer.round, offer.sha256, "rejected", reason)
         if offer.round == self._ledger.state.round:
             self._perform(self._ledger.apply(events.DeviceLeft(device)))
@@ -243,6 +289,22 @@ class Reception:
             reason=reason[:4096],
         )
         self._tell(device, acknowledged)
+
+    def _opened(self, device: str, offer: UpdateOffer, path: Path) -> Path:
+        """Returns what an update has in it, in a file of its own where it came sealed; the sealed one is gone then."""
+        if self._sealing is None:
+            return path
+        from edgefed.security.sealing import sealing_context
+
+        opened = path.with_name(f"{path.name}.opened")
+        self._sealing.open(path, opened, sealing_context(self._topics.fleet, self._run, offer.round, device))
+        path.unlink()
+        return opened
+
+    def _wrong_seal(self, offer: UpdateOffer) -> str:
+        if self._sealing is None:
+            return "it is sealed, and this aggregator has no `sealed = true`"
+        return "it is sealed for another key" if offer.sealed_for else "it is not sealed, and has to be"
 
     def _wrong_model(self, name: str, fingerprint: str) -> str:
         return (

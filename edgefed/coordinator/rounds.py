@@ -234,9 +234,8 @@ def _after_merge(state: State, event: Merged, now_s: float, rules: Rules) -> tup
     if state.phase != "merging" or event.round != state.round:
         return state, ()
     merged = replace(state, carried=state.waiting, waiting=())
-    target = rules.target_loss
-    if target is not None and any(loss <= target for _, loss in state.losses):
-        return _finish(merged, f"the target loss of {target:g} was reached")
+    if _target_is_reached(state, rules):
+        return _finish(merged, f"the target loss of {rules.target_loss:g} was reached")
     if state.round < rules.rounds:
         if event.last_because:
             return _finish(merged, event.last_because)
@@ -251,11 +250,15 @@ def _after_merge(state: State, event: Merged, now_s: float, rules: Rules) -> tup
 
 def _owed(state: State, rules: Rules) -> frozenset[tuple[int, str]]:
     """Returns whose updates the next sum would take, when this one is made without them."""
-    if state.round == rules.rounds:
+    if state.round == rules.rounds or _target_is_reached(state, rules):
         return frozenset()
     missing = {(state.round, device) for device in state.participants if device not in state.delivered}
     oldest = state.round + 1 - rules.selection.max_staleness
     return frozenset(pair for pair in state.owed | missing if pair[0] >= oldest)
+
+
+def _target_is_reached(state: State, rules: Rules) -> bool:
+    return rules.target_loss is not None and any(loss <= rules.target_loss for _, loss in state.losses)
 
 
 def _needed(state: State, rules: Rules) -> int:

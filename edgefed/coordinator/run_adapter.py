@@ -81,5 +81,5 @@ def _losses(history: Path) -> dict[int, float]:
     try:
         lines: list[dict[str, Any]] = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
         return {line["round"] - 1: line["loss_before"] for line in lines if line["loss_before"] is not None}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise AdapterError(f"{history} cannot be read: {error}") from error

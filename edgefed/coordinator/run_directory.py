@@ -3,6 +3,7 @@
 ::
 
     <directory>/store.sqlite        journal, answers, merged rounds (edgefed.coordinator.store)
+    <directory>/sealing.key         what updates are sealed for, with `sealed = true`; it is made for this run
     <directory>/history.jsonl       one line per round, for people and plots
     <directory>/incoming/<device>/  updates on their way
     <directory>/updates/            whole updates that wait for their merge
@@ -31,6 +32,7 @@ class RunDirectory:
         self.incoming = path / "incoming"
         self.updates = path / "updates"
         self.states = path / "global"
+        self.sealing_key = path / "sealing.key"
         self.history = path / "history.jsonl"
         self.report = path / "report.html"
         self.adapter = path / "adapter"

@@ -9,6 +9,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import msgspec
+
+from edgefed.aggregation.exchange import Intervention
+from edgefed.coordinator.answers import Answer
 from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.store import Store
 from edgefed.errors import StoreError
@@ -43,6 +47,8 @@ def run_records(store: Store) -> RunRecords:
         described = f"{method['type']}, {method['aggregation']}"
     except (KeyError, TypeError) as error:
         raise StoreError(f"the store in {store.directory} is damaged: its settings have no {error}") from error
+    merged_rounds = store.merged_rounds()
+    interventions = {(one.device, one.round): one for merged in merged_rounds for one in merged.interventions}
     return RunRecords(
         name=store.directory.absolute().name,
         run=store.run,
@@ -62,20 +68,28 @@ def run_records(store: Store) -> RunRecords:
                 delta=merged.delta,
                 privacy_assumptions=merged.privacy_assumptions,
             )
-            for merged in store.merged_rounds()
+            for merged in merged_rounds
         ),
         deliveries=tuple(
-            Delivery(
-                device=answer.device,
-                round=answer.round,
-                outcome=answer.outcome,
-                reason=answer.reason,
-                received_unix_s=answer.received_unix_s,
-                record=answer.record,
-            )
-            for answer in store.answers()
+            _delivery(answer, interventions.get((answer.device, answer.round))) for answer in store.answers()
         ),
     )
+
+
+def _delivery(answer: Answer, intervention: Intervention | None) -> Delivery:
+    """An answer, and what became of it in its sum where that is another story."""
+    delivery = Delivery(
+        device=answer.device,
+        round=answer.round,
+        outcome=answer.outcome,
+        reason=answer.reason,
+        received_unix_s=answer.received_unix_s,
+        record=answer.record,
+    )
+    if intervention is None or answer.outcome not in ("counted", "late"):
+        return delivery
+    outcome = "excluded" if intervention.what == "excluded" else answer.outcome
+    return msgspec.structs.replace(delivery, outcome=outcome, reason=intervention.reason)
 
 
 def write_report(store: Store) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -20,8 +20,9 @@ from edgefed.aggregation.exchange import Exchange, MergedState
 from edgefed.coordinator import events, rounds
 from edgefed.coordinator.answers import MergedRound
 from edgefed.coordinator.broadcast import Broadcast
+from edgefed.coordinator.claim import ANSWER_S, CLAIM_S, FleetClaim
 from edgefed.coordinator.client_budget import spent_by, with_privacy
-from edgefed.coordinator.history import write_history
+from edgefed.coordinator.history import extend_history, write_history
 from edgefed.coordinator.intake import Intake
 from edgefed.coordinator.ledger import Ledger
 from edgefed.coordinator.merging import RoundTraffic, merge_round, tidy
@@ -35,9 +36,13 @@ from edgefed.errors import MessageError, StoreError
 from edgefed.protocol.messages.down import Accepted, Refused
 from edgefed.protocol.messages.retained import AggregatorState
 from edgefed.protocol.messages.up import UpdateOffer
+from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.tasks import ModelReference
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Connected, ConnectionLost, Event, Message, Transport
+
+if TYPE_CHECKING:
+    from edgefed.security.sealing import SealingKey
 
 __all__ = ["Aggregator"]
 
@@ -99,7 +104,10 @@ class Aggregator:
         self._ledger = Ledger(store, options.rules)
         self._inbox: asyncio.Queue[Event | _Arrived | _MergeDone | _Broken] = asyncio.Queue(maxsize=256)
         self._outbox = Outbox(transport, self._topics)
-        self._notices = Notices(options, model, run, self._outbox, watch=watch)
+        sealing = _sealing_key(self._directory.sealing_key) if options.broker.sealed else None
+        public = "" if sealing is None else sealing.public
+        self._notices = Notices(options, model, run, self._outbox, watch=watch, sealing_key=public)
+        self._claim = FleetClaim(options.fleet, run, self._notices.instance)
         self._broadcast = Broadcast(
             transport,
             self._topics,
@@ -126,6 +134,7 @@ class Aggregator:
             self._broadcast,
             tell=self._outbox.tell,
             perform=self._perform,
+            sealing=sealing,
         )
         self._traffic = RoundTraffic(lambda: self._intake.received_bytes, lambda: self._broadcast.sent_bytes)
         self._epsilon = next((one.epsilon for one in reversed(store.merged_rounds())), None)
@@ -139,12 +148,14 @@ class Aggregator:
             StoreError: the disk fails.
             TransportError: the broker refuses what the aggregator needs.
             AdapterError: a state on disk is damaged.
+            FleetTaken: another aggregator serves the fleet.
         """
         for background in (self._pump(), self._broadcast.run(), self._outbox.run()):
             self._spawn(background)
         try:
             self._directory.remove_leftovers()
             await asyncio.to_thread(self._exchange.begin, self._directory.state(0))
+            await self._take_the_fleet()
             await self._transport.subscribe(self._topics.every_device("up"))
             await self._transport.subscribe(self._topics.every_device("state"))
             self._perform(rounds.recover(self._ledger.state) or self._ledger.apply(events.Begin()))
@@ -158,10 +169,43 @@ class Aggregator:
             await self._intake.close()
         return self._ledger.state.finished_reason
 
-    def goodbye(self) -> AggregatorState:
-        """Returns the state to leave behind when this process ends."""
+    def goodbye(self) -> AggregatorState | None:
+        """Returns the state to leave behind when this process ends; None where the fleet is another aggregator's."""
+        if not self._claim.holds:
+            return None
         state = self._describe()
         return state if self._finished else msgspec.structs.replace(state, status="stopped")
+
+    async def _take_the_fleet(self) -> None:
+        """Looks at what the broker keeps of an aggregator before saying anything."""
+        await self._transport.subscribe(self._topics.aggregator_state)
+        until_s = time.monotonic() + CLAIM_S
+        while (left_s := until_s - time.monotonic()) > 0:
+            try:
+                item = await asyncio.wait_for(self._inbox.get(), left_s)
+            except asyncio.TimeoutError:
+                break
+            if isinstance(item, _Broken):
+                await self._take(item)
+            if isinstance(item, Message) and item.topic == self._topics.aggregator_state:
+                heard = self._hear_of_an_aggregator(item.payload)
+                if heard == "vacant":
+                    break
+                if heard == "doubtful":
+                    await self._transport.publish(item.topic, encode(self._claim.challenge()))
+                    until_s = time.monotonic() + ANSWER_S
+        self._claim.take()
+
+    def _hear_of_an_aggregator(self, payload: bytes) -> Literal["own", "vacant", "doubtful"]:
+        """Replaces a word on our topic that is not ours: the last one of a process or a connection that is gone."""
+        heard: Literal["own", "vacant", "doubtful"] = "vacant"
+        try:
+            heard = self._claim.hear(payload) if payload else "vacant"
+        except MessageError as error:
+            _log.warning("on %s: %s", self._topics.aggregator_state, error)
+        if heard == "vacant":
+            self._notices.forget_posted()
+        return heard
 
     # --- the loop -------------------------------------------------------------------------------------------------
 
@@ -179,7 +223,9 @@ class Aggregator:
         self._notices.post_state(self._describe())
 
     async def _take(self, item: Event | _Arrived | _MergeDone | _Broken) -> None:
-        if isinstance(item, Message):
+        if isinstance(item, Message) and item.topic == self._topics.aggregator_state:
+            self._hear_of_an_aggregator(item.payload)
+        elif isinstance(item, Message):
             try:
                 self._reception.hear(item)
             except MessageError as error:
@@ -256,6 +302,8 @@ class Aggregator:
         state = self._ledger.state
         if state.round and state.phase in ("gathering", "training"):
             self._notices.post_round(state, self._exchange.load(self._directory.state(state.round - 1)).manifest)
+        elif state.phase == "finished":
+            self._notices.post_end(state.round, state.finished_reason)
 
     async def _merge(self, action: events.Merge) -> None:
         _log.info("round %d: merging %d updates", action.round, len(action.updates))
@@ -267,6 +315,7 @@ class Aggregator:
             action.round,
             action.updates,
             self._traffic,
+            max_examples=self._options.robustness.max_examples,
             equal_weights=bool(self._options.client_privacy.noise_multiplier),
         )
         await self._inbox.put(_MergeDone(record, state))
@@ -276,8 +325,9 @@ class Aggregator:
         record = with_privacy(done.record, earlier, privacy)
         spent = spent_by(record, earlier, privacy)
         self._epsilon = record.epsilon
+        self._reception.refusals.take_merged(record)
         self._perform(self._ledger.apply_merged(record, last_because=spent))
-        write_history(self._directory.history, self._store, self._ledger.state)
+        extend_history(self._directory.history, self._store, self._ledger.state)
         tidy(self._directory, self._options.selection, self._ledger.state, len(self._store.merged_rounds()))
 
     def _finish(self, reason: str) -> None:
@@ -297,8 +347,14 @@ class Aggregator:
     def _describe(self) -> AggregatorState:
         return self._notices.describe(
             self._ledger.state,
-            rejected=self._reception.rejected,
+            refusals=self._reception.refusals,
             received_bytes=self._intake.received_bytes,
             broadcast_bytes=self._broadcast.sent_bytes,
             epsilon=self._epsilon,
         )
+
+
+def _sealing_key(path: Path) -> SealingKey:
+    from edgefed.security.sealing import SealingKey  # megabytes that others need not carry
+
+    return SealingKey.read_or_make(path)

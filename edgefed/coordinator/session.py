@@ -23,13 +23,22 @@ from edgefed.protocol.messages.retained import AggregatorState
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.tasks import ModelReference
 from edgefed.protocol.topics import Topics
-from edgefed.transport.base import Message
+from edgefed.security.authorship import read_authorship
+from edgefed.security.identities import AGGREGATOR
+from edgefed.transport.base import Message, Transport
 from edgefed.transport.mqtt import connect_mqtt
+from edgefed.transport.options import guarded_client_id
+from edgefed.transport.signed import SignedTransport
 
 __all__ = ["run_aggregator"]
 
-_MAY_CHANGE = frozenset({"aggregator", "directory", "broker", "transfers", "models", "rounds", "target_loss"})
-"""Settings that a federation may be continued with though they differ; the rest is its identity."""
+_MAY_CHANGE = frozenset(
+    {"aggregator", "directory", "broker", "transfers", "models", "robustness", "rounds", "target_loss"}
+)
+"""Settings that a federation may be continued with though they differ; the rest is its identity.
+
+Robustness is among them: who finds a hostile device in the middle of a run can act without giving the run up.
+"""
 
 
 async def run_aggregator(
@@ -51,6 +60,7 @@ async def run_aggregator(
         ModelError: the base model is not to be had, or lacks the target modules.
         StoreError: the run's store is in use, damaged, full, or of another federation.
         TransportError: no broker answers and `wait_for_broker` is off, or it refuses this client.
+        FleetTaken: another aggregator serves the fleet.
         ConfigError: options that do not go together, or metrics that cannot be served there.
     """
     path = resolve_model(options.model.name, options.models)
@@ -64,6 +74,7 @@ async def run_aggregator(
         seed=options.seed,
         memory_limit_bytes=options.aggregator.merge_memory_bytes,
         privacy=options.client_privacy,
+        robustness=options.robustness,
     )
     store = Store.open(Path(options.directory), _identity(options, model))
     show = watch or (lambda _: None)
@@ -86,14 +97,33 @@ async def _federate(
     wait_for_broker: bool,
 ) -> str:
     topics = Topics(options.fleet)
-    mqtt = options.broker.mqtt(f"{options.fleet}-aggregator", session_expiry_s=0)
-    async with connect_mqtt(mqtt, aggregator_will(topics), retry_first=wait_for_broker) as transport:
+    # Each process its own client id: with a common one, a second aggregator would throw the first one off the broker
+    # before it could learn that there is one.
+    mqtt = options.broker.mqtt(guarded_client_id(f"{options.fleet}-aggregator"), session_expiry_s=0)
+    async with connect_mqtt(mqtt, aggregator_will(topics), retry_first=wait_for_broker) as connected:
+        transport = _signed_as_told(options, connected)
         aggregator = Aggregator(options, model, store.run, transport, store, exchange, watch=watch)
         try:
             return await aggregator.run()
         finally:
             goodbye = aggregator.goodbye()
-            await asyncio.shield(transport.close(Message(topics.aggregator_state, encode(goodbye), retained=True)))
+            final = None if goodbye is None else Message(topics.aggregator_state, encode(goodbye), retained=True)
+            await asyncio.shield(transport.close(final))
+
+
+def _signed_as_told(options: FederationOptions, transport: Transport) -> Transport:
+    broker = options.broker
+    if not broker.signed:
+        return transport
+    authorship = read_authorship(
+        Topics(options.fleet),
+        AGGREGATOR,
+        Path(options.directory) / "latest-announcement",
+        ca=Path(broker.tls_ca),
+        certificate=Path(broker.tls_certificate),
+        key=Path(broker.tls_key),
+    )
+    return SignedTransport(transport, authorship)
 
 
 def _tag(options: FederationOptions) -> str:

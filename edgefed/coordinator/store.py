@@ -19,6 +19,7 @@ import msgspec
 import sqlalchemy as sql
 
 from edgefed.coordinator.answers import Answer, MergedRound
+from edgefed.coordinator.crash_points import AtWrite
 from edgefed.coordinator.database import Database, answers_table, journal_table, rounds_table
 from edgefed.coordinator.events import Event
 from edgefed.errors import StoreError
@@ -38,18 +39,20 @@ class Store:
         self.directory = opened.directory
 
     @classmethod
-    def open(cls, directory: Path, identity: Mapping[str, Any]) -> Store:
+    def open(cls, directory: Path, identity: Mapping[str, Any], *, at_write: AtWrite | None = None) -> Store:
         """Opens or creates the store of a run.
 
         Args:
             directory: the run's directory; made if it is not there.
             identity: what must not change while the run goes on (the settings). It is kept on first use and
                 compared afterwards.
+            at_write: called before and after each durable write; without it, the environment says whether to die there
+                (`edgefed.coordinator.crash_points`).
 
         Raises:
             StoreError: it is in use, unreadable, of another version, or was made with other settings.
         """
-        store = cls(Database.open(directory))
+        store = cls(Database.open(directory, at_write))
         try:
             store._check_identity(identity)
         except BaseException:
@@ -84,7 +87,7 @@ class Store:
             raise StoreError(f"the store in {self.directory} cannot be read: it has no settings yet")
         try:
             settings: dict[str, Any] = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(
                 f"the store in {self.directory} is damaged: its settings do not decode: {error}"
             ) from error
@@ -118,7 +121,7 @@ class Store:
             for row in rows:
                 try:
                     event: Event = msgspec.json.decode(row.event, type=Event)
-                except msgspec.MsgspecError as error:
+                except (msgspec.MsgspecError, RecursionError) as error:
                     raise StoreError(f"journal entry {row.sequence} in {self.directory} is damaged: {error}") from error
                 yield event, row.now_s
 
@@ -164,6 +167,13 @@ class Store:
         query = sql.select(sql.func.count()).select_from(answers_table).where(answers_table.c.outcome == "rejected")
         with self._database.read() as connection:
             return int(connection.execute(query).scalar_one())
+
+    def latest_rejected(self, count: int) -> list[Answer]:
+        """Returns the last so many updates that were rejected, in order of arrival."""
+        query = sql.select(answers_table.c.answer).where(answers_table.c.outcome == "rejected")
+        with self._database.read() as connection:
+            texts = connection.execute(query.order_by(answers_table.c.sequence.desc()).limit(count)).scalars().all()
+            return [msgspec.json.decode(text, type=Answer) for text in reversed(texts)]
 
     def add_merged(self, event: Event, now_s: float, merged: MergedRound) -> None:
         """Keeps a merged round together with the event that tells the round machine of it."""

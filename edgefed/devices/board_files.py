@@ -125,7 +125,7 @@ def load_board(path: Path) -> Board:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text: byte {error.start} cannot be decoded") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # beside TOMLDecodeError, of a number with thousands of digits
         raise ConfigError(f"{path}: is not valid TOML: {error}") from None
     for where, key, allowed in _unknown_keys(document, Board):
         near = difflib.get_close_matches(key, allowed, n=1)
@@ -133,7 +133,7 @@ def load_board(path: Path) -> Board:
         raise ConfigError(f"{path}: {where} is not a known key; {hint}allowed there: {', '.join(allowed)}")
     try:
         board = msgspec.convert(document, Board)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, OverflowError) as error:  # the latter of a whole number that no float holds
         raise ConfigError(f"{path}: {_in_words(str(error), document)}") from None
     if board.id != path.stem:
         raise ConfigError(f"{path}: id is {board.id!r}; allowed is the name of the file, {path.stem!r}")
@@ -190,5 +190,7 @@ def _in_words(message: str, document: Mapping[str, Any]) -> str:
     for key in re.findall(r"[^.\[\]]+", place[1]):
         found = found[int(key)] if isinstance(found, list) else found.get(key) if isinstance(found, dict) else None
     said = message[: place.start()].replace("`", "")
-    shown = "" if isinstance(found, dict | list) or found is None else f" (found {found!r})"
+    if isinstance(found, int):
+        found = hex(found) if found.bit_length() > 64 else found  # Python does not write out thousands of digits
+    shown = "" if isinstance(found, dict | list) or found is None else f" (found {found!r:.80})"
     return f"{place[1]}: {said[:1].lower()}{said[1:]}{shown}"

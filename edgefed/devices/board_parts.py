@@ -135,7 +135,7 @@ class Match(msgspec.Struct, frozen=True, kw_only=True):
         for pattern in (self.device_tree_model, self.gpu_name):
             try:
                 re.compile(pattern)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
 
 

@@ -27,6 +27,7 @@ __all__ = ["read_peft", "write_peft"]
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_MOST = float(np.finfo(np.float32).max)
 
 # Settings under which ΔW is not (α/r)·B·A, or is not all that was trained; each with the value that is understood.
 _PLAIN: Mapping[str, Any] = {
@@ -183,7 +184,8 @@ def _folded(tensors: TensorFile, module: str, config: Mapping[str, Any]) -> LowR
         raise AdapterError(
             f"{tensors.path}: module {module!r} has factors of shape {right.shape}; its config says rank {rank}"
         )
-    matrix = LowRank(left, right).scaled(alpha / (sqrt(rank) if config.get("use_rslora") else rank))
+    with np.errstate(over="ignore", invalid="ignore"):  # the check that follows refuses what comes of it
+        matrix = LowRank(left, right).scaled(alpha / (sqrt(rank) if config.get("use_rslora") else rank))
     matrix.check(f"{tensors.path}: module {module!r}")
     return matrix
 
@@ -191,14 +193,17 @@ def _folded(tensors: TensorFile, module: str, config: Mapping[str, Any]) -> LowR
 def _by_pattern(config: Mapping[str, Any], patterns: str, default: str, module: str) -> float:
     """The value of the first pattern that matches the module, as peft's get_pattern_key picks it."""
     value = config.get(default)
-    for pattern, own in (config.get(patterns) or {}).items():
+    own_values = config.get(patterns) or {}
+    if not isinstance(own_values, dict):
+        raise AdapterError(f"{patterns} is {own_values!r:.80}; a map of module patterns to numbers is needed")
+    for pattern, own in own_values.items():
         try:
             matches = re.match(rf"(.*\.)?({pattern})$", module)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise AdapterError(f"{patterns} has {pattern!r}, which is not a regular expression") from error
         if matches:
             value = own
             break
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise AdapterError(f"{default} of module {module!r} is {value!r}; a number over 0 is needed")
-    return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MOST:
+        raise AdapterError(f"{default} of module {module!r} is {value!r:.80}; a number over 0 is needed")
+    return float(value)

@@ -62,8 +62,10 @@ def weight_files(directory: Path) -> list[Path]:
     """
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(_json_object(index).get("weight_map", {}).values()))
-        files = [directory / name for name in names]
+        shards = _json_object(index).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise ModelError(f"{index} does not say in which file each tensor is")
+        files = [directory / name for name in sorted(set(shards.values()))]
     else:
         files = [directory / "model.safetensors"]
     missing = [file.name for file in files if not file.is_file()]
@@ -138,14 +140,14 @@ def tensor_shapes(file: Path) -> dict[str, list[int]]:
         return {name: list(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
     except OSError as error:
         raise ModelError(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ModelError(f"{file} is not a safetensors file: its header does not list tensors") from error
 
 
 def _json_object(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise ModelError(f"{file} does not hold a JSON object")

@@ -196,5 +196,5 @@ def read_layout(directory: Path, name: str = "") -> ModelLayout:
             dropout=float(config.get("dropout_rate", 0.1)) > 0,
             stored_bytes=sum(file.stat().st_size for file in files),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ModelError(f"{directory}/config.json is no T5's: {error}") from error

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from edgefed.planner.values import Machine
+from edgefed.protocol.records import Count, PositiveCount
 from edgefed.protocol.tasks import Quantization
 
 __all__ = ["History", "Outcome", "decode_history"]
@@ -34,7 +35,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         hardware: where it was computed.
         quantization: precision of the base.
         predicted_peak_bytes: by the memory model.
-        needed_bytes: of it, what must be there.
+        decided_bytes: of it, what another plan could save.
         predicted_step_s: by the time model.
         peak_bytes: that was measured; null where memory ran out.
         step_s: that was measured; null where no step was finished.
@@ -45,12 +46,12 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     hardware: str
     quantization: Quantization
-    predicted_peak_bytes: Annotated[int, Meta(gt=0)]
-    needed_bytes: Annotated[int, Meta(gt=0)]
+    predicted_peak_bytes: PositiveCount
+    decided_bytes: PositiveCount
     predicted_step_s: Annotated[float, Meta(gt=0)]
-    peak_bytes: Annotated[int, Meta(gt=0)] | None
+    peak_bytes: PositiveCount | None
     step_s: Annotated[float, Meta(gt=0)] | None
-    available_bytes: Annotated[int, Meta(ge=0)]
+    available_bytes: Count
     plan: str = ""
 
 
@@ -81,17 +82,17 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
         ratios = own or _time_ratios(one for one in self.outcomes if one.hardware == hardware)
         return _within(statistics.median(ratios[-_RECENT:]) if ratios else 1.0, _TIME_BOUNDS)
 
-    def ran_out(self, model: str, machine: Machine, needed_bytes: int) -> Outcome | None:
+    def ran_out(self, model: str, machine: Machine, decided_bytes: int) -> Outcome | None:
         """Returns the earlier plan that speaks against one: it ran out of memory and needed no more than this one.
 
-        A plan is a notch lower once it needs 5 % less. With a tenth more memory available than then, what ran out may
-        be tried again.
+        A plan is a notch lower once it needs 5 % less of what plans differ in. With a tenth more memory available than
+        then, what ran out may be tried again.
         """
         for one in reversed(self.outcomes):
             same = (one.model, one.hardware) == (model, machine.hardware) and one.peak_bytes is None
             if not same or machine.memory_available_bytes > _MORE_MEMORY * one.available_bytes:
                 continue
-            if needed_bytes > _ONE_NOTCH * one.needed_bytes:
+            if decided_bytes > _ONE_NOTCH * one.decided_bytes:
                 return one
         return None
 
@@ -105,7 +106,7 @@ def decode_history(payload: bytes) -> History:
     """Returns a history that was kept; an empty one where it cannot be read, for it is only experience."""
     try:
         return msgspec.json.decode(payload, type=History)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return History()
 
 

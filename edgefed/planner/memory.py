@@ -107,17 +107,16 @@ def parts_of(workload: Workload, choice: Choice, hardware: Hardware) -> dict[str
         "base weights": weight_bytes(layout, choice.quantization, hardware),
         "held adapter": held if workload.start == "frozen" else 0,
         "trained factors": lora,
-        "gradients": lora,
-        "gradients of examples": lora * (1 + _examples_at_once(workload, choice)) if workload.private else 0,
+        "gradients": lora * (1 + (_passed(workload, choice) if workload.private else 0)),
         "optimizer state": 2 * lora,
         "activations": shape.kept_bytes(),
         "logits": shape.logits_bytes(),
     }
 
 
-def _examples_at_once(workload: Workload, choice: Choice) -> int:
-    """Returns whose gradients lie beside each other; private training recomputes for one example at a time."""
-    return 1 if choice.gradient_checkpointing else choice.micro_batch_size or workload.batch_size
+def _passed(workload: Workload, choice: Choice) -> int:
+    """Returns the examples of a pass."""
+    return choice.micro_batch_size or workload.batch_size
 
 
 def slack_bases(workload: Workload, choice: Choice) -> dict[str, int]:
@@ -186,7 +185,7 @@ class _Shape:
         self._layout = workload.layout
         self._targets: Collection[str] = workload.target_modules
         self._choice = choice
-        self._batch = choice.micro_batch_size or workload.batch_size
+        self._batch = _passed(workload, choice)
         self._source = workload.source_tokens
         self._target = workload.target_tokens
         self._half = choice.quantization == "bf16"

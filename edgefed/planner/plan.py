@@ -59,7 +59,7 @@ def decide(machine: Machine, workload: Workload, limits: Limits, history: Histor
     for rank, held_rank, quantization in _groups(machine, workload, limits):
         best = planner.best_of(rank, held_rank, quantization)
         if chosen is not None and not best.lost:
-            best = replace(best, lost=lost_afterwards(best, chosen))
+            best = replace(best, obstacle="better", lost=lost_afterwards(best, chosen))
         elif not best.lost:
             chosen = best
         candidates.append(best)
@@ -129,14 +129,11 @@ class _Planner:
         ways = [self._estimated(choice) for choice in self._ways(rank, held_rank, quantization)]
         if quantization not in self.machine.flops_per_s:
             why = self.machine.unavailable.get(quantization, "it was not measured")
-            return replace(min(ways, key=_bytes), lost=f"{quantization} does not run here: {why}")
+            return replace(min(ways, key=_bytes), obstacle="precision", lost=f"{quantization} does not run here: {why}")
         ways.sort(key=lambda one: one.time.step_s if one.time else 0.0)
-        fitting = [way for way in ways if not self._does_not_fit(way)]
-        if not fitting:
-            nearest = min(ways, key=_bytes)
-            return replace(nearest, lost=self._does_not_fit(nearest))
-        late = self._is_late(fitting[0])
-        return replace(fitting[0], lost=late)
+        looked_at = [self._against_memory(way) for way in ways]
+        fitting = [way for way in looked_at if way.obstacle == "none"]
+        return self._against_deadline(fitting[0]) if fitting else min(looked_at, key=_bytes)
 
     def _ways(self, rank: int, held_rank: int, quantization: Quantization) -> Iterator[Choice]:
         """Yields the ways to save memory, the federation's own wishes being the least of them."""
@@ -167,19 +164,22 @@ class _Planner:
         down_s, up_s = transfer_seconds(machine, workload, choice)
         return TimeEstimate(step_s=step_s, train_s=step_s * workload.local_steps, download_s=down_s, upload_s=up_s)
 
-    def _does_not_fit(self, candidate: Candidate) -> str:
-        needed = candidate.memory.needed_bytes
-        if needed > self.budget_bytes:
-            return lost_for_memory(candidate, self.budget_bytes)
-        raw = raw_memory(self.machine, self.workload, candidate.choice).needed_bytes
-        failed = self.history.ran_out(self.workload.layout.name, self.machine, raw)
-        return f"memory ran out before with {failed.plan}, which needs no more" if failed else ""
+    def _against_memory(self, candidate: Candidate) -> Candidate:
+        if candidate.memory.needed_bytes > self.budget_bytes:
+            return replace(candidate, obstacle="memory", lost=lost_for_memory(candidate, self.budget_bytes))
+        decided = raw_memory(self.machine, self.workload, candidate.choice).decided_bytes
+        failed = self.history.ran_out(self.workload.layout.name, self.machine, decided)
+        if failed is None:
+            return candidate
+        why = f"memory ran out before with {failed.plan}, which needs no more"
+        return replace(candidate, obstacle="experience", lost=why)
 
-    def _is_late(self, candidate: Candidate) -> str:
+    def _against_deadline(self, candidate: Candidate) -> Candidate:
         deadline_s, time = self.workload.deadline_s, candidate.time
         if deadline_s is None or time is None or time.total_s <= DEADLINE_MARGIN * deadline_s:
-            return ""
-        return lost_for_time(time, DEADLINE_MARGIN * deadline_s, deadline_s)
+            return candidate
+        lost = lost_for_time(time, DEADLINE_MARGIN * deadline_s, deadline_s)
+        return replace(candidate, obstacle="deadline", lost=lost)
 
 
 def corrected_memory(machine: Machine, workload: Workload, choice: Choice, history: History) -> MemoryEstimate:

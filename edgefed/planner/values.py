@@ -18,11 +18,14 @@ __all__ = [
     "Limits",
     "Machine",
     "MemoryEstimate",
+    "Obstacle",
     "TimeEstimate",
     "Workload",
 ]
 
 Hardware = Literal["cpu", "cuda"]
+
+Obstacle = Literal["none", "precision", "memory", "experience", "deadline", "better"]
 
 QUANTIZATIONS: tuple[Quantization, ...] = ("fp32", "bf16", "int8", "nf4")
 
@@ -96,8 +99,8 @@ class Workload:
         target_tokens: length of the longest target.
         upload_precision: of the factors sent.
         broadcast_precision: of the factors received.
+        private: every example's gradient is made and clipped on its own.
         deadline_s: seconds for download, training and upload; null without one.
-        private: gradients are kept for every example of a pass, to be clipped each.
     """
 
     layout: ModelLayout
@@ -114,8 +117,8 @@ class Workload:
     target_tokens: int = 128
     upload_precision: Precision = "fp16"
     broadcast_precision: Precision = "fp16"
-    deadline_s: float | None = None
     private: bool = False
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +170,11 @@ class MemoryEstimate:
         return self.total_bytes - self.parts.get("loading", 0)
 
     @property
+    def decided_bytes(self) -> int:
+        """What of it another plan could save: all but the libraries."""
+        return self.needed_bytes - self.parts.get("framework", 0)
+
+    @property
     def allocated_bytes(self) -> int:
         """What torch's allocator sees of it: all but the libraries and the context of the GPU."""
         return self.total_bytes - self.parts.get("framework", 0)
@@ -189,11 +197,20 @@ class TimeEstimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A plan that was looked at: its cost, and why it was not chosen (`lost` is "" for the winner)."""
+    """A plan that was looked at, and what it would cost.
+
+    Attributes:
+        choice: the plan.
+        memory: its peak.
+        time: its seconds; null where its precision does not run.
+        obstacle: what stands in its way; "better" where only a better one does.
+        lost: the same in words; "" for the winner.
+    """
 
     choice: Choice
     memory: MemoryEstimate
     time: TimeEstimate | None
+    obstacle: Obstacle = "none"
     lost: str = ""
 
 

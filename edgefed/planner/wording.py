@@ -79,14 +79,16 @@ def say_why_none(
     """Returns what stands in the way, and what the nearest plan needs."""
     if not candidates:
         return _nothing_to_look_at(workload, limits)
-    in_time = [one for one in candidates if one.time is not None]
-    if not in_time:
+    running = [one for one in candidates if one.obstacle != "precision"]
+    if not running:
         return f"no precision that is allowed runs here: {candidates[0].lost}"
-    late = [one for one in in_time if one.memory.needed_bytes <= budget_bytes]
-    if late and workload.deadline_s is not None:
+    late = [one for one in running if one.obstacle == "deadline"]
+    if late:
         quickest = min(late, key=lambda one: one.time.total_s if one.time else 0.0)
         return f"no plan meets the deadline; the quickest ({in_words(quickest.choice)}) {quickest.lost}"
-    nearest = min(in_time, key=lambda one: one.memory.needed_bytes)
+    nearest = min(running, key=lambda one: one.memory.needed_bytes)
+    if nearest.obstacle == "experience":
+        return f"nothing lower is left to try: {nearest.lost}"
     needed, budget = readable_bytes(nearest.memory.needed_bytes), readable_bytes(budget_bytes)
     return (
         f"{workload.layout.name} fits no allowed plan on {machine.name}: the nearest ({in_words(nearest.choice)}) "
@@ -107,7 +109,7 @@ def _nothing_to_look_at(workload: Workload, limits: Limits) -> str:
 
 
 def _why_rank(choice: Choice, candidates: Sequence[Candidate], workload: Workload, limits: Limits) -> str:
-    larger = [one for one in candidates if one.choice.rank > choice.rank and one.time is not None]
+    larger = [one for one in candidates if one.choice.rank > choice.rank and one.obstacle != "precision"]
     if larger:
         next_rank = min(one.choice.rank for one in larger)
         nearest = min((one for one in larger if one.choice.rank == next_rank), key=lambda one: one.memory.needed_bytes)

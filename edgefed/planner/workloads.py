@@ -30,7 +30,7 @@ def workload_of(
         target_tokens: of the longest target.
         global_rank: of the adapter that the round starts from.
         deadline_s: of the round; None without one.
-        private: the examples' privacy is protected while training.
+        private: every example's gradient is made on its own.
     """
     return Workload(
         layout=layout,

@@ -9,6 +9,8 @@
     edgefed/v1/<fleet>/device/<id>/profile     retained                  what the device is
     edgefed/v1/<fleet>/device/<id>/up          from the device
     edgefed/v1/<fleet>/device/<id>/down        to the device
+    edgefed/v1/<fleet>/claim/<name>/up         from a board that is not enrolled yet
+    edgefed/v1/<fleet>/claim/<name>/down       to it
 
 At most six levels, so the limits of every broker in use are kept (AWS IoT Core allows seven slashes and 256 bytes).
 """
@@ -82,6 +84,11 @@ class Topics:
         """The broadcast topic of one blob, named by the first 16 hex digits of its hash."""
         return f"{self.root}/blob/{sha256[:_BLOB_PREFIX_HEX]}"
 
+    @property
+    def every_blob(self) -> str:
+        """A filter that matches the broadcast topics of all blobs."""
+        return f"{self.root}/blob/+"
+
     def device(self, device: str, channel: Channel) -> str:
         """One channel of one device."""
         return f"{self.root}/device/{device}/{channel}"
@@ -89,6 +96,18 @@ class Topics:
     def every_device(self, channel: Channel) -> str:
         """A filter that matches one channel of all devices."""
         return f"{self.root}/device/+/{channel}"
+
+    def claim(self, name: str, channel: Literal["up", "down"]) -> str:
+        """One channel of one claim: all that a board may use before it is enrolled."""
+        return f"{self.root}/claim/{name}/{channel}"
+
+    def parse_claim(self, topic: str) -> str | None:
+        """Returns whose `claim/<name>/up` topic of this fleet it is, or None for any other topic."""
+        prefix, suffix = f"{self.root}/claim/", "/up"
+        if not (topic.startswith(prefix) and topic.endswith(suffix)):
+            return None
+        name = topic[len(prefix) : -len(suffix)]
+        return name if _ID.match(name) else None
 
     def is_blob(self, topic: str) -> bool:
         """Whether `topic` carries broadcast chunks of this fleet."""

@@ -10,7 +10,7 @@ import msgspec
 from edgefed.errors import ConfigError
 from edgefed.protocol.records import RoundRecord
 from edgefed.reports.report import DeviceReport, DeviceRound, FleetTotals, Report, RoundReport
-from edgefed.reports.run_records import Delivery, MergedFacts, RunRecords
+from edgefed.reports.run_records import REFUSED, Delivery, MergedFacts, RunRecords
 from edgefed.reports.timeline import add_phases, phase_seconds, spans
 from edgefed.reports.utilization import Figure, measure, summarize
 
@@ -113,7 +113,7 @@ def _device(name: str, rows: Sequence[DeviceRound]) -> DeviceReport:
         ranks=tuple(dict.fromkeys(record.rank for record in trained)),
         rounds=len(records),
         counted=sum(row.outcome in ("counted", "late") for row in rows),
-        refused=sum(row.outcome in ("dropped", "rejected") for row in rows),
+        refused=sum(row.outcome in REFUSED for row in rows),
         examples=max((record.examples for record in records), default=0),
         tokens=sum(record.source_tokens + record.target_tokens for record in records),
         download_bytes=sum(record.download_bytes for record in records),
@@ -143,7 +143,7 @@ def _round(
         training_loss=_training_loss(records),
         counted=sum(row.outcome in ("counted", "evaluated") for row in rows),
         late=sum(row.outcome == "late" for row in rows),
-        refused=sum(row.outcome in ("dropped", "rejected") for row in rows),
+        refused=sum(row.outcome in REFUSED for row in rows),
         download_bytes=sum(record.download_bytes for record in records),
         upload_bytes=sum(record.upload_bytes for record in records),
         broadcast_bytes=merged.broadcast_bytes if merged else None,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from edgefed.reports.comparison import Change, Comparison
 from edgefed.reports.report import DeviceReport, DeviceRound, Report
+from edgefed.reports.run_records import REFUSED
 from edgefed.reports.utilization import Figure
 from edgefed.reports.wording import figure_text, quantity, seconds, signed_percent, utc_time
 
@@ -140,7 +141,7 @@ def device_table(rows: Sequence[DeviceRound]) -> Table:
 
 
 def _device_row(row: DeviceRound, notes: Notes) -> list[Cell]:
-    outcome = Cell(row.outcome, notes.number(row.reason), kind="warn" if row.outcome in ("dropped", "rejected") else "")
+    outcome = Cell(row.outcome, notes.number(row.reason), kind="warn" if row.outcome in REFUSED else "")
     if row.record is None or row.use is None:
         return [Cell(str(row.round)), outcome, *[Cell("–", notes.number("the device sent no record"))] * 13]
     record, use = row.record, row.use

@@ -54,7 +54,7 @@ class DeviceReport(msgspec.Struct, frozen=True, kw_only=True):
         ranks: every rank it trained, in order of first use.
         rounds: how many it delivered a record for.
         counted: updates that went into a sum, late ones included.
-        refused: updates that were dropped or rejected.
+        refused: updates that were dropped, rejected or excluded.
         examples: training examples on it.
         tokens: source and target tokens that it trained on.
         download_bytes, upload_bytes: over all rounds.

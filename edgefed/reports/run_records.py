@@ -8,7 +8,10 @@ import msgspec
 
 from edgefed.protocol.records import RoundRecord
 
-__all__ = ["Delivery", "MergedFacts", "RunRecords"]
+__all__ = ["REFUSED", "Delivery", "MergedFacts", "RunRecords"]
+
+REFUSED = frozenset({"dropped", "rejected", "excluded"})
+"""Outcomes of what did not enter a sum."""
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,15 +20,16 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         device: its id, as the topic says.
         round: the round it was made in.
-        outcome: `counted` in its own round, `late` in a later one, `dropped`, `rejected`, or `evaluated`.
-        reason: why, where it was dropped or rejected.
+        outcome: `counted` in its own round, `late` in a later one, `dropped`, `rejected`, `excluded` from its sum by a
+            rule, or `evaluated`.
+        reason: why, where it was dropped, rejected or excluded, or did not count in full.
         received_unix_s: the aggregator's wall clock when it was whole and kept.
         record: what the device said about the round; null where it said nothing.
     """
 
     device: str
     round: int
-    outcome: Literal["counted", "late", "dropped", "rejected", "evaluated"]
+    outcome: Literal["counted", "late", "dropped", "rejected", "excluded", "evaluated"]
     reason: str = ""
     received_unix_s: float = 0.0
     record: RoundRecord | None = None

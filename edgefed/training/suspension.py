@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -65,7 +66,7 @@ class Suspension:
         Raises:
             WorkerError: it belongs to another model or rank.
         """
-        if [one.shape for one in parameters] != [one.shape for one in self.weights]:
+        if [(one.shape, one.dtype) for one in parameters] != [(one.shape, one.dtype) for one in self.weights]:
             raise WorkerError("the suspended training is of another model or rank")
         with torch.no_grad():
             for parameter, weight, moments in zip(parameters, self.weights, self.moments, strict=True):
@@ -109,19 +110,40 @@ def read_suspension(path: Path, key: str) -> Suspension | None:
             if (metadata.get("format"), metadata.get("key")) != (_FORMAT, key):
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            steps = [StepRecord(**step) for step in json.loads(metadata["steps"])]
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError):
+        steps = msgspec.convert(json.loads(metadata["steps"]), list[StepRecord])
+        weights, random = _numbered(tensors, "weight"), _numbered(tensors, "random")
+        moments = [_named(tensors, f"moment/{i}/") for i in range(len(weights))]
+        _check(tensors, weights, moments, random)
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError, msgspec.ValidationError):
         return None
-    count = sum(name.startswith("weight/") for name in tensors)
-    moments: list[dict[str, torch.Tensor]] = [{} for _ in range(count)]
-    for name, value in tensors.items():
-        kind, _, rest = name.partition("/")
-        if kind == "moment":
-            number, _, what = rest.partition("/")
-            moments[int(number)][what] = value
-    return Suspension(
-        steps=steps,
-        weights=[tensors[f"weight/{i}"] for i in range(count)],
-        moments=moments,
-        random=[tensors[f"random/{i}"] for i in range(sum(name.startswith("random/") for name in tensors))],
-    )
+    return Suspension(steps=steps, weights=weights, moments=moments, random=random)
+
+
+def _numbered(tensors: Mapping[str, torch.Tensor], kind: str) -> list[torch.Tensor]:
+    return [tensors[f"{kind}/{i}"] for i in range(sum(name.startswith(f"{kind}/") for name in tensors))]
+
+
+def _named(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _check(
+    tensors: Mapping[str, torch.Tensor],
+    weights: Sequence[torch.Tensor],
+    moments: Sequence[Mapping[str, torch.Tensor]],
+    random: Sequence[torch.Tensor],
+) -> None:
+    """Refuse, with an error of Python's or torch's, what an optimizer or a generator would stumble over later."""
+    if len(tensors) != len(weights) + sum(map(len, moments)) + len(random):
+        raise ValueError("a tensor belongs to nothing")
+    if not random:
+        raise ValueError("no generator's state")
+    if len({frozenset(names) for names in moments}) > 1:
+        raise ValueError("the optimizer knows more of one weight than of another")
+    for weight, named in zip(weights, moments, strict=True):
+        for value in named.values():
+            if value.dtype != weight.dtype or value.shape not in (weight.shape, ()):
+                raise ValueError("a moment is not of its weight's shape and type")
+            if not value.ndim and not value >= 1:
+                raise ValueError("a counter of steps that were done counts none")
+    torch.Generator().set_state(random[0])

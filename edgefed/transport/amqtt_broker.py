@@ -40,6 +40,7 @@ _QUEUE_LIMIT = 1000
 _CONNECT_TIMEOUT_S = 10.0
 _TAKE_OVER_TIMEOUT_S = 5.0
 _MAX_CONNECT_BYTES = 1 << 18
+_LONGEST_HEAD_BYTES = 5  # packet type and remaining length [MQTT-2.2.3]
 _PROTOCOL_LEVEL = 4  # MQTT 3.1.1
 _CONNACK_WRONG_VERSION = bytes([0x20, 2, 0, 1])
 
@@ -230,6 +231,8 @@ class _Connect:
             raise ValueError(f"the first packet is not CONNECT but starts with {head[0]:#x}")
         length, shift = head[1] & 0x7F, 7
         while head[-1] & 0x80:
+            if len(head) == _LONGEST_HEAD_BYTES:
+                raise ValueError("a remaining length of more than four bytes")
             head += await reader.read(1)
             length |= (head[-1] & 0x7F) << shift
             shift += 7

@@ -184,7 +184,7 @@ class IncomingBlob:
                     return received
         except FileNotFoundError:
             return Ranges()
-        except (ValueError, TypeError, KeyError, ChunkError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError, ChunkError) as error:
             _log.warning("%s is damaged (%s): the transfer starts over", self._claim_path, error)
         return Ranges()
 

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import datetime, timezone
 
 from paho.mqtt.enums import MQTTProtocolVersion
 
@@ -21,6 +22,7 @@ from edgefed.transport.base import (
 from edgefed.transport.mqtt_connection import ConnectionEnded, MqttConnection, NoAnswer, VersionRefused
 from edgefed.transport.mqtt_inbox import MqttInbox
 from edgefed.transport.mqtt_options import MqttOptions
+from edgefed.transport.tls_problems import explain_unreachable
 
 __all__ = ["MqttOptions", "MqttTransport", "connect_mqtt"]
 
@@ -247,9 +249,8 @@ class MqttTransport:
                 connection.abort("could not subscribe again")
                 raise
         except (BrokerUnreachable, ConnectionEnded) as error:
-            raise BrokerUnreachable(
-                f"no broker answers at {address}: {error}; is it running, and do host, port and TLS fit it?"
-            ) from error
+            hint = explain_unreachable(self._options, error, datetime.now(timezone.utc))
+            raise BrokerUnreachable(f"no broker answers at {address}: {error}; {hint}") from error
         except BrokerRefused as error:
             raise BrokerRefused(
                 f"the broker at {address} refused client {self._options.client_id!r}: {error}; check user name, "

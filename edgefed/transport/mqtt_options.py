@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from edgefed.errors import ConfigError
+from edgefed.files import check_private
 from edgefed.transport.base import DEFAULT_MAX_PAYLOAD_BYTES
 
 __all__ = ["MqttOptions"]
@@ -83,9 +85,11 @@ class MqttOptions:
         """Return what checks the broker's certificate and shows ours.
 
         Raises:
-            ConfigError: A file is missing or is not what its option says.
+            ConfigError: A file is missing or is not what its option says, or others than its owner can read the key.
         """
         try:
+            if self.tls_key is not None:
+                check_private(Path(self.tls_key))
             context = ssl.create_default_context(cafile=self.tls_ca)
             context.sslsocket_class = _TlsSocket
             if self.tls_cert is not None:

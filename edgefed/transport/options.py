@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +12,15 @@ from msgspec import Meta
 from edgefed.errors import ConfigError
 from edgefed.transport.mqtt import MqttOptions
 
-__all__ = ["Broker"]
+__all__ = ["Broker", "guarded_client_id"]
+
+
+def guarded_client_id(name: str) -> str:
+    """Returns a client id for one process that begins with `name` and that nobody else can guess.
+
+    A broker ends a connection when another client comes with the same id, whoever that is.
+    """
+    return f"{name}-{secrets.token_hex(8)}"
 
 
 class Broker(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +33,10 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
         password_file: a file whose first line is the password; it is never written into a configuration.
         protocol: MQTT version; `auto` tries 5 and falls back to 3.1.1.
         tls_ca, tls_certificate, tls_key: PEM files; naming `tls_ca` turns TLS on.
+        signed: sign what this member says with the key of its certificate, and listen only to what the others have
+            signed; all members of a fleet have to agree.
+        sealed: the aggregator takes only updates that are sealed for it, so that the broker cannot read them; a device
+            takes part only where the aggregator does. Needs signed.
         keepalive_s: the broker notices a silent loss after one and a half times this.
         max_payload_bytes: largest message, where the broker does not say what it takes.
     """
@@ -36,6 +49,8 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
     tls_ca: str = ""
     tls_certificate: str = ""
     tls_key: str = ""
+    signed: bool = False
+    sealed: bool = False
     keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 30
     max_payload_bytes: Annotated[int, Meta(ge=4096, le=268_000_000)] = 262_144
 
@@ -45,6 +60,10 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("tls_certificate and tls_key belong together: give both or neither")
         if self.tls_certificate and not self.tls_ca:
             raise ValueError("tls_certificate needs tls_ca, the authority that signed the broker's certificate")
+        if self.signed and not self.tls_certificate:
+            raise ValueError("signed needs tls_ca, tls_certificate and tls_key: `edgefed fleet enroll` makes them")
+        if self.sealed and not self.signed:
+            raise ValueError("sealed needs signed = true: else the broker could name its own key to seal for")
 
     def mqtt(self, client_id: str, *, session_expiry_s: int) -> MqttOptions:
         """Returns the options of a connection under this client id.

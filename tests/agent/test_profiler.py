@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from edgefed.agent.frames import Probed, encode_frame
+from edgefed.agent.machine_identity import Identity, identify
 from edgefed.agent.options import AgentOptions, Limits, Worker
-from edgefed.agent.profiler import Identity, Profiler, identify
+from edgefed.agent.profiler import Profiler
 from edgefed.agent.worker_process import WorkerProcess
 from edgefed.data.source import DataSource
 from edgefed.devices.compute import LEFT_OUT, ComputeProfile, MachineProbe

@@ -13,14 +13,17 @@ from edgefed.coordinator import events
 from edgefed.coordinator.broadcast import Broadcast
 from edgefed.coordinator.intake import Intake
 from edgefed.coordinator.ledger import Ledger
-from edgefed.coordinator.options import FederationOptions
+from edgefed.coordinator.options import FederationOptions, Transfers
 from edgefed.coordinator.reception import Reception
 from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.selection import Selection
 from edgefed.coordinator.store import Store
+from edgefed.errors import MessageError
 from edgefed.models.checkpoint import fingerprint
 from edgefed.protocol.messages.down import Acknowledged, DownMessage
-from edgefed.protocol.messages.up import EvaluationReport
+from edgefed.protocol.messages.manifest import Plan
+from edgefed.protocol.messages.retained import DeviceState
+from edgefed.protocol.messages.up import Decline, EvaluationReport, Join, Ping
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.records import EvaluationRecord, RoundRecord
 from edgefed.protocol.tasks import LoraMethod, ModelReference
@@ -86,7 +89,12 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     model = ModelReference(name=str(path), fingerprint=fingerprint(path))
     selection = Selection(expected_devices=2)
     options = FederationOptions(
-        fleet=FLEET, rounds=1, directory=str(tmp_path / "run"), model=model, selection=selection
+        fleet=FLEET,
+        rounds=1,
+        directory=str(tmp_path / "run"),
+        model=model,
+        selection=selection,
+        transfers=Transfers(max_messages_per_minute=60),
     )
     store = Store.open(tmp_path / "run", {})
     desk = Desk(store, options, model)
@@ -101,8 +109,10 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     store.close()
 
 
-def report(device: str, round_: int = 2, run: str = RUN) -> EvaluationReport:
-    evaluation = EvaluationRecord(loss=1.0, target_tokens=10, examples=1, evaluate_s=0.1)
+def report(
+    device: str, round_: int = 2, run: str = RUN, *, loss: float = 1.0, target_tokens: int = 10
+) -> EvaluationReport:
+    evaluation = EvaluationRecord(loss=loss, target_tokens=target_tokens, examples=1, evaluate_s=0.1)
     record = RoundRecord(
         device=device, round=round_, rank=0, held_rank=2, quantization="fp32", examples=1, evaluation=evaluation
     )
@@ -132,3 +142,45 @@ def test_an_evaluation_after_the_end_is_dropped(desk: Desk) -> None:
     desk.ledger.apply(events.Stop("enough"))
     answer = desk.hears("two", report("two"))
     assert (answer.outcome, answer.reason) == ("dropped", "its round is over")
+
+
+def test_a_flood_of_joins_and_goodbyes_writes_little_and_others_are_heard(desk: Desk) -> None:
+    plan = Plan(rank=2, held_rank=2, quantization="fp32")
+    join = Join(run=RUN, round=2, plan=plan, fingerprint=desk.reception._model.fingerprint, examples=1)
+    decline = Decline(run=RUN, round=2, reason="no")
+    written = len(list(desk.store.journal()))
+    for _ in range(500):
+        for word in (join, decline):
+            desk.reception.hear(Message(Topics(FLEET).device("flood", "up"), encode(word)))
+    assert len(list(desk.store.journal())) - written <= 62
+    assert desk.reception.refusals.totals == {"silenced": 1}
+    (told,) = desk.reception.refusals.latest
+    assert (told.device, told.what, told.round) == ("flood", "silenced", 2)
+    assert desk.hears("one", report("one")).outcome == "counted"
+
+
+def test_states_and_nonsense_are_counted_too_and_measurements_are_not(desk: Desk) -> None:
+    ping = encode(Ping(nonce="c0ffee", sequence=1))
+    for _ in range(100):
+        desk.reception.hear(Message(Topics(FLEET).device("loud", "up"), ping))
+    assert "silenced" not in desk.reception.refusals.totals
+    with pytest.raises(MessageError):
+        desk.reception.hear(Message(Topics(FLEET).device("loud", "up"), b"{"))
+    state = encode(DeviceState(status="ready", instance="i"))
+    for _ in range(100):
+        desk.reception.hear(Message(Topics(FLEET).device("loud", "state"), state))
+    assert desk.reception.refusals.totals == {"silenced": 1}
+    desk.reception.hear(Message(Topics(FLEET).device("loud", "up"), b"{"))  # is not even complained of
+
+
+def test_a_claim_of_many_tokens_weighs_no_more_than_could_be_measured(desk: Desk) -> None:
+    desk.hears("one", report("one", loss=4.0, target_tokens=8192))  # 64 examples of 128 tokens
+    desk.hears("two", report("two", loss=2.0, target_tokens=2**53 - 1))
+    assert desk.ledger.state.losses == ((1, pytest.approx(3.0)),)
+
+
+@pytest.mark.parametrize("loss", [-1.0, 1e300])
+def test_a_loss_that_cannot_be_is_taken_and_weighs_nothing(desk: Desk, loss: float) -> None:
+    assert desk.hears("one", report("one", loss=loss)).outcome == "counted"
+    desk.hears("two", report("two", loss=2.0))
+    assert desk.ledger.state.losses == ((1, 2.0),)

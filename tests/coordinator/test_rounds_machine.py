@@ -180,7 +180,7 @@ class RoundMachine(RuleBasedStateMachine):
         assert all(count == 1 for count in self.merged.values())
         in_hand = {(update.device, update.round) for update in (*state.carried, *state.updates, *state.waiting)}
         assert self.accepted == in_hand | self.merged.keys()
-        if state.finished_reason.startswith("all"):
+        if state.phase == "finished" and state.finished_reason != "stopped":
             assert self.accepted == self.merged.keys()
 
     @invariant()

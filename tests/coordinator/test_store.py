@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgefed
+from edgefed.coordinator import database
 from edgefed.coordinator.answers import Answer, MergedRound
 from edgefed.coordinator.events import (
     Begin,
@@ -182,6 +183,21 @@ def test_a_second_process_is_refused_with_the_id_of_the_first(tmp_path: Path) ->
             Store.open(tmp_path, {})
         holder.kill()
     Store.open(tmp_path, {}).close()  # a dead process holds nothing
+
+
+def test_one_that_was_opened_again_elsewhere_writes_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database.fcntl, "flock", lambda *_: None)  # as some file systems do it
+    first = Store.open(tmp_path, {})
+    first.append(Begin(), 0.0)
+    second = Store.open(tmp_path, {})
+    with pytest.raises(StoreError, match="another aggregator has opened"):
+        first.append(Merged(1), 1.0)
+    with pytest.raises(StoreError, match="another aggregator has opened"):
+        first.add_answer(answer("a", 1))
+    second.append(Merged(1), 2.0)
+    assert list(second.journal()) == [(Begin(), 0.0), (Merged(1), 2.0)]
+    first.close()
+    second.close()
 
 
 def test_a_closed_store_can_be_opened_again(tmp_path: Path) -> None:

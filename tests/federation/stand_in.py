@@ -28,6 +28,7 @@ from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Message, Transport
 from edgefed.transport.blob_sender import send_ranges
 from edgefed.transport.mqtt import MqttOptions, connect_mqtt
+from edgefed.transport.options import guarded_client_id
 
 FLEET = "test"
 
@@ -42,7 +43,8 @@ def make_paper_model(directory: Path, *, modules: int = 2, size: int = 24, seed:
         for name in ("q", "v")
     }
     write_tensors(directory / "model.safetensors", tensors, {"format": "pt"})
-    (directory / "config.json").write_text(json.dumps({"model_type": "t5", "d_model": size, "vocab_size": 32}))
+    numbers = {"d_model": size, "d_kv": size // 4, "d_ff": 2 * size, "num_heads": 4, "num_layers": modules}
+    (directory / "config.json").write_text(json.dumps({"model_type": "t5", "vocab_size": 32, **numbers}))
     (directory / "tokenizer.json").write_text("{}")
     (directory / "tokenizer_config.json").write_text("{}")
     return directory
@@ -72,6 +74,8 @@ class StandIn:
         rank: rank of its updates.
         edit: changes its update before it is written.
         offer_edit: changes its offer before it is sent.
+        tls: its certificate, as options of `MqttOptions`.
+        signed: puts signatures on its transport.
     """
 
     name: str
@@ -83,6 +87,8 @@ class StandIn:
     edit: Callable[[dict[str, LowRank]], dict[str, LowRank]] = lambda adapter: adapter
     offer_edit: Callable[[UpdateOffer], UpdateOffer] = lambda offer: offer
     write_raw: bytes | None = None
+    tls: dict[str, str] = field(default_factory=dict)
+    signed: Callable[[Transport], Transport] = lambda transport: transport
     acknowledged: list[Acknowledged] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     finished: FederationFinished | None = None
@@ -99,10 +105,12 @@ class StandIn:
 
     @contextlib.asynccontextmanager
     async def _connected(self) -> AsyncIterator[Transport]:
+        client_id = guarded_client_id(f"stand-in-{self.name}")
         options = MqttOptions(
-            "127.0.0.1", self.port, client_id=f"stand-in-{self.name}", session_expiry_s=0, reconnect_max_s=0.5
+            "127.0.0.1", self.port, client_id=client_id, session_expiry_s=0, reconnect_max_s=0.5, **self.tls
         )
-        async with connect_mqtt(options, retry_first=True) as transport:
+        async with connect_mqtt(options, retry_first=True) as connected:
+            transport = self.signed(connected)
             topics = Topics(FLEET)
             await transport.subscribe(topics.device(self.name, "down"))
             await transport.subscribe(topics.round)

@@ -19,7 +19,11 @@ import pytest
 from edgefed.files import temporary_beside
 from edgefed.lora.low_rank import LowRank
 from edgefed.lora.peft_files import read_peft
-from tests.federation.stand_in import StandIn, federation_toml, make_paper_model
+from edgefed.protocol.messages.retained import AggregatorState
+from edgefed.protocol.messages.wire import encode
+from edgefed.protocol.topics import Topics
+from edgefed.transport.mqtt import MqttOptions, connect_mqtt
+from tests.federation.stand_in import FLEET, StandIn, federation_toml, make_paper_model
 from tools.mosquitto import RunningMosquitto
 
 pytestmark = pytest.mark.broker
@@ -41,12 +45,13 @@ class Run:
         self.log = tmp_path / "aggregator.log"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self, **environment: str) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "edgefed", "-v", "aggregator", "--config", str(self.config)],
                 stdout=log,
                 stderr=log,
+                env={**os.environ, **environment},
             )
         return self.process
 
@@ -358,6 +363,12 @@ def test_a_private_federation_ends_in_order_when_its_budget_has_run_out(
     [
         ({"method": 'aggregation = "flexlora"\n'}, "", 4.0, "take delta or frozen_global, or leave client_privacy out"),
         ({}, "[aggregator]\nmerge_memory_bytes = 100000000\n", 4.0, "do not go together"),
+        (
+            {},
+            "[robustness]\nmax_examples = 100\n",
+            4.0,
+            "client_privacy and robustness.max_examples do not go together",
+        ),
         ({}, "", 0.1, "below 0.2 ε says nothing"),
         ({"selection": 'late = "discount"\n'}, "", 4.0, 'client_privacy needs selection.late = "drop"'),
     ],
@@ -371,3 +382,47 @@ def test_privacy_that_could_not_be_kept_is_refused_at_once(
         assert run.process is not None
         assert run.process.wait(PATIENCE_S) == 3
         assert said in run.log.read_text()
+
+
+def test_a_second_aggregator_of_a_fleet_gives_way_and_the_first_goes_on(
+    tmp_path: Path, model: Path, mosquitto: RunningMosquitto
+) -> None:
+    """Another run, in another directory, on the same broker: no lock on a file can tell."""
+    first = federation_toml(model, tmp_path / "run", mosquitto.port, selection="expected_devices = 3\n")
+    (tmp_path / "other").mkdir()
+    other = Run(tmp_path / "other", first.replace(str(tmp_path / "run"), str(tmp_path / "other" / "run")))
+    with running(tmp_path, first) as run:
+        fleet = devices(model, tmp_path, mosquitto.port)
+        refused: list[int] = []
+
+        def on_accepted(announced: object) -> None:
+            if not refused:
+                refused.append(other.start().wait(PATIENCE_S))
+
+        async def all_of_them() -> None:
+            parts = (device.take_part(on_accepted=on_accepted) for device in fleet)
+            await asyncio.wait_for(asyncio.gather(*parts), PATIENCE_S)
+
+        asyncio.run(all_of_them())
+        assert run.process is not None
+        assert run.process.wait(PATIENCE_S) == 0, run.log.read_text()
+    assert refused == [14], other.log.read_text()
+    assert "serves fleet 'test'" in other.log.read_text()
+    assert [sorted(line["devices"]) for line in run.history()] == [["dev-0", "dev-1", "dev-2"]] * 4  # type: ignore[call-overload]
+
+
+def test_what_the_broker_kept_of_a_dead_aggregator_of_another_run_does_not_shut_out_a_new_one(
+    tmp_path: Path, model: Path, mosquitto: RunningMosquitto
+) -> None:
+    """As after a power cut on the machine of both: nobody published the will."""
+    dead = AggregatorState(status="online", instance="dead", run="another", round=2)
+
+    async def leave_behind() -> None:
+        options = MqttOptions("127.0.0.1", mosquitto.port, client_id="dead", session_expiry_s=0)
+        async with connect_mqtt(options) as transport:
+            await transport.publish(Topics(FLEET).aggregator_state, encode(dead), retain=True)
+
+    asyncio.run(leave_behind())
+    toml = federation_toml(model, tmp_path / "run", mosquitto.port, selection="expected_devices = 2\n")
+    with running(tmp_path, toml.replace("rounds = 3", "rounds = 1")) as run:
+        finish(run, devices(model, tmp_path, mosquitto.port, count=2))

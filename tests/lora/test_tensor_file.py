@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -161,3 +162,19 @@ def test_any_header_is_understood_or_refused(tmp_path_factory, header, data):
         return
     for name in file.entries:
         assert file.read(name).shape == file.shape(name)
+
+
+def test_many_modules_have_room_in_the_header_and_a_header_that_is_only_long_is_not_read(tmp_path):
+    path = tmp_path / "tensors"
+    module = "decoder.block.23.layer.1.EncDecAttention.q"
+    write_tensors(path, {f"{module}.{i}": np.zeros((0,), "f4") for i in range(20_000)}, {})
+    assert len(open_tensors(path).entries) == 20_000
+    header = b'{"a":[' + b"[]," * 2_000_000 + b"0]}"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    tracemalloc.start()
+    try:
+        with pytest.raises(AdapterError, match="not a safetensors file"):
+            open_tensors(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

@@ -16,7 +16,7 @@ def outcome(**changes: Any) -> Outcome:
         "hardware": "cpu",
         "quantization": "fp32",
         "predicted_peak_bytes": GIB,
-        "needed_bytes": GIB,
+        "decided_bytes": GIB,
         "predicted_step_s": 1.0,
         "peak_bytes": GIB,
         "step_s": 1.0,

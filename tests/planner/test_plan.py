@@ -135,7 +135,7 @@ def test_what_ran_out_of_memory_is_not_tried_again_until_there_is_more() -> None
             hardware="cpu",
             quantization=last.choice.quantization,
             predicted_peak_bytes=peak_memory(workload(), last.choice).total_bytes,
-            needed_bytes=peak_memory(workload(), last.choice).needed_bytes,
+            decided_bytes=peak_memory(workload(), last.choice).decided_bytes,
             predicted_step_s=1.0,
             peak_bytes=None,
             step_s=None,
@@ -146,7 +146,7 @@ def test_what_ran_out_of_memory_is_not_tried_again_until_there_is_more() -> None
         after = decided(**tight, history=history)
         if after.chosen is None:
             break
-        assert peak_memory(workload(), after.chosen.choice).needed_bytes < 0.95 * outcome.needed_bytes
+        assert peak_memory(workload(), after.chosen.choice).decided_bytes <= 0.95 * outcome.decided_bytes
         seen.append(after.chosen)
     assert after.chosen is None, "in the end nothing is left to try"
     assert len(seen) > 5
@@ -162,7 +162,7 @@ def test_experience_corrects_the_prediction() -> None:
             hardware="cpu",
             quantization="fp32",
             predicted_peak_bytes=GIB,
-            needed_bytes=GIB,
+            decided_bytes=GIB,
             predicted_step_s=1.0,
             peak_bytes=round(ratio * GIB),
             step_s=3.0,

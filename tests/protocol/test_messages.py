@@ -23,6 +23,14 @@ from edgefed.devices.profile import DeviceProfile
 from edgefed.devices.sensors import AbsentSensor, PowerProfile, PowerSensor, ThermalProfile
 from edgefed.devices.storage import StorageProfile
 from edgefed.errors import MessageError
+from edgefed.protocol.messages.claims import (
+    Admitted,
+    Claim,
+    ClaimAnswer,
+    ClaimRefused,
+    decode_claim,
+    decode_claim_answer,
+)
 from edgefed.protocol.messages.down import (
     Accepted,
     Acknowledged,
@@ -38,6 +46,7 @@ from edgefed.protocol.messages.retained import (
     AggregatorState,
     DeviceState,
     FederationFinished,
+    Refusal,
     RoundMessage,
     RoundOpen,
     decode_aggregator_state,
@@ -67,6 +76,8 @@ DECODERS: dict[str, tuple[Decode, Any]] = {
     "round": (decode_round, RoundMessage),
     "device-state": (decode_device_state, DeviceState),
     "aggregator-state": (decode_aggregator_state, AggregatorState),
+    "claim": (decode_claim, Claim),
+    "claim-answer": (decode_claim_answer, ClaimAnswer),
 }
 
 SHA256 = "0123456789abcdef" * 4
@@ -140,6 +151,10 @@ SAMPLES: dict[str, tuple[Decode, msgspec.Struct]] = {
             epsilon=3.5,
             delta=1e-6,
             note="so far",
+            excluded=2,
+            clipped=3,
+            silenced=1,
+            refusals=[Refusal(what="rejected", device="a", round=2, reason="NaN in it", unix_s=1.5)],
         ),
     ),
     "device-state": (
@@ -218,6 +233,9 @@ SAMPLES: dict[str, tuple[Decode, msgspec.Struct]] = {
         Acknowledged(run="0a1b2c3d", round=2, sha256=SHA256, outcome="rejected", reason="NaN in it"),
     ),
     "pong": (decode_down, Pong(nonce="c0ffee", sequence=3, padding="01234567", refused="")),
+    "claim": (decode_claim, Claim(token="c0ffee00" * 4, device="board-03", request="PEM", proof="c0ffee00" * 16)),
+    "admitted": (decode_claim_answer, Admitted(request=SHA256, certificate="PEM")),
+    "claim-refused": (decode_claim_answer, ClaimRefused(request=SHA256, reason="the token was used already")),
     "device-profile": (
         lambda payload: msgspec.json.decode(payload, type=DeviceProfile),
         DeviceProfile(
@@ -556,6 +574,16 @@ def test_the_bytes_on_the_wire_are_what_they_were(name: str) -> None:
     golden = (GOLDEN / f"{name}.json").read_bytes().rstrip(b"\n")
     assert decode(golden) == message
     assert encode(message) == golden
+
+
+@pytest.mark.parametrize(("name", "later"), [("round-open", "sealing_key"), ("update-offer", "sealed_for")])
+def test_who_knows_nothing_of_sealing_is_understood(name: str, later: str) -> None:
+    decode, message = SAMPLES[name]
+    old = json.loads((GOLDEN / f"{name}.json").read_bytes())
+    del old[later]
+    assert decode(json.dumps(old).encode()) == message
+    with pytest.raises(MessageError):
+        decode(json.dumps({**old, later: "00"}).encode())
 
 
 def test_every_message_type_has_a_sample_and_every_golden_file_a_message() -> None:

@@ -68,9 +68,11 @@ def test_topics_of_no_device_of_this_fleet(topic: str) -> None:
 def test_the_names_are_the_documented_ones() -> None:
     topics = Topics("barn")
     assert topics.aggregator_state == "edgefed/v1/barn/aggregator/state"
+    assert topics.claim("red-7", "up") == "edgefed/v1/barn/claim/red-7/up"
     assert topics.round == "edgefed/v1/barn/round"
     assert topics.blob("0123456789abcdef" * 4) == "edgefed/v1/barn/blob/0123456789abcdef"
     assert topics.is_blob(topics.blob("f" * 64))
+    assert topic_matches(topics.every_blob, topics.blob("f" * 64))
     assert not topics.is_blob("edgefed/v1/stable/blob/0123456789abcdef")
     assert topics.device("a", "up") == "edgefed/v1/barn/device/a/up"
     assert topics.every_device("state") == "edgefed/v1/barn/device/+/state"

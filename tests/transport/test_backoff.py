@@ -16,14 +16,31 @@ def test_jitter_spreads_a_delay_over_its_upper_half() -> None:
     assert Backoff(8.0, 60.0, draw=lambda: 0.5).next_delay_s() == 6.0
 
 
-def test_only_a_lasting_success_starts_over() -> None:
+def test_only_a_lasting_success_starts_over_and_a_fleeting_one_changes_nothing() -> None:
     backoff = Backoff(1.0, 60.0, stable_s=30.0, draw=lambda: 1.0)
     for _ in range(4):
         backoff.next_delay_s()
-    backoff.succeeded(lasted_s=29.0)
+    backoff.succeeded(lasted_s=3.9)
     assert backoff.next_delay_s() == 16.0
     backoff.succeeded(lasted_s=31.0)
     assert backoff.next_delay_s() == 1.0
+
+
+def test_a_link_that_breaks_every_20_s_is_not_left_alone_for_longer_than_it_holds() -> None:
+    backoff = Backoff(0.5, 60.0, draw=lambda: 1.0)
+    for _ in range(10):
+        backoff.succeeded(lasted_s=20.0)
+        assert backoff.next_delay_s() <= 20.0 / 4
+
+
+@given(lasted_s=st.floats(0, 29), failures=st.integers(0, 100))
+def test_a_short_success_never_lengthens_a_delay(lasted_s: float, failures: int) -> None:
+    with_it, without = Backoff(draw=lambda: 1.0), Backoff(draw=lambda: 1.0)
+    for _ in range(failures):
+        with_it.next_delay_s()
+        without.next_delay_s()
+    with_it.succeeded(lasted_s)
+    assert with_it.next_delay_s() <= without.next_delay_s()
 
 
 def test_a_failure_that_deserves_patience_gets_it_within_the_cap() -> None:

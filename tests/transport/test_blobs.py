@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from edgefed.errors import ChunkError, Disconnected, PayloadTooLarge
 from edgefed.files import hash_file
 from edgefed.protocol.chunks import Chunk, Ranges, decode_chunk, is_chunk
-from edgefed.transport import blob_receiver
+from edgefed.transport import blob_receiver, blob_sender
 from edgefed.transport.base import Message, Transport
 from edgefed.transport.blob_receiver import IncomingBlob
 from edgefed.transport.blob_sender import Credit, send_ranges
@@ -479,3 +479,59 @@ async def test_64_mib_through_a_real_broker(mosquitto: RunningMosquitto, tmp_pat
     assert broken
     finished = await asyncio.to_thread(blob.finish)
     assert hash_file(finished) == sha256
+
+
+# --- pieces that suit the link ----------------------------------------------------------------------------------------
+
+
+class Taking:
+    """A transport that keeps what it is given; each message takes so long by the loop's clock."""
+
+    max_payload_bytes = 1_000_000
+
+    def __init__(self) -> None:
+        self.chunks: list[Chunk] = []
+
+    async def publish(
+        self, topic: str, payload: bytes, *, retain: bool = False, timeout_s: float | None = None
+    ) -> None:
+        self.chunks.append(decode_chunk(payload))
+
+
+@pytest.mark.parametrize(
+    ("quick_s", "slow_s", "sizes"),
+    [
+        (1e9, 2e9, [16 << 10, 32 << 10, 64 << 10, 96 << 10, 96 << 10]),
+        (-1.0, -0.5, [16 << 10, 8 << 10, 8 << 10, 8 << 10, 8 << 10]),
+    ],
+    ids=["quick", "slow"],
+)
+async def test_pieces_grow_on_a_quick_link_and_shrink_on_a_slow_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_s: float, slow_s: float, sizes: list[int]
+) -> None:
+    monkeypatch.setattr(blob_sender, "_QUICK_S", quick_s)
+    monkeypatch.setattr(blob_sender, "_SLOW_S", slow_s)
+    content = bytes(1_000_000)
+    source = tmp_path / "blob"
+    source.write_bytes(content)
+    line = Taking()
+    wanted = Ranges([(10, 500_000), (600_000, 1_000_000)])
+    sha256 = hashlib.sha256(content).hexdigest()
+    await send_ranges(line, "up", source, sha256, wanted, chunk_bytes=96 << 10, window=1)  # type: ignore[arg-type]
+    assert [len(chunk.data) for chunk in line.chunks[:5]] == sizes
+    sent = Ranges([(chunk.offset, chunk.end) for chunk in line.chunks])
+    assert sent.to_list() == wanted.to_list()
+    assert sum(len(chunk.data) for chunk in line.chunks) == wanted.total_bytes
+
+
+async def test_credit_counts_messages_too() -> None:
+    credit = Credit(1_000_000, ahead_pieces=2, patience_s=1e6)
+    await credit.take(10)
+    await credit.take(10)
+    third = asyncio.create_task(credit.take(10))
+    await asyncio.sleep(0.01)
+    credit.confirm(9)  # not yet a whole piece
+    await asyncio.sleep(0.01)
+    assert not third.done()
+    credit.confirm(10)
+    await asyncio.wait_for(third, 5)

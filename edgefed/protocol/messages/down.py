@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from edgefed.protocol.messages.wire import Nonce, Padding, RangeList, RunId, Sha256, Text, Wire, decode
+from edgefed.protocol.messages.wire import Nonce, Padding, RangeList, RunId, Sha256, Text, Wire, check_ranges, decode
 from edgefed.protocol.records import Count, PositiveCount
 
 __all__ = [
@@ -47,6 +47,10 @@ class UploadGrant(Wire, frozen=True, kw_only=True, tag="upload-grant"):
     missing: RangeList
     chunk_bytes: PositiveCount
     window_chunks: PositiveCount
+
+    def __post_init__(self) -> None:
+        """Refuses ranges that end before they start."""
+        check_ranges(self.missing)
 
 
 class UploadProgress(Wire, frozen=True, kw_only=True, tag="upload-progress"):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
 
 from edgefed.protocol.messages.manifest import Manifest
-from edgefed.protocol.messages.wire import RunId, Text, Wire, decode
+from edgefed.protocol.messages.wire import RunId, SealingKeyText, Text, Wire, decode
 from edgefed.protocol.records import Count, PositiveCount
 from edgefed.protocol.tasks import Evaluation, Method, ModelReference, Privacy, SummarizationTask, Training
 
@@ -14,6 +17,8 @@ __all__ = [
     "DeviceState",
     "FederationFinished",
     "Phase",
+    "Refusal",
+    "RefusalKind",
     "RoundMessage",
     "RoundOpen",
     "decode_aggregator_state",
@@ -24,10 +29,33 @@ __all__ = [
 Phase = Literal["gathering", "training", "merging", "finished"]
 
 
+RefusalKind = Literal["rejected", "excluded", "clipped", "silenced"]
+
+
+class Refusal(Wire, frozen=True, kw_only=True):
+    """Something of a device that was not taken as it came.
+
+    Attributes:
+        what: an update was `rejected` on arrival, `excluded` from its sum, or `clipped` to a bound in it; or the device
+            was `silenced` for a while.
+        device: whose.
+        round: of the update, or the open one.
+        reason: why.
+        unix_s: when, by the aggregator's wall clock.
+    """
+
+    what: RefusalKind
+    device: str
+    round: Count
+    reason: Text
+    unix_s: Annotated[float, Meta(ge=0, lt=253_402_300_800)]  # what a calendar has names for
+
+
 class AggregatorState(Wire, frozen=True, kw_only=True):
     """Host state. `status` is `lost` in the will; devices then keep what they have and wait.
 
     `epsilon` is what the sums so far have cost of the devices' privacy at `delta`; null where no noise is added.
+    `rejected`, `excluded`, `clipped` and `silenced` count refusals, and `refusals` are the latest of them, newest last.
     """
 
     status: Literal["online", "finished", "stopped", "lost"]
@@ -49,6 +77,10 @@ class AggregatorState(Wire, frozen=True, kw_only=True):
     epsilon: float | None = None
     delta: float | None = None
     note: Text = ""
+    excluded: Count = 0
+    clipped: Count = 0
+    silenced: Count = 0
+    refusals: list[Refusal] = msgspec.field(default_factory=list)
 
 
 class DeviceState(Wire, frozen=True, kw_only=True):
@@ -82,6 +114,7 @@ class RoundOpen(Wire, frozen=True, kw_only=True, tag="round-open"):
         late_is_used: whether an update that comes after the round has closed still counts for something.
         privacy: what the examples on a device are protected by.
         seed: the federation's; devices derive their own from it, the round and their id.
+        sealing_key: public key that updates have to be sealed for, in hexadecimal digits; empty where they need not be.
     """
 
     run: RunId
@@ -99,6 +132,7 @@ class RoundOpen(Wire, frozen=True, kw_only=True, tag="round-open"):
     privacy: Privacy = Privacy()
     seed: int
     manifest: Manifest
+    sealing_key: SealingKeyText = ""
 
 
 class FederationFinished(Wire, frozen=True, kw_only=True, tag="finished"):

@@ -14,9 +14,11 @@ from edgefed.protocol.messages.wire import (
     Padding,
     RangeList,
     RunId,
+    SealingKeyText,
     Sha256,
     Text,
     Wire,
+    check_ranges,
     decode,
 )
 from edgefed.protocol.records import Count, PositiveCount, RoundRecord
@@ -60,6 +62,10 @@ class PartRanges(Wire, frozen=True, kw_only=True):
     sha256: Sha256
     missing: RangeList
 
+    def __post_init__(self) -> None:
+        """Refuses ranges that end before they start."""
+        check_ranges(self.missing)
+
 
 class PartsWanted(Wire, frozen=True, kw_only=True, tag="parts-wanted"):
     """Negative acknowledgement: what has not arrived of the broadcast parts.
@@ -76,6 +82,10 @@ class UpdateOffer(Wire, frozen=True, kw_only=True, tag="update-offer"):
     """Announces an update; answered by `UploadGrant`, or at once by `Acknowledged`.
 
     Idempotent by (round, device, sha256).
+
+    Attributes:
+        sha256: of the file as it is sent: of the sealed one, where it is sealed.
+        sealed_for: the public key that it is sealed for; empty where it is not.
     """
 
     run: RunId
@@ -87,6 +97,7 @@ class UpdateOffer(Wire, frozen=True, kw_only=True, tag="update-offer"):
     model: str = ""
     examples: PositiveCount
     record: RoundRecord
+    sealed_for: SealingKeyText = ""
 
 
 class EvaluationReport(Wire, frozen=True, kw_only=True, tag="evaluation-report"):

@@ -12,10 +12,13 @@ Strict on the way in: a message of an unknown type, with a missing field, a wron
     device/<id>/profile               DeviceProfile (edgefed.devices.profile)
     device/<id>/up       up.py        Join | Decline | PartsWanted | UpdateOffer | EvaluationReport | Ping
     device/<id>/down     down.py      Accepted | Refused | UploadGrant | UploadProgress | Acknowledged | Pong
+    claim/<name>/up      claims.py    Claim
+    claim/<name>/down    claims.py    Admitted | ClaimRefused
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
@@ -32,9 +35,11 @@ __all__ = [
     "Padding",
     "RangeList",
     "RunId",
+    "SealingKeyText",
     "Sha256",
     "Text",
     "Wire",
+    "check_ranges",
     "decode",
     "encode",
 ]
@@ -46,6 +51,7 @@ MAX_PADDING_BYTES = 256 * 1024
 """Of a message that measures the network."""
 
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+SealingKeyText = Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]  # X25519; empty: none
 RangeList = Annotated[list[tuple[Count, Count]], Meta(max_length=MAX_RANGES)]
 Text = Annotated[str, Meta(max_length=4096)]
 RunId = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}\Z")]  # devices name a directory by it
@@ -56,6 +62,13 @@ Padding = Annotated[str, Meta(max_length=MAX_PADDING_BYTES)]
 
 class Wire(msgspec.Struct, frozen=True, kw_only=True):
     """Common base: frozen, keyword-only, unknown fields ignored."""
+
+
+def check_ranges(ranges: Iterable[tuple[int, int]]) -> None:
+    """Raises ValueError, which decoding makes a `MessageError`, where one of the ranges ends before it starts."""
+    for lo, hi in ranges:
+        if hi < lo:
+            raise ValueError(f"[{lo}, {hi}) is not a range of bytes")
 
 
 _encoder = msgspec.json.Encoder()

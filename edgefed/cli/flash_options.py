@@ -1,0 +1,187 @@
+"""What the ways of flashing have in common on the command line: what a board gets, read and checked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from edgefed.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edgefed.flashing.board import Board
+    from edgefed.flashing.manifest import Installation
+    from edgefed.flashing.wifi import Wifi
+
+__all__ = [
+    "Asked",
+    "BrokerOption",
+    "CaOption",
+    "CertificateOption",
+    "DataOption",
+    "DeviceOption",
+    "DryRunOption",
+    "FleetOption",
+    "JsonOption",
+    "KeyOption",
+    "PasswordOption",
+    "UpgradeOption",
+    "UsernameOption",
+    "WheelhouseOption",
+    "WifiOption",
+    "WifiPasswordOption",
+    "asked_wifi",
+    "version",
+]
+
+WheelhouseOption = Annotated[Path, typer.Option("--wheelhouse", "-w", help="Directory with the wheels for the board.")]
+DeviceOption = Annotated[str, typer.Option("--device", "-d", help="The board's id in the fleet.")]
+FleetOption = Annotated[str, typer.Option("--fleet", "-f", help="The fleet that it belongs to.")]
+BrokerOption = Annotated[str, typer.Option("--broker", "-b", metavar="HOST[:PORT]", help="The fleet's broker.")]
+UsernameOption = Annotated[str, typer.Option("--username", help="At the broker, where it wants one.")]
+PasswordOption = Annotated[Path | None, typer.Option("--password-file", help="Its first line is the password.")]
+CaOption = Annotated[Path | None, typer.Option("--ca", help="Certificate of the broker's authority; turns TLS on.")]
+CertificateOption = Annotated[Path | None, typer.Option("--certificate", help="The board's own certificate.")]
+KeyOption = Annotated[Path | None, typer.Option("--key", help="The key of that certificate.")]
+DataOption = Annotated[str, typer.Option("--data", help="Where the examples are on the board.")]
+WifiOption = Annotated[str | None, typer.Option("--wifi", metavar="NAME", help="A wireless network to join.")]
+WifiPasswordOption = Annotated[
+    Path | None, typer.Option("--wifi-password-file", help="Its first line is the network's password.")
+]
+UpgradeOption = Annotated[bool, typer.Option("--upgrade", help="Bring a board that has edgefed to this version.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Write nothing; say what would be written.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON document.")]
+
+_CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
+_KEYS = (b"-----BEGIN PRIVATE KEY-----", b"-----BEGIN EC PRIVATE KEY-----", b"-----BEGIN RSA PRIVATE KEY-----")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What was asked for, as it stands on the command line."""
+
+    wheelhouse: Path
+    device: str
+    fleet: str
+    broker: str
+    username: str
+    password_file: Path | None
+    ca: Path | None
+    certificate: Path | None
+    key: Path | None
+    data: str
+    wifi: str | None
+    wifi_password_file: Path | None
+
+    def installation(self, board: Board) -> Installation:
+        """Returns what the board gets.
+
+        Raises:
+            ConfigError: options contradict each other, or a file that they name cannot be used.
+            FlashError: the wheels do not fit the board, or it could not use what it would get.
+        """
+        from edgefed.flashing.manifest import Installation
+        from edgefed.flashing.wheelhouse import read_wheelhouse
+
+        if bool(self.certificate) != bool(self.key):
+            raise ConfigError("--certificate and --key belong together: give both or neither")
+        if self.certificate and not self.ca:
+            raise ConfigError("--certificate needs --ca, the authority that signed the broker's certificate")
+        return Installation(
+            wheels=read_wheelhouse(self.wheelhouse, board),
+            agent_toml=self._agent_toml(),
+            password=f"{_first_line(self.password_file)}\n".encode() if self.password_file else None,
+            ca=_pem(self.ca, (_CERTIFICATE,), "a certificate"),
+            certificate=_pem(self.certificate, (_CERTIFICATE,), "a certificate"),
+            key=_pem(self.key, _KEYS, "a private key without a passphrase"),
+            wifi=asked_wifi(self.wifi, self.wifi_password_file),
+        )
+
+    def _agent_toml(self) -> bytes | None:
+        from edgefed.flashing.agent_toml import Access, agent_toml
+
+        identity = {"--device": self.device, "--fleet": self.fleet, "--broker": self.broker}
+        missing = [name for name, value in identity.items() if not value]
+        others = (self.username, self.password_file, self.ca, self.certificate, self.data)
+        if len(missing) == len(identity) and not any(others):
+            return None
+        if missing:
+            raise ConfigError(f"{' and '.join(missing)} must be given: the board's configuration is written anew")
+        host, port = _host_and_port(self.broker)
+        access = Access(
+            device=self.device,
+            fleet=self.fleet,
+            host=host,
+            port=port,
+            username=self.username,
+            has_password=self.password_file is not None,
+            has_ca=self.ca is not None,
+            has_certificate=self.certificate is not None,
+            data=self.data,
+        )
+        return agent_toml(access)
+
+
+def asked_wifi(name: str | None, password_file: Path | None) -> Wifi | None:
+    """Returns the wireless network that was asked for, or None.
+
+    Raises:
+        ConfigError: a password is given without a name, or cannot be read.
+        FlashError: no network can have such a name or password.
+    """
+    from edgefed.flashing.wifi import Wifi
+
+    if name is None:
+        if password_file is not None:
+            raise ConfigError("--wifi-password-file needs --wifi, the network's name")
+        return None
+    return Wifi(name, _first_line(password_file) if password_file else "")
+
+
+def version(text: str, option: str) -> tuple[int, int]:
+    """Returns a version such as 3.12 as numbers.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = re.fullmatch(r"(\d{1,3})\.(\d{1,3})", text)
+    if found is None:
+        raise ConfigError(f"{option} {text}: is not a version such as 3.12")
+    return int(found[1]), int(found[2])
+
+
+def _host_and_port(broker: str) -> tuple[str, int | None]:
+    try:
+        parts = urlsplit(f"//{broker}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or parts.path or parts.username or broker.endswith(":"):
+        raise ConfigError(f"--broker {broker}: is not HOST, HOST:PORT or [ADDRESS]:PORT")
+    return host, port
+
+
+def _first_line(path: Path) -> str:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    if not lines or not lines[0]:
+        raise ConfigError(f"{path}: its first line is empty, and should be a password")
+    return lines[0]
+
+
+def _pem(path: Path | None, beginnings: tuple[bytes, ...], what: str) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    if not any(beginning in content for beginning in beginnings):
+        raise ConfigError(f"{path}: is not {what} in PEM format")
+    return content

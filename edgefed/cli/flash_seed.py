@@ -1,0 +1,103 @@
+"""`edgefed flash seed`: the agent by way of cloud-init, onto a stock image at its first start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgefed.cli.flash_options import (
+    Asked,
+    BrokerOption,
+    CaOption,
+    CertificateOption,
+    DataOption,
+    DeviceOption,
+    DryRunOption,
+    FleetOption,
+    JsonOption,
+    KeyOption,
+    PasswordOption,
+    UsernameOption,
+    WheelhouseOption,
+    WifiOption,
+    WifiPasswordOption,
+    asked_wifi,
+    version,
+)
+
+__all__ = ["seed"]
+
+
+def seed(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the seed's files go.")],
+    wheelhouse: WheelhouseOption,
+    architecture: Annotated[str, typer.Option("--architecture", "-a", help="Of the board, as wheels name it.")],
+    python: Annotated[str, typer.Option("--python", metavar="3.N", help="Version of the board's python3.")],
+    glibc: Annotated[str, typer.Option("--glibc", metavar="2.N", help="Its C library; what is left out fits.")] = "",
+    iso: Annotated[Path | None, typer.Option("--iso", help="Write an ISO image of the seed as well.")] = None,
+    fat: Annotated[Path | None, typer.Option("--fat", help="Write a FAT image of the seed as well.")] = None,
+    device: DeviceOption = "",
+    fleet: FleetOption = "",
+    broker: BrokerOption = "",
+    username: UsernameOption = "",
+    password_file: PasswordOption = None,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+    data: DataOption = "",
+    wifi: WifiOption = None,
+    wifi_password_file: WifiPasswordOption = None,
+    dry_run: DryRunOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Write a seed for cloud-init: it puts the agent onto a stock image at the board's first start.
+
+    DIR may be the boot partition of a card with Raspberry Pi OS, or anywhere: then give the board the ISO or the FAT
+    image as a second disk (its label is CIDATA). The image must have cloud-init. As it cannot be looked at from here,
+    say what it has: architecture and Python.
+
+    A seed holds whatever the board shall know: with --key or --wifi, keep it like a key.
+
+    Examples:
+      edgefed flash seed seed -w wheels -a aarch64 --python 3.12 -d board-07 -f kitchen -b host --iso seed.iso
+    """
+    from edgefed.cli.flash_view import progress_bar, show
+    from edgefed.cli.output import told_where
+    from edgefed.flashing.board import Board, check_python
+    from edgefed.flashing.changes import for_new_board
+    from edgefed.flashing.manifest import manifest
+    from edgefed.flashing.seed import write_fat, write_iso, write_seed
+
+    board = Board(
+        architecture=architecture,
+        python=version(python, "--python"),
+        glibc=version(glibc, "--glibc") if glibc else None,
+        system="a board with cloud-init",
+    )
+    check_python(board, "--python")
+    asked = Asked(
+        wheelhouse=wheelhouse,
+        device=device,
+        fleet=fleet,
+        broker=broker,
+        username=username,
+        password_file=password_file,
+        ca=ca,
+        certificate=certificate,
+        key=key,
+        data=data,
+        wifi=None,  # cloud-init sets it up, by network-config
+        wifi_password_file=None,
+    )
+    network = asked_wifi(wifi, wifi_password_file)
+    changes = for_new_board(manifest(asked.installation(board), board))
+    if not dry_run:
+        with told_where(directory), progress_bar(changes.size_bytes, "writing") as progress:
+            write_seed(directory, changes, device=device, wifi=network, progress=progress)
+            if iso is not None:
+                write_iso(directory, iso)
+            if fat is not None:
+                write_fat(directory, fat)
+    show(changes, board, str(directory), dry_run=dry_run, json=json)

@@ -1,0 +1,86 @@
+"""`edgefed fleet broker-config`: what the broker has to know about a fleet."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgefed.cli.fleet_members import FLEET_OPTION
+
+__all__ = ["Kind", "Version", "broker_config"]
+
+_ACL_PLUGIN = Path("/usr/lib/mosquitto_acl_file.so")
+
+
+class Kind(str, Enum):
+    """Which broker."""
+
+    MOSQUITTO = "mosquitto"
+    EMQX = "emqx"
+
+
+class Version(str, Enum):
+    """Of Mosquitto: 2.1 has other words for some options."""
+
+    V2_0 = "2.0"
+    V2_1 = "2.1"
+
+
+def broker_config(
+    kind: Annotated[Kind, typer.Argument(help="Which broker.")],
+    fleet: Annotated[Path, FLEET_OPTION] = Path(),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Directory to write.  [default: broker-config in the fleet's]")
+    ] = None,
+    installed_at: Annotated[
+        Path | None, typer.Option(help="Where the files will be on the broker's machine.  [default: --output]")
+    ] = None,
+    version: Annotated[Version, typer.Option("--version", help="Of Mosquitto.")] = Version.V2_0,
+    acl_plugin: Annotated[Path, typer.Option(help="Mosquitto 2.1: its plugin for ACL files.")] = _ACL_PLUGIN,
+    bind: Annotated[str, typer.Option(help="Mosquitto: the address to listen on.  [default: all]")] = "",
+    port: Annotated[int, typer.Option(help="Mosquitto: the port.", min=1, max=65535)] = 8883,
+    max_payload_bytes: Annotated[
+        int, typer.Option(help="Mosquitto: the largest message it takes.", min=4096, max=268_000_000)
+    ] = 262_144,
+) -> None:
+    """Write the broker's configuration: mutual TLS, who may say and hear what, the revocation list, and limits.
+
+    Run it again whenever somebody was enrolled, rotated or revoked, and let the broker read it: Mosquitto does so on
+    SIGHUP. For EMQX, the rules are printed as JSON for its built-in authorization database.
+
+    Examples:
+      edgefed fleet broker-config mosquitto --fleet kitchen --output /etc/mosquitto/edgefed
+      edgefed fleet broker-config mosquitto -f kitchen -o out --installed-at /mosquitto/config --version 2.1
+      edgefed fleet broker-config emqx -f kitchen > rules.json
+    """
+    from edgefed.cli.output import told_where, write_json
+    from edgefed.protocol.topics import Topics
+    from edgefed.security.emqx_rules import emqx_rules
+    from edgefed.security.fleet_directory import FleetDirectory
+    from edgefed.security.mosquitto_files import MosquittoOptions, write_mosquitto
+
+    now = datetime.now(timezone.utc)
+    if kind is Kind.EMQX:
+        with told_where(fleet):
+            directory = FleetDirectory(fleet)
+            write_json(emqx_rules(Topics(directory.fleet), directory.members(now)))
+        return
+    if acl_plugin != _ACL_PLUGIN and version is Version.V2_0:
+        raise typer.BadParameter("--acl-plugin is for --version 2.1: 2.0 reads ACL files without a plugin")
+    target = output or fleet / "broker-config"
+    options = MosquittoOptions(
+        installed_at=(installed_at or target).absolute(),
+        version=version.value,
+        acl_plugin=acl_plugin,
+        bind=bind,
+        port=port,
+        max_payload_bytes=max_payload_bytes,
+    )
+    with told_where(target):
+        written = write_mosquitto(FleetDirectory(fleet), target, options, now)
+    for file in written:
+        typer.echo(f"wrote {file}")

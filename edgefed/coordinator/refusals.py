@@ -1,0 +1,61 @@
+"""What was not taken as it came, and why: totals and the latest cases, for whoever watches a federation."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+
+from edgefed.coordinator.answers import Answer, MergedRound
+from edgefed.coordinator.store import Store
+from edgefed.protocol.messages.retained import Refusal, RefusalKind
+
+__all__ = ["Refusals"]
+
+_LATEST = 5
+_REASON_CHARACTERS = 300
+
+
+class Refusals:
+    """Counts refusals and remembers the latest; what the store has of them survives a restart.
+
+    Args:
+        store: of the run.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._totals: Counter[RefusalKind] = Counter()
+        self._latest: deque[Refusal] = deque()
+        for answer in store.latest_rejected(_LATEST):
+            self.take_answer(answer)
+        for merged in store.merged_rounds():
+            self.take_merged(merged)
+        self._totals["rejected"] = store.count_rejected()
+        self._latest = deque(sorted(self._latest, key=lambda one: one.unix_s), maxlen=_LATEST)
+
+    @property
+    def totals(self) -> dict[RefusalKind, int]:
+        """How many there were of each kind."""
+        return {what: count for what, count in self._totals.items() if count}
+
+    @property
+    def latest(self) -> list[Refusal]:
+        """The latest few, newest last."""
+        return list(self._latest)
+
+    def take_answer(self, rejected: Answer) -> None:
+        """Takes an update that was rejected."""
+        self._add("rejected", rejected.device, rejected.round, rejected.reason, rejected.received_unix_s)
+
+    def take_merged(self, merged: MergedRound) -> None:
+        """Takes what a merge did about single updates."""
+        for one in merged.interventions:
+            self._add(one.what, one.device, one.round, one.reason, merged.merged_unix_s)
+
+    def take_silenced(self, device: str, round_: int, per_minute: int) -> None:
+        """Takes a device that says too much; nothing of it is kept on disk."""
+        self._add("silenced", device, round_, f"it sends more than {per_minute} messages a minute", time.time())
+
+    def _add(self, what: RefusalKind, device: str, round_: int, reason: str, unix_s: float) -> None:
+        self._totals[what] += 1
+        short = reason if len(reason) <= _REASON_CHARACTERS else reason[: _REASON_CHARACTERS - 1] + "…"
+        self._latest.append(Refusal(what=what, device=device, round=round_, reason=short, unix_s=unix_s))

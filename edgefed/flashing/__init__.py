@@ -1,0 +1,1 @@
+"""Putting the agent on a board: what is written, and the ways to write it."""

@@ -1,0 +1,141 @@
+"""A complete configuration of Mosquitto for one fleet: who gets in, what they may do, and how much of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from edgefed.errors import ConfigError
+from edgefed.files import check_private, replace_file
+from edgefed.protocol.topics import Topics
+from edgefed.security.broker_rules import Access, rules_for
+from edgefed.security.fleet_directory import CA_FILE, CERTIFICATE_FILE, KEY_FILE, FleetDirectory
+from edgefed.security.identities import BROKER, Identity
+
+__all__ = [
+    "ACL_FILE",
+    "CONFIG_FILE",
+    "CRL_FILE",
+    "MosquittoOptions",
+    "mosquitto_acl",
+    "mosquitto_conf",
+    "write_mosquitto",
+]
+
+CONFIG_FILE, ACL_FILE, CRL_FILE, DATA_DIRECTORY = "mosquitto.conf", "acl", "crl.pem", "data"
+_HEADER_ROOM_BYTES = 1024  # what the transport leaves for topic and properties of a packet
+_QUEUED_MESSAGES, _QUEUED_BYTES = 10_000, 64 << 20
+_ACCESS: dict[Access, str] = {"hears": "read", "says": "write", "both": "readwrite"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MosquittoOptions:
+    """What differs between one broker and another.
+
+    Attributes:
+        installed_at: the absolute directory in which the broker will find the files.
+        version: `2.0`, or `2.1` for what replaces the options that it calls deprecated.
+        acl_plugin: where 2.1 has its plugin for ACL files.
+        bind: the address it listens on; empty for all.
+        port: the TCP port.
+        max_payload_bytes: the largest message; `[broker] max_payload_bytes` of the members must not be larger.
+    """
+
+    installed_at: Path
+    version: Literal["2.0", "2.1"] = "2.0"
+    acl_plugin: Path = Path("/usr/lib/mosquitto_acl_file.so")
+    bind: str = ""
+    port: int = 8883
+    max_payload_bytes: int = 262_144
+
+
+def write_mosquitto(fleet: FleetDirectory, output: Path, options: MosquittoOptions, now: datetime) -> list[Path]:
+    """Writes everything that the broker needs into one directory, and returns the files.
+
+    Args:
+        fleet: whose broker it is.
+        output: the directory, which is made where it is missing.
+        options: what differs between one broker and another.
+        now: in UTC, with its zone.
+
+    Raises:
+        ConfigError: the broker has no certificate in force, or its key is not kept secret.
+        OSError: something cannot be read or written.
+    """
+    members = fleet.members(now)
+    source = fleet.place(BROKER)
+    if BROKER not in members:
+        raise ConfigError("the broker has no certificate in force: `edgefed fleet rotate role:broker` gives it one")
+    if not (source / KEY_FILE).exists():
+        raise ConfigError(f"{source / KEY_FILE} is not here: `edgefed fleet rotate role:broker` makes a new one")
+    check_private(source / KEY_FILE)
+    output.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (output / DATA_DIRECTORY).mkdir(mode=0o700, exist_ok=True)
+    contents = {
+        KEY_FILE: (source / KEY_FILE).read_bytes(),
+        CERTIFICATE_FILE: (source / CERTIFICATE_FILE).read_bytes(),
+        CA_FILE: fleet.ca_file.read_bytes(),
+        CRL_FILE: fleet.revocation_list.read_bytes(),
+        ACL_FILE: mosquitto_acl(Topics(fleet.fleet), members).encode(),
+        CONFIG_FILE: mosquitto_conf(fleet.fleet, options).encode(),
+    }
+    for name, content in contents.items():
+        replace_file(output / name, [content], mode=0o600)
+    return [output / name for name in contents]
+
+
+def mosquitto_conf(fleet: str, options: MosquittoOptions) -> str:
+    """Returns mosquitto.conf: mutual TLS only, names out of certificates, bounded packets and queues.
+
+    Client ids stay what clients say (no `use_username_as_clientid`): tied to the names, `edgefed status` with the
+    aggregator's certificate would throw the aggregator out. Instead, nobody can guess those that edgefed takes.
+    """
+    here = options.installed_at
+    if options.version == "2.0":
+        acl = [f"acl_file {here / ACL_FILE}"]
+    else:
+        acl = [f"global_plugin {options.acl_plugin}", f"plugin_opt_acl_file {here / ACL_FILE}"]
+    lines = [
+        f"# Mosquitto {options.version}, fleet {fleet}. `edgefed fleet broker-config` overwrites what is changed here.",
+        "# This directory has to belong to the user that the broker runs as, and nobody else should read it.",
+        "",
+        f"listener {options.port} {options.bind}".rstrip(),
+        f"cafile {here / CA_FILE}",
+        f"certfile {here / CERTIFICATE_FILE}",
+        f"keyfile {here / KEY_FILE}",
+        f"crlfile {here / CRL_FILE}",
+        "tls_version tlsv1.2",  # and newer
+        "require_certificate true",
+        "use_identity_as_username true",
+        "",
+        "allow_anonymous false",
+        "allow_zero_length_clientid false",
+        *acl,
+        "",
+        f"max_packet_size {options.max_payload_bytes + _HEADER_ROOM_BYTES}",
+        f"max_queued_messages {_QUEUED_MESSAGES}",
+        f"max_queued_bytes {_QUEUED_BYTES}",
+        "set_tcp_nodelay true",
+        "",
+        "persistence true",
+        f"persistence_location {here / DATA_DIRECTORY}/",
+        "autosave_interval 60",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def mosquitto_acl(topics: Topics, members: Iterable[Identity]) -> str:
+    """Returns the access control list: who is not in it may do nothing."""
+    blocks = []
+    for member in members:
+        rules = rules_for(member, topics)
+        if rules:
+            blocks.append(
+                "\n".join(
+                    [f"user {member.common_name}", *(f"topic {_ACCESS[rule.access]} {rule.topic}" for rule in rules)]
+                )
+            )
+    return "\n\n".join(blocks) + "\n"

@@ -1,0 +1,77 @@
+"""A transport whose messages are signed on their way out, and checked on their way in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from edgefed.errors import MessageError
+from edgefed.transport.base import Event, Message, Transport
+
+__all__ = ["Seal", "SignedTransport"]
+
+_log = logging.getLogger(__name__)
+
+
+class Seal(Protocol):
+    """What signs and checks."""
+
+    @property
+    def room_bytes(self) -> int:
+        """How much longer a message becomes, at most."""
+        ...
+
+    def outgoing(self, topic: str, payload: bytes) -> bytes:
+        """Returns a message as it is to be published."""
+        ...
+
+    def incoming(self, topic: str, payload: bytes) -> bytes:
+        """Returns what a message says. Raises ``MessageError`` where it must not be listened to."""
+        ...
+
+
+class SignedTransport:
+    """A ``Transport`` over another one. What the seal does not let through is logged, and nobody hears of it."""
+
+    def __init__(self, inner: Transport, seal: Seal) -> None:
+        self._inner = inner
+        self._seal = seal
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """Largest payload that ``publish`` takes now: there is room for its signature."""
+        return max(0, self._inner.max_payload_bytes - self._seal.room_bytes)
+
+    async def publish(
+        self, topic: str, payload: bytes, *, retain: bool = False, timeout_s: float | None = None
+    ) -> None:
+        """See ``Transport.publish``."""
+        await self._inner.publish(topic, self._seal.outgoing(topic, payload), retain=retain, timeout_s=timeout_s)
+
+    async def subscribe(self, topic_filter: str) -> None:
+        """See ``Transport.subscribe``."""
+        await self._inner.subscribe(topic_filter)
+
+    async def unsubscribe(self, topic_filter: str) -> None:
+        """See ``Transport.unsubscribe``."""
+        await self._inner.unsubscribe(topic_filter)
+
+    async def events(self) -> AsyncIterator[Event]:
+        """See ``Transport.events``."""
+        async for event in self._inner.events():
+            if not isinstance(event, Message):
+                yield event
+                continue
+            try:
+                said = self._seal.incoming(event.topic, event.payload)
+            except MessageError as error:
+                _log.warning("a message on %s is not listened to: %s", event.topic, error)
+                continue
+            yield Message(event.topic, said, event.retained)
+
+    async def close(self, final: Message | None = None) -> None:
+        """See ``Transport.close``."""
+        if final is not None:
+            final = Message(final.topic, self._seal.outgoing(final.topic, final.payload), final.retained)
+        await self._inner.close(final)

@@ -1,0 +1,166 @@
+"""`edgefed flash` as it is typed: what it writes, what it would write, and what it says against wrong input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgefed.config import read_agent
+from tests.flashing.small_boards import Rootfs, make_image, make_rootfs, make_wheel
+
+Run = Callable[..., Any]
+WHO = ("--device", "board-07", "--fleet", "kitchen", "--broker", "broker.local")
+
+
+@pytest.fixture
+def rootfs(tmp_path: Path) -> Rootfs:
+    return lambda name="rootfs", **options: make_rootfs(tmp_path / name, **options)
+
+
+@pytest.fixture
+def wheels(tmp_path: Path) -> Path:
+    make_wheel(tmp_path / "wheels", "edgefed")
+    make_wheel(tmp_path / "wheels", "pip")
+    return tmp_path / "wheels"
+
+
+@pytest.fixture
+def pem(tmp_path: Path) -> Callable[[str, str], Path]:
+    def write(name: str, kind: str) -> Path:
+        path = tmp_path / name
+        path.write_text(f"-----BEGIN {kind}-----\nAAAA\n-----END {kind}-----\n")
+        return path
+
+    return write
+
+
+def test_a_root_file_system_is_flashed(edgefed: Run, rootfs: Rootfs, wheels: Path, pem: Callable[..., Path]) -> None:
+    root = rootfs()
+    (root.parent / "password").write_text("secret\n")
+    options = ["--ca", pem("ca", "CERTIFICATE"), "--certificate", pem("cert", "CERTIFICATE")]
+    options += ["--key", pem("key", "PRIVATE KEY"), "--username", "me", "--password-file", root.parent / "password"]
+    done = edgefed("flash", "rootfs", root, "--wheelhouse", wheels, *WHO, *options)
+    assert (done.code, done.err) == (0, "")
+    assert "files written" in done.out
+    agent = read_agent(root / "etc/edgefed/agent.toml")
+    assert (agent.device, agent.broker.port) == ("board-07", 8883)
+    assert (root / "etc/edgefed/tls/key.pem").stat().st_mode & 0o777 == 0o600
+    assert (root / "etc/edgefed/password").read_text() == "secret\n"
+
+    done = edgefed("flash", "rootfs", root, "--wheelhouse", wheels, *WHO)
+    assert done.code == 15
+    assert "with --upgrade" in done.err
+    (root / "etc/edgefed/agent.toml").write_text("mine")
+    done = edgefed("flash", "rootfs", root, "--wheelhouse", wheels, "--upgrade", *WHO)
+    assert done.code == 0, done.err
+    assert "/etc/edgefed/agent.toml was changed on the board" in done.out
+
+
+def test_a_dry_run_says_what_would_be_written_and_writes_nothing(edgefed: Run, rootfs: Rootfs, wheels: Path) -> None:
+    root = rootfs()
+    before = sorted(root.rglob("*"))
+    table = edgefed("flash", "rootfs", root, "--wheelhouse", wheels, *WHO, "--dry-run")
+    assert table.code == 0, table.err
+    rows = [line.split("\t") for line in table.out.splitlines()]
+    assert ["write", "/opt/edgefed/bin/first-boot", "0755"] in [row[:3] for row in rows]
+    document = json.loads(edgefed("flash", "rootfs", root, "--wheelhouse", wheels, *WHO, "--dry-run", "--json").out)
+    assert document["dry_run"] is True
+    assert [file["path"] for file in document["write"]] == [row[1] for row in rows if row[0] == "write"]
+    assert sorted(root.rglob("*")) == before
+
+    written = json.loads(edgefed("flash", "rootfs", root, "--wheelhouse", wheels, *WHO, "--json").out)
+    assert written == {**document, "dry_run": False}
+    assert all((root / file["path"].lstrip("/")).stat().st_size == file["size_bytes"] for file in written["write"])
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--device", "a"], 3, "--fleet and --broker must be given"),
+        (["--device", "A b", "--fleet", "f", "--broker", "h"], 15, "agent.toml would be refused"),
+        ([*WHO[:4], "--broker", "h:port"], 3, "--broker h:port: is not HOST, HOST:PORT"),
+        ([*WHO, "--key", "nowhere"], 3, "--certificate and --key belong together"),
+        ([*WHO, "--ca", "nowhere"], 3, "nowhere: cannot be read"),
+        ([*WHO, "--ca", "text"], 3, "text: is not a certificate in PEM format"),
+        ([*WHO, "--ca", "ca", "--certificate", "ca", "--key", "locked"], 3, "locked: is not a private key without a"),
+        ([*WHO, "--certificate", "ca", "--key", "key"], 3, "--certificate needs --ca"),
+        ([*WHO, "--wifi-password-file", "text"], 3, "needs --wifi"),
+        ([*WHO, "--wifi", "net", "--wifi-password-file", "empty"], 3, "empty: its first line is empty"),
+        ([*WHO, "--wifi", "net", "--wifi-password-file", "short"], 15, "5 characters: 8 to 63"),
+        ([*WHO, "--wifi", "net", "--wifi-password-file", "text"], 15, "no NetworkManager"),
+        ([], 15, "name device, fleet and broker"),
+    ],
+)
+def test_wrong_input_is_told(
+    edgefed: Run,
+    rootfs: Rootfs,
+    wheels: Path,
+    pem: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    code: int,
+    message: str,
+) -> None:
+    root = rootfs()
+    pem("ca", "CERTIFICATE")
+    pem("key", "EC PRIVATE KEY")
+    pem("locked", "ENCRYPTED PRIVATE KEY")
+    for name, text in (("text", "some words"), ("empty", "\n"), ("short", "short\n")):
+        (root.parent / name).write_text(text)
+    monkeypatch.chdir(root.parent)
+    done = edgefed("flash", "rootfs", root, "--wheelhouse", wheels, *options)
+    assert (done.code, done.out) == (code, "")
+    assert message in done.err
+    assert not (root / "etc/edgefed").exists()
+
+
+def test_what_is_no_board_is_told(edgefed: Run, rootfs: Rootfs, wheels: Path, tmp_path: Path) -> None:
+    done = edgefed("flash", "rootfs", tmp_path / "nowhere", "-w", wheels, *WHO)
+    assert (done.code, "is not a directory" in done.err) == (15, True)
+    done = edgefed("flash", "rootfs", wheels, "-w", wheels, *WHO)
+    assert (done.code, "is not a Linux root file system" in done.err) == (15, True)
+    done = edgefed("flash", "rootfs", rootfs("old", python="3.8", l4t="35.4.1"), "-w", wheels, *WHO)
+    assert (done.code, "JetPack 5" in done.err) == (15, True)
+    done = edgefed("flash", "rootfs", rootfs(), "-w", tmp_path / "empty", *WHO)
+    assert (done.code, "pip download" in done.err) == (15, True)
+
+
+def test_an_image_is_flashed(edgefed: Run, rootfs: Rootfs, wheels: Path, tmp_path: Path) -> None:
+    image = make_image(tmp_path / "os.img", rootfs())
+    command = ("flash", "image", image, "--wheelhouse", wheels, *WHO)
+    would = json.loads(edgefed(*command, "--dry-run", "--json").out)
+    done = edgefed(*command, "--output", tmp_path / "new.img", "--json")
+    assert (done.code, done.err) == (0, "")
+    assert json.loads(done.out) == {**would, "target": str(tmp_path / "new.img"), "dry_run": False}
+    assert edgefed(*command, "--output", tmp_path / "new.img").code == 15, "what is there is not overwritten"
+    assert edgefed(*command).code == 0
+    done = edgefed(*command)
+    assert (done.code, "with --upgrade" in done.err) == (15, True)
+    done = edgefed("flash", "image", wheels / "pip-1.0-py3-none-any.whl", "--wheelhouse", wheels, *WHO)
+    assert (done.code, "is not a disk image" in done.err) == (15, True)
+    done = edgefed("flash", "image", "/dev/null", "--wheelhouse", wheels, *WHO)
+    assert (done.code, "/dev/null: is not a file" in done.err) == (15, True)
+
+
+def test_a_seed_is_written(edgefed: Run, wheels: Path, tmp_path: Path) -> None:
+    (tmp_path / "wifi").write_text("long enough\n")
+    options = ("--architecture", "aarch64", "--python", "3.12", "--wheelhouse", wheels, *WHO)
+    wifi = ("--wifi", "net", "--wifi-password-file", tmp_path / "wifi")
+    would = json.loads(edgefed("flash", "seed", tmp_path / "seed", *options, *wifi, "--dry-run", "--json").out)
+    assert not (tmp_path / "seed").exists()
+    assert "/etc/edgefed/agent.toml" in [file["path"] for file in would["write"]]
+    done = edgefed("flash", "seed", tmp_path / "seed", *options, *wifi)
+    assert (done.code, done.err) == (0, "")
+    assert "long enough" in (tmp_path / "seed/network-config").read_text()
+    done = edgefed("flash", "seed", tmp_path / "seed", *options)
+    assert (done.code, "already" in done.err) == (15, True)
+    for wrong, code, message in (
+        ("3.x", 3, "--python 3.x: is not a version"),
+        ("3.9", 15, "edgefed needs Python 3.10"),
+    ):
+        done = edgefed("flash", "seed", tmp_path / "new", "-a", "aarch64", "--python", wrong, "-w", wheels, *WHO)
+        assert (done.code, message in done.err) == (code, True)

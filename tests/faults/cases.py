@@ -1,0 +1,165 @@
+"""The kinds of trouble that a federation must live through, one function each; the tests and the benchmark run them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgefed.errors import FleetTaken
+from tests.faults.fleet import Account, Fleet, Mischief, federate
+from tests.federation.test_aggregator import Run
+
+__all__ = ["CASES", "Case", "broker_gone", "play"]
+
+LATE = "expected_devices = 2\nquorum = 1\ngather_s = 1\ndeadline_s = 2\n"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of trouble.
+
+    Attributes:
+        what: happens, in words.
+        trouble: makes it happen.
+        everybody: whether every update must be in the sum of its own round, so that the result is known to a bit.
+        selection: lines of `[selection]` that it needs; empty for everybody in every round.
+        mischief: of a worker.
+        persistence: whether the broker keeps sessions and retained messages over a restart.
+        in_tests: whether the tests run it, and not only the benchmark.
+    """
+
+    what: str
+    trouble: Callable[[Fleet], Awaitable[None]]
+    everybody: bool = True
+    selection: str = ""
+    mischief: Mischief | None = None
+    persistence: bool = False
+    in_tests: bool = True
+
+
+async def play(case: Case, directory: Path) -> Account:
+    """Runs a federation through a case in a new directory, and returns the account. Raises as `federate`."""
+    options = {"selection": case.selection} if case.selection else {}
+    return await federate(directory, case.trouble, mischief=case.mischief, persistence=case.persistence, **options)
+
+
+async def nothing(fleet: Fleet) -> None:
+    """Makes no trouble."""
+
+
+async def _aggregator_killed(fleet: Fleet) -> None:
+    for round_ in (1, 2, 3):
+        await fleet.until_round(round_)
+        fleet.restart_aggregator()
+        await fleet.until_holding("one", round_)
+        fleet.restart_aggregator()
+
+
+async def _supervisor_killed(fleet: Fleet) -> None:
+    agent = fleet.agents["one"]
+    await fleet.until("work of round 1", lambda: "step" in agent.log.read_text())
+    agent.kill()
+    agent.start()
+    await fleet.until_holding("one", 2)
+    agent.kill()
+    agent.start()
+
+
+async def _worker_killed(fleet: Fleet) -> None:
+    await fleet.until_round(2)
+    await asyncio.sleep(0.2)
+    fleet.agents["one"].kill_worker()
+
+
+async def _broker_restarted(fleet: Fleet) -> None:
+    for round_ in (1, 3):
+        await fleet.until_holding("one", round_)
+        fleet.broker.kill()
+        fleet.broker.restart()
+
+
+async def _broker_stopped_and_started(fleet: Fleet) -> None:
+    for round_ in (1, 3):
+        await fleet.until_holding("one", round_)
+        fleet.broker.stop()
+        fleet.broker.restart()
+
+
+def broker_gone(gone_s: float) -> Callable[[Fleet], Awaitable[None]]:
+    """Returns the trouble of a broker that is away for so long."""
+
+    async def trouble(fleet: Fleet) -> None:
+        await fleet.until_round(2)
+        fleet.broker.kill()
+        await asyncio.sleep(gone_s)
+        fleet.broker.restart()
+
+    return trouble
+
+
+async def _connections_cut(fleet: Fleet) -> None:
+    while "the federation is over" not in fleet.run.log.read_text():
+        await asyncio.sleep(3.0)
+        fleet.proxy.cut()
+
+
+async def _black_hole(fleet: Fleet) -> None:
+    await fleet.until_round(2)
+    fleet.proxy.black_hole()
+    await asyncio.sleep(12.0)  # longer than both sides wait for a sign of life
+    fleet.proxy.heal()
+
+
+async def _half_open(fleet: Fleet) -> None:
+    await fleet.until_holding("one", 1)
+    fleet.proxy.half_open()
+
+
+async def _asleep(fleet: Fleet) -> None:
+    """One device works on round 1 until all others are in round 3, with no connection; then it delivers."""
+    agent = fleet.agents["one"]
+    await fleet.until("work of round 1", agent.mischief_done.exists)
+    await fleet.until_round(3)
+    agent.mischief_done.unlink()
+
+
+async def _second_aggregator(fleet: Fleet) -> None:
+    """Another federation is started in the fleet, in a directory of its own."""
+    await fleet.until_round(2)
+    directory = fleet.directory / "second"
+    directory.mkdir()
+    config = fleet.run.config.read_text().replace(str(fleet.run.directory), str(directory / "run"))
+    second = Run(directory, config)
+    try:
+        code = await asyncio.to_thread(second.start().wait)
+        assert code == FleetTaken.exit_code, second.log.read_text()
+    finally:
+        second.end()
+
+
+CASES = {
+    "undisturbed": Case("nothing", nothing),
+    "aggregator": Case("the aggregator is killed twice in every round", _aggregator_killed),
+    "supervisor": Case("a supervisor is killed while its worker trains, and while it delivers", _supervisor_killed),
+    "worker": Case("a worker is killed", _worker_killed, in_tests=False),
+    "hang": Case("a worker hangs", nothing, mischief=Mischief("one", "hang", 2)),
+    "garbage": Case("a worker writes garbage", nothing, mischief=Mischief("one", "garbage", 2), in_tests=False),
+    "broker": Case("the broker is killed and forgets everything", _broker_restarted),
+    "broker-keeps": Case(
+        "the broker is restarted and remembers", _broker_stopped_and_started, persistence=True, in_tests=False
+    ),
+    "broker-gone": Case("the broker is gone for 8 s", broker_gone(8.0), in_tests=False),
+    "cuts": Case("every connection of the agents is cut every three seconds", _connections_cut),
+    "black-hole": Case("nothing gets through for 12 s", _black_hole, in_tests=False),
+    "half-open": Case("the broker ends connections, and the agents do not notice", _half_open, in_tests=False),
+    "second": Case("another aggregator is started for the fleet", _second_aggregator, in_tests=False),
+    "asleep": Case(
+        "a device comes back two rounds later with its old update",
+        _asleep,
+        everybody=False,
+        selection=LATE,
+        mischief=Mischief("one", "dawdle", 1),
+    ),
+}

@@ -1,0 +1,121 @@
+"""Single stories worth telling by themselves: what the random ones found, or reach too seldom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgefed.coordinator.options import FederationOptions, Transfers
+from edgefed.coordinator.selection import Selection
+from edgefed.protocol.messages.retained import FederationFinished
+from edgefed.protocol.tasks import Evaluation, ModelReference
+from edgefed.transport.base import Connected
+from tests.faults.small_world import CHUNK_BYTES, World
+
+SELECTION = Selection(expected_devices=2, quorum=1, gather_s=2.0, deadline_s=8.0, late="discount", max_staleness=2)
+
+
+def options(directory: Path, **changes: object) -> FederationOptions:
+    return FederationOptions(
+        fleet="test",
+        directory=str(directory / "run"),
+        model=ModelReference(name="none", fingerprint="f" * 64),
+        selection=SELECTION,
+        evaluation=Evaluation(every=1),
+        transfers=Transfers(chunk_bytes=CHUNK_BYTES),
+        **{"rounds": 2, **changes},  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(options(tmp_path), ["one", "two"])
+    yield world
+    world.close()
+
+
+def deliver(world: World, *, settle: bool = True) -> None:
+    """Delivers all that is on its way up, then all that comes down; what devices say to that is on its way up after."""
+    while world.up:
+        world.deliver_up(0, settle=settle)
+    world.settle()
+    while world.down:
+        world.deliver_down(0)
+
+
+def test_an_update_offered_once_more_as_its_last_byte_arrives_counts_once(world: World) -> None:
+    deliver(world)  # the announcement: both join
+    deliver(world)  # both are accepted, and offer
+    deliver(world)  # both may send
+    world.nag("one")
+    world.nag("two")  # behind the chunks
+    deliver(world, settle=False)
+    deliver(world)
+    outcomes = [word.outcome for phone in world.phones.values() for word in phone.acknowledged]
+    assert set(outcomes) == {"counted"}
+    assert sorted((update.device, merged_in) for update, merged_in in world.tally()) == [("one", 1), ("two", 1)]
+
+
+def play(world: World, *, until_round: int) -> None:
+    """Everybody who is awake does what it should until a round is open."""
+    for _ in range(20):
+        if world.state.round == until_round:
+            return
+        deliver(world)
+        if world.state.phase == "finished":  # not for long: it leaves soon after
+            return
+        world.pass_time(SELECTION.gather_s)
+        for name in world.phones:
+            world.nag(name)
+    raise AssertionError(f"round {until_round} does not come: {world.state}")
+
+
+def test_an_update_that_comes_late_to_the_last_sum_before_the_target_is_not_promised_a_place(tmp_path: Path) -> None:
+    """It used to be acknowledged as late, for a next round that never came."""
+    world = World(options(tmp_path, rounds=5, target_loss=1.1), ["one", "two"])
+    try:
+        deliver(world)
+        deliver(world)  # both are accepted, and have something to deliver
+        world.sleep("two")
+        play(world, until_round=2)
+        world.loop.threads_take_s = 5.0
+        for _ in range(30):
+            if world.state.phase == "merging":
+                break
+            world.nag("one")
+            deliver(world)
+            world.pass_time(1.0)
+        assert world.state.losses[-1] == (1, 1.0)
+        world.loop.threads_take_s = 0.0
+        world.wake("two")
+        for _ in range(5):
+            deliver(world)
+        (word,) = world.phones["two"].acknowledged
+        assert (word.round, word.outcome) == (1, "dropped")
+        world.pass_time(60.0)
+        assert world.finished
+        assert [(update.device, update.round) for update, _ in world.tally()] == [("one", 1), ("one", 2)]
+    finally:
+        world.close()
+
+
+def test_a_clock_on_the_wall_that_jumps_a_day_makes_no_round_longer_or_shorter(world: World) -> None:
+    lasted_s = []
+    for round_, days in ((1, 1), (2, -2)):
+        world.wall_offset_s += days * 86400
+        play(world, until_round=round_ + 1)
+        merged = world.store.merged_rounds()[-1]
+        lasted_s.append(merged.merged_unix_s - merged.opened_unix_s)
+    assert all(0 <= seconds <= 60 for seconds in lasted_s)
+
+
+def test_a_broker_that_forgot_the_end_is_told_again(world: World) -> None:
+    play(world, until_round=4)
+    assert isinstance(world.announcement, FederationFinished)
+    end, world.announcement = world.announcement, None
+    assert world.line is not None
+    world.line.inbox.put_nowait(Connected(session_resumed=False, max_payload_bytes=1_000_000))
+    world.settle()
+    assert world.announcement == end

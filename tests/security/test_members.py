@@ -1,0 +1,100 @@
+"""Real processes with the files that `edgefed fleet` writes: an agent comes up over mutual TLS, and is seen."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgefed.security.identities import Identity
+from tests.security.secured import NAME, Secured, device, now, tls
+
+pytestmark = pytest.mark.broker
+PATIENCE_S = 60
+AGENT = """\
+device = "{name}"
+fleet = "{fleet}"
+state = "state-{name}"
+[broker]
+host = "127.0.0.1"
+port = {port}
+tls_ca = "{tls_ca}"
+tls_certificate = "{tls_cert}"
+tls_key = "{tls_key}"
+[data]
+path = "data.jsonl"
+[profile]
+measure = "quick"
+"""
+
+
+@pytest.fixture
+def secured(tmp_path: Path) -> Iterator[Secured]:
+    arena = Secured(tmp_path)
+    arena.enroll(device("board-07"))
+    arena.enroll(Identity("observer", "desk"))
+    (tmp_path / "data.jsonl").write_text('{"source": "a b c", "target": "d"}\n')
+    with arena.running():
+        yield arena
+
+
+def configure(secured: Secured, path: Path, name: str, place: Path) -> Path:
+    config = path / f"{name}.toml"
+    config.write_text(AGENT.format(name=name, fleet=NAME, port=secured.port, **tls(place)))
+    return config
+
+
+def edgefed(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edgefed", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+
+
+def test_an_agent_comes_up_and_an_observer_sees_it(secured: Secured, tmp_path: Path) -> None:
+    config = configure(secured, tmp_path, "board-07", secured.fleet.place(device("board-07")))
+    desk = secured.fleet.place(Identity("observer", "desk"))
+    looking = ["--host", "127.0.0.1", "--port", secured.port, "--fleet", NAME, "--identity", desk]
+    with (tmp_path / "agent.log").open("wb") as log:
+        agent = subprocess.Popen(
+            [sys.executable, "-m", "edgefed", "-v", "agent", "--config", str(config)], stdout=log, stderr=log
+        )
+    try:
+        deadline_s = time.monotonic() + PATIENCE_S
+        seen: dict[str, object] = {}
+        while "board-07" not in seen:
+            assert agent.poll() is None, (tmp_path / "agent.log").read_text()
+            assert time.monotonic() < deadline_s, (tmp_path / "agent.log").read_text()
+            shown = edgefed("status", *looking, "--json", "--wait-s", 0.3)
+            assert shown.returncode == 0, shown.stderr
+            seen = json.loads(shown.stdout)["devices"]
+        stranger = edgefed("status", *looking[:-2])
+        assert (stranger.returncode, "no broker answers" in stranger.stderr) == (6, True)
+        agent.send_signal(signal.SIGTERM)
+        assert agent.wait(PATIENCE_S) == 0, (tmp_path / "agent.log").read_text()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            agent.kill()
+        agent.wait()
+
+
+@pytest.mark.parametrize("wrong", ["mode", "revoked"])
+def test_an_agent_that_may_not_says_why(secured: Secured, tmp_path: Path, wrong: str) -> None:
+    place = secured.fleet.place(device("board-07"))
+    config = configure(secured, tmp_path, "board-07", place)
+    if wrong == "mode":
+        (place / "key.pem").chmod(0o644)
+        code, reason = 3, "key.pem holds a secret, and its mode 0644 lets others than its owner at it"
+    else:
+        secured.fleet.revoke(device("board-07"), now=now())
+        secured.write()
+        secured.broker.reload()
+        code, reason = 6, "may have been revoked, or the broker's clock may be wrong"
+    done = edgefed("agent", "--config", config, "--require-broker")
+    assert done.returncode == code
+    assert reason in done.stderr

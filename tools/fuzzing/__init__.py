@@ -1,0 +1,1 @@
+"""Throws damaged and hostile input at everything that reads bytes from outside."""
