@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgefed.config import read_agent
-from tests.flashing.small_boards import Rootfs, make_image, make_rootfs, make_wheel
+from tests.flashing.small_boards import Rootfs, make_image, make_rootfs, make_wheel, needs_e2fsprogs
 
 Run = Callable[..., Any]
 WHO = ("--device", "board-07", "--fleet", "kitchen", "--broker", "broker.local")
@@ -129,6 +129,7 @@ def test_what_is_no_board_is_told(edgefed: Run, rootfs: Rootfs, wheels: Path, tm
     assert (done.code, "pip download" in done.err) == (15, True)
 
 
+@needs_e2fsprogs
 def test_an_image_is_flashed(edgefed: Run, rootfs: Rootfs, wheels: Path, tmp_path: Path) -> None:
     image = make_image(tmp_path / "os.img", rootfs())
     command = ("flash", "image", image, "--wheelhouse", wheels, *WHO)
