@@ -70,7 +70,11 @@ class Watched:
         self.files.append(files)
 
     def verdict(self, rounds: int) -> dict[str, Any]:
-        """Means by quarter of the rounds, and the last one's ratio to the second's."""
+        """Means by quarter of the rounds, and the last one's ratio to the second's.
+
+        Raises:
+            RuntimeError: it was not there all the time, so that there is nothing to compare.
+        """
         memory, files = (self._quarters(values, rounds) for values in (self.resident_bytes, self.files))
         return {
             "resident_bytes_by_quarter": [round(value) for value in memory],
@@ -84,6 +88,8 @@ class Watched:
         quarters: list[list[int]] = [[], [], [], []]
         for round_, value in zip(self.rounds, values, strict=True):
             quarters[min(3, 4 * max(0, round_ - 1) // rounds)].append(value)
+        if not all(quarters):
+            raise RuntimeError(f"{self.name} has ended, or the federation was too short: see its log")
         return [statistics.fmean(quarter) for quarter in quarters]
 
 
@@ -102,7 +108,7 @@ class Soak:
             model,
             directory / "run",
             options.broker_port,
-            selection=f"expected_devices = {options.agents}\nquorum = {quorum}\ngather_s = 2.0\ndeadline_s = 4.0\n",
+            selection=f"expected_devices = {options.agents}\nquorum = {quorum}\ngather_s = 1.0\ndeadline_s = 4.0\n",
             transfers="uploads_at_once = 16\nwindow_chunks = 16\n",
         )
         self.config.write_text(toml.replace("rounds = 3\n", f"rounds = {options.rounds}\n"))
@@ -134,6 +140,13 @@ class Soak:
         return max((int(state.name) for state in states if state.name.isdecimal()), default=0)
 
 
+def _keep_looks(path: Path, watched: list[Watched]) -> None:
+    """Adds the latest look at every process to a file: what is left of a run that was cut short."""
+    latest = {one.name: [one.rounds[-1], one.resident_bytes[-1], one.files[-1]] for one in watched if one.rounds}
+    with path.open("a") as file:
+        file.write(json.dumps(latest) + "\n")
+
+
 async def _soak(soak: Soak, proxy: FaultProxy, watched: list[Watched], draw: random.Random) -> None:
     """Watches all but the last host, which is killed with -9 again and again, until the aggregator has ended."""
     victim = watched.pop()
@@ -144,6 +157,9 @@ async def _soak(soak: Soak, proxy: FaultProxy, watched: list[Watched], draw: ran
             round_ = soak.round()
             for one in watched:
                 one.look(round_)
+                if one is not watched[0] and one.process.poll() and round_ < soak.options.rounds - 2:
+                    raise RuntimeError(f"{one.name} ended with {one.process.returncode}: see its log")
+            _keep_looks(soak.directory / "looks.jsonl", watched)
             if time.monotonic() > next_kill_s and round_ < soak.options.rounds - 2:
                 victim.process.send_signal(signal.SIGKILL)
                 victim.process.wait()

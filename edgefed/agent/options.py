@@ -33,7 +33,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_held_rank: Annotated[int, Meta(ge=0)] = 0
     quantization: Literal["auto", "fp32", "bf16", "int8", "nf4"] = "auto"
     max_memory_bytes: Annotated[int, Meta(ge=0)] = 0
-    threads: Annotated[int, Meta(ge=0)] = 0
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
 
 
 class PrivacyLimits(msgspec.Struct, frozen=True, kw_only=True):

@@ -36,7 +36,7 @@ from edgefed.agent.work_times import OutOfTime, WorkTimes
 from edgefed.agent.worker_process import WorkerProcess
 from edgefed.devices.conditions import read_conditions
 from edgefed.devices.sampling import Sampler
-from edgefed.errors import EdgefedError, WorkerError, WorkerOutOfMemory
+from edgefed.errors import EdgefedError, WorkerDied, WorkerError, WorkerOutOfMemory
 from edgefed.files import hash_file
 from edgefed.protocol.messages.down import Accepted, Refused, RoundAnswer
 from edgefed.protocol.messages.manifest import Plan
@@ -173,6 +173,7 @@ class Participation:
         """Returns the device's answer to a round, kept on disk; a plan that memory does not hold is lowered."""
         prepared = await self._board.while_open(announced, self._prepare(announced))
         until_s: float | None = None
+        died = False
         for _ in range(_MOST_PLANS):
             planned = await asyncio.to_thread(
                 self._planning.plan, announced, Path(prepared.model_path), prepared.training_set
@@ -188,6 +189,11 @@ class Participation:
                     raise
                 _log.warning("round %d: %s; planning a notch lower", announced.round, error)
                 await asyncio.to_thread(self._planning.ran_out, planned)
+            except WorkerDied as error:
+                if died:
+                    raise
+                died = True
+                _log.warning("round %d: %s; trying once more", announced.round, error)
         raise CannotTakePart(f"memory ran out with {_MOST_PLANS} plans, each lower than the one before")
 
     async def _do_planned(

@@ -19,7 +19,7 @@ from edgefed.files import replace_file
 from edgefed.models.layout import read_layout
 from edgefed.planner.history import Outcome, decode_history
 from edgefed.planner.machines import machine_of
-from edgefed.planner.plan import decide, raw_memory
+from edgefed.planner.plan import decide, quickest_late, raw_memory
 from edgefed.planner.seconds import step_seconds
 from edgefed.planner.values import QUANTIZATIONS, Candidate, Choice, Limits, Machine, MemoryEstimate, Workload
 from edgefed.planner.wording import in_words
@@ -105,9 +105,17 @@ class Planning:
             private=announced.privacy.example_noise_multiplier > 0,
         )
         decision = decide(machine, workload, limits_of(self._limits), self._history)
-        if decision.chosen is None:
+        chosen, reason = decision.chosen, decision.reason
+        if (
+            chosen is None
+            and machine.emulated is None
+            and not self._history.knows_the_time(layout.name, machine.hardware)
+        ):
+            chosen = quickest_late(decision)
+            reason = f"{reason}; no step of this model was measured here yet, so it is tried"
+        if chosen is None:
             raise CannotTakePart(decision.reason)
-        choice = decision.chosen.choice
+        choice = chosen.choice
         plan = Plan(
             rank=choice.rank,
             held_rank=choice.held_rank,
@@ -115,9 +123,9 @@ class Planning:
             micro_batch_size=choice.micro_batch_size,
             gradient_checkpointing=choice.gradient_checkpointing,
         )
-        _log.info("round %d: %s: %s", announced.round, in_words(choice), decision.reason)
+        _log.info("round %d: %s: %s", announced.round, in_words(choice), reason)
         worked_on = machine if profile.emulated is None else _measured(profile, choice)
-        return Planned(plan, decision.reason, decision.chosen, machine, worked_on, workload)
+        return Planned(plan, reason, chosen, machine, worked_on, workload)
 
     def succeeded(self, planned: Planned, record: RoundRecord) -> None:
         """Remembers what a plan really took. What an emulated board would have taken, nobody knows."""

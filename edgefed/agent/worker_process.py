@@ -26,6 +26,7 @@ from edgefed.agent.frames import (
     decode_answer,
     encode_frame,
 )
+from edgefed.devices.memory import count_oom_kills
 from edgefed.errors import AdapterError, ConfigError, DataError, ModelError, WorkerDied, WorkerError, WorkerOutOfMemory
 from edgefed.training.round_work import WorkSuspended
 
@@ -52,6 +53,12 @@ class WorkerProcess:
 
     One request at a time. After any failure that leaves the process in doubt it is ended, and the next request starts
     another.
+
+    Args:
+        silence_s: a worker that says nothing for so long has hung and is ended.
+        command: that starts it.
+        environment: of it; None takes this process's.
+        oom_kills: returns how many processes the kernel has ended for want of memory; None where nobody knows.
     """
 
     def __init__(
@@ -60,10 +67,13 @@ class WorkerProcess:
         silence_s: float,
         command: Sequence[str] = WORKER_COMMAND,
         environment: Mapping[str, str] | None = None,
+        oom_kills: Callable[[], int | None] = count_oom_kills,
     ) -> None:
         self._silence_s = silence_s
         self._command = tuple(command)
         self._environment = environment
+        self._oom_kills = oom_kills
+        self._oom_kills_before: int | None = None
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -179,6 +189,7 @@ class WorkerProcess:
 
     async def _running(self) -> asyncio.subprocess.Process:
         if self._process is None or self._process.returncode is not None:
+            self._oom_kills_before = self._oom_kills()
             try:
                 self._process = await asyncio.create_subprocess_exec(
                     *self._command,
@@ -206,6 +217,9 @@ class WorkerProcess:
         except asyncio.TimeoutError:
             raise WorkerDied("the worker closed its output, lived on, and was ended") from None
         if return_code == -signal.SIGKILL:
+            before, now = self._oom_kills_before, self._oom_kills()
+            if before is not None and before == now:
+                raise WorkerDied("the worker was killed (signal 9) by somebody: the kernel did not run out of memory")
             raise WorkerOutOfMemory("the worker was killed (signal 9), as the kernel does when memory runs out")
         raise WorkerDied(f"the worker ended without an answer (exit code {return_code}); its last words are in the log")
 

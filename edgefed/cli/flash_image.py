@@ -12,6 +12,7 @@ from edgefed.cli.flash_options import (
     BrokerOption,
     CaOption,
     CertificateOption,
+    ConfigOption,
     DataOption,
     DeviceOption,
     DryRunOption,
@@ -43,6 +44,7 @@ def image(
     certificate: CertificateOption = None,
     key: KeyOption = None,
     data: DataOption = "",
+    config: ConfigOption = None,
     wifi: WifiOption = None,
     wifi_password_file: WifiPasswordOption = None,
     upgrade: UpgradeOption = False,
@@ -78,6 +80,7 @@ def image(
         certificate=certificate,
         key=key,
         data=data,
+        config=config,
         wifi=wifi,
         wifi_password_file=wifi_password_file,
     )

@@ -22,6 +22,7 @@ __all__ = [
     "BrokerOption",
     "CaOption",
     "CertificateOption",
+    "ConfigOption",
     "DataOption",
     "DeviceOption",
     "DryRunOption",
@@ -47,6 +48,9 @@ PasswordOption = Annotated[Path | None, typer.Option("--password-file", help="It
 CaOption = Annotated[Path | None, typer.Option("--ca", help="Certificate of the broker's authority; turns TLS on.")]
 CertificateOption = Annotated[Path | None, typer.Option("--certificate", help="The board's own certificate.")]
 KeyOption = Annotated[Path | None, typer.Option("--key", help="The key of that certificate.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="The board's agent.toml, instead of one made from these options.")
+]
 DataOption = Annotated[str, typer.Option("--data", help="Where the examples are on the board.")]
 WifiOption = Annotated[str | None, typer.Option("--wifi", metavar="NAME", help="A wireless network to join.")]
 WifiPasswordOption = Annotated[
@@ -74,6 +78,7 @@ class Asked:
     certificate: Path | None
     key: Path | None
     data: str
+    config: Path | None
     wifi: str | None
     wifi_password_file: Path | None
 
@@ -107,6 +112,10 @@ class Asked:
         identity = {"--device": self.device, "--fleet": self.fleet, "--broker": self.broker}
         missing = [name for name, value in identity.items() if not value]
         others = (self.username, self.password_file, self.ca, self.certificate, self.data)
+        if self.config is not None:
+            if len(missing) < len(identity) or self.username or self.data:
+                raise ConfigError("--config says who the board is, where its broker is and where the examples are")
+            return _given_agent_toml(self.config, password=self.password_file, ca=self.ca, key=self.key)
         if len(missing) == len(identity) and not any(others):
             return None
         if missing:
@@ -152,6 +161,27 @@ def version(text: str, option: str) -> tuple[int, int]:
     if found is None:
         raise ConfigError(f"{option} {text}: is not a version such as 3.12")
     return int(found[1]), int(found[2])
+
+
+def _given_agent_toml(path: Path, *, password: Path | None, ca: Path | None, key: Path | None) -> bytes:
+    """Returns an agent.toml as it is, once it is known to work in the places that the board has."""
+    from edgefed.config import read_agent
+    from edgefed.flashing import agent_toml
+
+    options = read_agent(path)
+    if not options.state.startswith(f"{agent_toml.STATE}/"):
+        raise ConfigError(f"{path}: state must be an absolute path below {agent_toml.STATE}, where the agent writes")
+    agent_toml.check_data(options.data.path)
+    broker = options.broker
+    places = (
+        ("password_file", broker.password_file, "--password-file", password, agent_toml.PASSWORD),
+        ("tls_ca", broker.tls_ca, "--ca", ca, agent_toml.CA),
+        ("tls_key", broker.tls_key, "--key", key, agent_toml.KEY),
+    )
+    for name, said, option, given, place in places:
+        if (given is not None or said == place) and (given is None or said != place):
+            raise ConfigError(f'{path}: {option} and broker.{name} = "{place}" belong together: give both or neither')
+    return path.read_bytes()
 
 
 def _host_and_port(broker: str) -> tuple[str, int | None]:

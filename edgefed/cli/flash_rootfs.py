@@ -12,6 +12,7 @@ from edgefed.cli.flash_options import (
     BrokerOption,
     CaOption,
     CertificateOption,
+    ConfigOption,
     DataOption,
     DeviceOption,
     DryRunOption,
@@ -41,6 +42,7 @@ def rootfs(
     certificate: CertificateOption = None,
     key: KeyOption = None,
     data: DataOption = "",
+    config: ConfigOption = None,
     wifi: WifiOption = None,
     wifi_password_file: WifiPasswordOption = None,
     upgrade: UpgradeOption = False,
@@ -75,6 +77,7 @@ def rootfs(
         certificate=certificate,
         key=key,
         data=data,
+        config=config,
         wifi=wifi,
         wifi_password_file=wifi_password_file,
     )

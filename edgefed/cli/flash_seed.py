@@ -12,6 +12,7 @@ from edgefed.cli.flash_options import (
     BrokerOption,
     CaOption,
     CertificateOption,
+    ConfigOption,
     DataOption,
     DeviceOption,
     DryRunOption,
@@ -47,6 +48,7 @@ def seed(
     certificate: CertificateOption = None,
     key: KeyOption = None,
     data: DataOption = "",
+    config: ConfigOption = None,
     wifi: WifiOption = None,
     wifi_password_file: WifiPasswordOption = None,
     dry_run: DryRunOption = False,
@@ -88,6 +90,7 @@ def seed(
         certificate=certificate,
         key=key,
         data=data,
+        config=config,
         wifi=None,  # cloud-init sets it up, by network-config
         wifi_password_file=None,
     )
@@ -95,9 +98,16 @@ def seed(
     changes = for_new_board(manifest(asked.installation(board), board))
     if not dry_run:
         with told_where(directory), progress_bar(changes.size_bytes, "writing") as progress:
-            write_seed(directory, changes, device=device, wifi=network, progress=progress)
+            write_seed(directory, changes, device=device or _device_in(config), wifi=network, progress=progress)
             if iso is not None:
                 write_iso(directory, iso)
             if fat is not None:
                 write_fat(directory, fat)
     show(changes, board, str(directory), dry_run=dry_run, json=json)
+
+
+def _device_in(config: Path | None) -> str:
+    from edgefed.config import read_agent
+
+    assert config is not None, "without --device there is --config, or there would be no manifest"
+    return read_agent(config).device

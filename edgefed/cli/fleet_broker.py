@@ -84,3 +84,6 @@ def broker_config(
         written = write_mosquitto(FleetDirectory(fleet), target, options, now)
     for file in written:
         typer.echo(f"wrote {file}")
+    typer.echo(
+        f"Mosquitto must be able to read them: chown -R mosquitto {target} (written again, they keep that owner)"
+    )

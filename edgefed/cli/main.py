@@ -93,6 +93,12 @@ def main() -> None:
         # Whoever read the output has gone (`edgefed … | head`): not worth a message. Python flushes once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EdgefedError.exit_code
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        sys.stderr.write(f"edgefed: the output cannot be written: {error.strerror}\n")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EdgefedError.exit_code
     sys.exit(code)
 
 

@@ -41,8 +41,11 @@ def status(
       edgefed status --host broker.local --fleet kitchen --json
       edgefed status --host broker.local --port 8883 --fleet kitchen --identity kitchen/observers/desk
     """
+    from edgefed.errors import ConfigError
     from edgefed.stopping import run_stoppable
 
+    if watch and json:
+        raise ConfigError("--watch shows a live table and --json writes one document: give one of them")
     broker, name = _where(config, host, port, fleet)
     if identity is not None:
         broker = _as_member(broker, identity)

@@ -47,6 +47,11 @@ class _Record:
                 f"{self.path}, line {self.line}: field {field!r} is {_json_kind(value)}, and only text can be used; "
                 "write it as a string"
             )
+        if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise DataError(
+                f"{self.path}, line {self.line}: field {field!r} has half of a surrogate pair (\\ud800 to \\udfff), "
+                "which is no text; remove it"
+            )
         return value
 
 

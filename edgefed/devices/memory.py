@@ -11,7 +11,7 @@ import psutil
 
 from edgefed.devices.gpu import GpuProfile
 
-__all__ = ["HostMemory", "MemoryProfile", "read_host_memory", "training_memory"]
+__all__ = ["HostMemory", "MemoryProfile", "count_oom_kills", "read_host_memory", "training_memory"]
 
 
 class HostMemory(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +63,19 @@ def read_host_memory(root: Path = Path("/")) -> HostMemory:
             if limit < total or left < available:
                 total, available, limited_by = min(total, limit), min(available, left), "cgroup"
     return HostMemory(total_bytes=total, available_bytes=available, limited_by=limited_by)
+
+
+def count_oom_kills(root: Path = Path("/")) -> int | None:
+    """Returns how many processes the kernel has ended for want of memory since it started; None where it does not tell.
+
+    Args:
+        root: of the file system that `proc` is read from.
+    """
+    try:
+        lines = (root / "proc/vmstat").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
 
 
 def training_memory(host: HostMemory, gpu: GpuProfile | None) -> MemoryProfile:

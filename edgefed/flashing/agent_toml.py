@@ -10,7 +10,7 @@ import msgspec
 from edgefed.agent.options import AgentOptions
 from edgefed.errors import FlashError
 
-__all__ = ["CA", "CERTIFICATE", "CONFIG", "DATA", "KEY", "PASSWORD", "STATE", "Access", "agent_toml"]
+__all__ = ["CA", "CERTIFICATE", "CONFIG", "DATA", "KEY", "PASSWORD", "STATE", "Access", "agent_toml", "check_data"]
 
 CONFIG = "/etc/edgefed/agent.toml"
 PASSWORD = "/etc/edgefed/password"
@@ -63,11 +63,7 @@ def agent_toml(access: Access) -> bytes:
     if access.has_certificate:
         broker |= {"tls_certificate": CERTIFICATE, "tls_key": KEY}
     data = access.data or DATA
-    if not data.startswith("/") or f"{data}/".startswith(_HIDDEN):
-        raise FlashError(
-            f"{data} on the board is no place for the examples: name an absolute path outside "
-            f"{', '.join(_HIDDEN)}, which are hidden from the agent"
-        )
+    check_data(data)
     top: dict[str, str | int] = {"device": access.device, "fleet": access.fleet, "state": f"{STATE}/state"}
     tables: dict[str, dict[str, str | int]] = {"broker": broker, "data": {"path": data}}
     try:
@@ -78,6 +74,19 @@ def agent_toml(access: Access) -> bytes:
     for name in tables:
         parts += [f"\n[{name}]\n", *_lines(tables[name])]
     return "".join(parts).encode()
+
+
+def check_data(data: str) -> None:
+    """Refuses a place for the examples that the agent's unit does not let it see.
+
+    Raises:
+        FlashError: it is relative, or hidden.
+    """
+    if not data.startswith("/") or f"{data}/".startswith(_HIDDEN):
+        raise FlashError(
+            f"{data} on the board is no place for the examples: name an absolute path outside "
+            f"{', '.join(_HIDDEN)}, which are hidden from the agent"
+        )
 
 
 def _lines(table: dict[str, str | int]) -> list[str]:

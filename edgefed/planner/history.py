@@ -82,6 +82,10 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
         ratios = own or _time_ratios(one for one in self.outcomes if one.hardware == hardware)
         return _within(statistics.median(ratios[-_RECENT:]) if ratios else 1.0, _TIME_BOUNDS)
 
+    def knows_the_time(self, model: str, hardware: str) -> bool:
+        """Whether a step of this model was ever measured here."""
+        return any(one.step_s is not None and (one.model, one.hardware) == (model, hardware) for one in self.outcomes)
+
     def ran_out(self, model: str, machine: Machine, decided_bytes: int) -> Outcome | None:
         """Returns the earlier plan that speaks against one: it ran out of memory and needed no more than this one.
 

@@ -32,7 +32,7 @@ from edgefed.planner.wording import (
 )
 from edgefed.protocol.tasks import Quantization
 
-__all__ = ["DEADLINE_MARGIN", "decide", "memory_budget", "raw_memory"]
+__all__ = ["DEADLINE_MARGIN", "decide", "memory_budget", "quickest_late", "raw_memory"]
 
 DEADLINE_MARGIN = 0.85
 """Share of the deadline that a plan may take by its own prediction."""
@@ -69,6 +69,15 @@ def decide(machine: Machine, workload: Workload, limits: Limits, history: Histor
         else say_why_none(candidates, workload, limits, machine, budget_bytes)
     )
     return Decision(chosen=chosen, candidates=candidates, reason=reason, budget_bytes=budget_bytes)
+
+
+def quickest_late(decision: Decision) -> Candidate | None:
+    """Returns, of a decision without a choice, the plan that comes nearest to the deadline; None where none is late.
+
+    Before a step was measured, a prediction may be far off: the rates may be those of a machine that was busy.
+    """
+    late = [one for one in decision.candidates if one.obstacle == "deadline" and one.time is not None]
+    return min(late, key=lambda one: one.time.total_s if one.time else 0.0, default=None)
 
 
 def memory_budget(machine: Machine, limits: Limits) -> int:

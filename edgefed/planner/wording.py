@@ -54,6 +54,8 @@ def lost_afterwards(candidate: Candidate, chosen: Candidate) -> str:
         return f"fits, but rank {other.rank} does too"
     if one.held_rank != other.held_rank:
         return f"fits, but rank {other.held_rank} of the global adapter can be held"
+    if one.quantization == "fp32":
+        return f"fits, but {other.quantization} does too, which this hardware multiplies much faster"
     return f"fits, but {other.quantization} does too, and keeps the base more exactly"
 
 

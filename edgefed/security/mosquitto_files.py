@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -84,6 +85,9 @@ def write_mosquitto(fleet: FleetDirectory, output: Path, options: MosquittoOptio
     }
     for name, content in contents.items():
         replace_file(output / name, [content], mode=0o600)
+        if os.geteuid() == 0:  # the broker reads them as a user of its own: whoever has the directory
+            owner = output.stat()
+            os.chown(output / name, owner.st_uid, owner.st_gid)
     return [output / name for name in contents]
 
 

@@ -102,8 +102,13 @@ def test_the_owner_pins(tmp_path: Path, tiny: Path) -> None:
 def test_what_fits_nothing_is_declined_with_what_it_needs(tmp_path: Path, tiny: Path) -> None:
     with pytest.raises(CannotTakePart, match=r"fits no allowed plan .* needs .* of memory, and .* may be used"):
         planning(tmp_path, available_bytes=GIB).plan(announced(), tiny, TEXTS)
+    keeper = planning(tmp_path)
+    tried = keeper.plan(announced(deadline_s=0.001), tiny, TEXTS)
+    assert tried.reason.endswith("no step of this model was measured here yet, so it is tried")
+    assert tried.plan.rank == 2
+    keeper.succeeded(tried, record(tried))
     with pytest.raises(CannotTakePart, match="no plan meets the deadline"):
-        planning(tmp_path).plan(announced(deadline_s=0.001), tiny, TEXTS)
+        keeper.plan(announced(deadline_s=0.001), tiny, TEXTS)
     assert planning(tmp_path).plan(announced(kind="evaluate", deadline_s=0.001), tiny, TEXTS).plan.rank == 8
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgefed.config import read_agent
-from tests.flashing.small_boards import Rootfs, make_image, make_rootfs, make_wheel
+from tests.flashing.small_boards import Rootfs, make_image, make_rootfs, make_wheel, needs_e2fsprogs
 
 Run = Callable[..., Any]
 WHO = ("--device", "board-07", "--fleet", "kitchen", "--broker", "broker.local")
@@ -129,6 +129,7 @@ def test_what_is_no_board_is_told(edgefed: Run, rootfs: Rootfs, wheels: Path, tm
     assert (done.code, "pip download" in done.err) == (15, True)
 
 
+@needs_e2fsprogs
 def test_an_image_is_flashed(edgefed: Run, rootfs: Rootfs, wheels: Path, tmp_path: Path) -> None:
     image = make_image(tmp_path / "os.img", rootfs())
     command = ("flash", "image", image, "--wheelhouse", wheels, *WHO)
@@ -164,3 +165,59 @@ def test_a_seed_is_written(edgefed: Run, wheels: Path, tmp_path: Path) -> None:
     ):
         done = edgefed("flash", "seed", tmp_path / "new", "-a", "aarch64", "--python", wrong, "-w", wheels, *WHO)
         assert (done.code, message in done.err) == (code, True)
+
+
+OWN = """device = "mine"
+fleet = "f"
+state = "{state}"
+[broker]
+host = "h"
+{broker}
+[data]
+path = "{data}"
+[limits]
+max_rank = 4
+"""
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        ({}, [], ""),
+        ({"broker": 'tls_ca = "/etc/edgefed/tls/ca.pem"'}, ["--ca", "ca"], ""),
+        ({"broker": 'tls_ca = "/etc/ssl/other.pem"'}, [], ""),
+        ({"state": "state"}, [], "state must be an absolute path below /var/lib/edgefed"),
+        ({"data": "/home/me/data"}, [], "hidden from the agent"),
+        ({}, ["--ca", "ca"], '--ca and broker.tls_ca = "/etc/edgefed/tls/ca.pem" belong together'),
+        ({"broker": 'tls_ca = "/etc/edgefed/tls/ca.pem"'}, [], "--ca and broker.tls_ca"),
+        ({"broker": "port = 0"}, [], "own.toml: broker.port"),
+        ({}, ["--device", "a"], "--config says who the board is"),
+    ],
+)
+def test_an_agent_toml_of_ones_own(
+    edgefed: Run,
+    rootfs: Rootfs,
+    wheels: Path,
+    pem: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    values: dict[str, str],
+    options: list[str],
+    message: str,
+) -> None:
+    root = rootfs()
+    monkeypatch.chdir(root.parent)
+    pem("ca", "CERTIFICATE")
+    usual = {"state": "/var/lib/edgefed/state", "data": "/srv/data", "broker": ""}
+    text = OWN.format(**{**usual, **values})
+    Path("own.toml").write_text(text)
+    done = edgefed("flash", "rootfs", root, "-w", wheels, "--config", "own.toml", *options)
+    if message:
+        assert done.code != 0
+        assert message in done.err
+        return
+    assert (done.code, done.err) == (0, "")
+    assert (root / "etc/edgefed/agent.toml").read_text() == text
+    board = ("--architecture", "aarch64", "--python", "3.12")
+    done = edgefed("flash", "seed", "seed", *board, "-w", wheels, "--config", "own.toml", *options)
+    assert (done.code, done.err) == (0, "")
+    assert '"local-hostname": "mine"' in Path("seed/meta-data").read_text()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgefed.devices.gpu import GpuProfile
-from edgefed.devices.memory import HostMemory, read_host_memory, training_memory
+from edgefed.devices.memory import HostMemory, count_oom_kills, read_host_memory, training_memory
 
 GIB = 1 << 30
 
@@ -103,3 +103,13 @@ def test_without_a_limit_it_is_the_whole_machine(tmp_path: Path, cgroup: str) ->
     host = read_host_memory(tmp_path)
     assert host.limited_by == ""
     assert host.total_bytes == read_host_memory(tmp_path / "nothing").total_bytes
+
+
+def test_the_kernels_count_of_those_it_ended_for_memory(tmp_path: Path) -> None:
+    assert count_oom_kills(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/vmstat").write_text("nr_free_pages 5\noom_kill 12\nnuma_hit 3\n")
+    assert count_oom_kills(tmp_path) == 12
+    (tmp_path / "proc/vmstat").write_text("nr_free_pages 5\n")
+    assert count_oom_kills(tmp_path) is None
+    assert count_oom_kills() is not None

@@ -23,6 +23,8 @@ def main(arguments: list[str]) -> None:
     done = Path(options.state).with_suffix(".mischief")
     command = [sys.executable, "-m", "tests.faults.quick_worker", str(done), *arguments[1:]]
     worker = WorkerProcess(silence_s=options.worker.silence_s, command=command)
+    if "hungry" in arguments:  # it dies as if the kernel had done it, which the kernel's own count would deny
+        worker = WorkerProcess(silence_s=options.worker.silence_s, command=command, oom_kills=lambda: None)
     run_stoppable(run_agent(options, once=True, worker=worker))
 
 

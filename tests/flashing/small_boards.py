@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+import pytest
+
 from edgefed.flashing.board import Board
 
 MACHINE = platform.machine()
@@ -77,6 +79,9 @@ def make_rootfs(root: Path, *, python: str = f"3.{sys.version_info[1]}", l4t: st
 
 
 MIB = 1 << 20
+needs_e2fsprogs = pytest.mark.skipif(
+    shutil.which("debugfs", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None, reason="e2fsprogs is not here"
+)
 _LINUX, _FAT, _EXTENDED, _PROTECTIVE = 0x83, 0x0C, 0x05, 0xEE
 _LINUX_GUID = uuid.UUID("0FC63DAF-8483-4772-8E79-3D69D8477DE4").bytes_le
 

@@ -24,12 +24,10 @@ from edgefed.flashing.ext4 import Ext4Tree
 from edgefed.flashing.image import flash_image, output_of, root_tree
 from edgefed.flashing.manifest import RECORD, Installation, manifest, read_record
 from edgefed.flashing.wheelhouse import read_wheelhouse
-from tests.flashing.small_boards import MIB, Rootfs, make_image, make_rootfs, make_wheel
+from tests.flashing.small_boards import MIB, Rootfs, make_image, make_rootfs, make_wheel, needs_e2fsprogs
 
 NOBODY = 65534
-pytestmark = pytest.mark.skipif(
-    shutil.which("debugfs", path=f"{os.environ['PATH']}:/usr/sbin") is None, reason="e2fsprogs is not here"
-)
+pytestmark = needs_e2fsprogs
 
 
 def plan(wheels: Path, *, upgrade: bool = False, config: bytes | None = b"c") -> Callable[[Ext4Tree], Changes]:
@@ -94,6 +92,7 @@ def open_directory() -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # other tests' threads do not matter here
 def test_no_rights_are_needed(root: Path, wheelhouse: Path, open_directory: Path) -> None:
     original = make_image(open_directory / "os.img", root)
     wheels = shutil.copytree(wheelhouse, open_directory / "wheels")

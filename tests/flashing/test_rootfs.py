@@ -202,6 +202,7 @@ def test_what_fails_is_undone(
     assert not [path for path in snapshot(root) if Path(path).name.startswith(".")]
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # other tests' threads do not matter here
 def test_a_killed_flashing_is_finished_by_the_next(rootfs: Rootfs, wheelhouse: Path) -> None:
     root = rootfs()
     child = os.fork()

@@ -67,7 +67,8 @@ def test_any_bytes_are_a_message_or_an_error_of_ours(payload: bytes, cut: int) -
             VERIFIER.verify(TOPIC, attempt, DEVICE, NOW_S)
         except MessageError:
             continue
-        assert attempt == SIGNER.sign(TOPIC, payload, 1.5)
+        # `{` before the rest of a signed `{}` makes it whole again.
+        assert attempt in (SIGNER.sign(TOPIC, payload, 1.5), SIGNER.sign(TOPIC, b"{}", 1.5))
 
 
 def test_it_counts_on_its_own_topic_only() -> None:
