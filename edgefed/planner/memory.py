@@ -107,7 +107,7 @@ def parts_of(workload: Workload, choice: Choice, hardware: Hardware) -> dict[str
         "base weights": weight_bytes(layout, choice.quantization, hardware),
         "held adapter": held if workload.start == "frozen" else 0,
         "trained factors": lora,
-        "gradients": lora * (1 + (_passed(workload, choice) if workload.private else 0)),
+        "gradients": lora * (1 + _single_gradients(workload, choice)),
         "optimizer state": 2 * lora,
         "activations": shape.kept_bytes(),
         "logits": shape.logits_bytes(),
@@ -117,6 +117,13 @@ def parts_of(workload: Workload, choice: Choice, hardware: Hardware) -> dict[str
 def _passed(workload: Workload, choice: Choice) -> int:
     """Returns the examples of a pass."""
     return choice.micro_batch_size or workload.batch_size
+
+
+def _single_gradients(workload: Workload, choice: Choice) -> int:
+    """Returns the examples whose gradients private training holds at once; recomputation takes one by one."""
+    if not workload.private:
+        return 0
+    return 1 if choice.gradient_checkpointing else _passed(workload, choice)
 
 
 def slack_bases(workload: Workload, choice: Choice) -> dict[str, int]:

@@ -76,4 +76,6 @@ def test_private_training_has_a_gradient_for_every_example_of_a_pass() -> None:
     lora = 4 * BASE.lora_parameters(["q", "v"], 8)
     private = peak_memory(workload(private=True), choice(micro_batch_size=4))
     assert private.parts["gradients"] == 5 * lora
+    one_by_one = choice(micro_batch_size=4, gradient_checkpointing=True)
+    assert peak_memory(workload(private=True), one_by_one).parts["gradients"] == 2 * lora
     assert peak_memory(workload(), choice(micro_batch_size=4)).parts["gradients"] == lora
