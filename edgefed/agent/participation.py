@@ -43,6 +43,7 @@ from edgefed.protocol.messages.manifest import Plan
 from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.protocol.messages.up import Decline, EvaluationReport, Join, UpdateOffer, UpMessage
 from edgefed.protocol.messages.wire import encode
+from edgefed.protocol.records import RoundRecord
 from edgefed.protocol.tasks import Quantization
 from edgefed.protocol.topics import Topics
 from edgefed.training.round_work import RoundWork
@@ -202,9 +203,8 @@ class Participation:
         await self._presence.show(self._transport, "downloading", round=announced.round)
         fetching = self._downloads.fetch(announced.run, parts_to_fetch(announced.manifest, planned.plan))
         fetched = await self._board.while_open(announced, fetching)
-        started_s = time.monotonic()
         finished = await self._work(announced, planned.plan, fetched)
-        self._work_times.took(planned.plan, time.monotonic() - started_s)
+        self._work_times.took(planned.plan, _worked_s(finished.record))
         await asyncio.to_thread(self._planning.succeeded, planned, finished.record)
         return await self._keep_answer(announced, planned, prepared, fetched, finished)
 
@@ -313,3 +313,9 @@ class Participation:
         self._done.add((answer.run, answer.round))
         level = logging.INFO if used else logging.WARNING
         _log.log(level, "round %d: %s %s", answer.round, word.outcome, word.reason)
+
+
+def _worked_s(record: RoundRecord) -> float:
+    """Returns the worker's own seconds: how long a link was down in the meantime says nothing of the next round."""
+    evaluated_s = record.evaluation.evaluate_s if record.evaluation else 0.0
+    return record.load_s + evaluated_s + record.train_s

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from edgefed.aggregation.exchange import Delivered, MergedState
+from edgefed.aggregation.exchange import Chosen, Delivered, MergedState
 from edgefed.coordinator.crash_points import AtWrite, Side
 from edgefed.coordinator.ledger import Ledger
 from edgefed.coordinator.options import FederationOptions
@@ -85,9 +85,12 @@ class TallyExchange:
         self.tally(directory)
         return MergedState(Manifest(), {}, 0.0)
 
-    def check(self, update: Path, plan: Plan) -> None:
+    def check(self, update: Path, plan: Plan, start: Path) -> None:
         if not update.is_file():
             raise AdapterError(f"{update}: No such file or directory")
+
+    def choose(self, delivered: Sequence[Delivered]) -> Chosen:
+        return Chosen(tuple(delivered))
 
     def merge(self, before: Path, delivered: Sequence[Delivered], round_: int, after: Path) -> MergedState:
         tally = self.tally(before)
