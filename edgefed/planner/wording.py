@@ -27,8 +27,8 @@ def readable_bytes(count: float) -> str:
 
 
 def in_words(choice: Choice) -> str:
-    """Returns a choice for people, such as `rank 8, nf4, micro-batch 2, activations recomputed`."""
-    held = f" beside {choice.held_rank} held" if choice.held_rank else ""
+    """Returns a choice for people, such as `rank 8, 16 held, nf4, micro-batch 2, activations recomputed`."""
+    held = f", {choice.held_rank} held" if choice.held_rank else ""
     recomputed = ", activations recomputed" if choice.gradient_checkpointing else ""
     return f"rank {choice.rank}{held}, {choice.quantization}, micro-batch {choice.micro_batch_size}{recomputed}"
 
