@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from edgefed.devices.sysfs import read_text
+
 __all__ = ["Conditions", "read_conditions"]
 
 
@@ -55,15 +57,8 @@ def read_conditions(root: Path = Path("/")) -> Conditions:
     )
 
 
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return None
-
-
 def _hottest_c(root: Path) -> float | None:
-    millidegrees = [_text(path) for path in (root / "sys/class/thermal").glob("thermal_zone*/temp")]
+    millidegrees = [read_text(path) for path in (root / "sys/class/thermal").glob("thermal_zone*/temp")]
     readings = [int(text) / 1000 for text in millidegrees if text and text.lstrip("-").isdecimal()]
     return max(readings, default=None)
 
@@ -72,7 +67,7 @@ def _power_supplies(root: Path) -> Iterator[dict[str, str]]:
     """Yields what each supply says (see the kernel's sysfs-class-power); batteries of peripherals are left out."""
     for directory in sorted((root / "sys/class/power_supply").glob("*")):
         names = ("type", "online", "status", "capacity", "scope")
-        said = {name: text for name in names if (text := _text(directory / name))}
+        said = {name: text for name in names if (text := read_text(directory / name))}
         if said.get("scope") != "Device":
             yield said
 
@@ -88,7 +83,7 @@ def _on_mains(supplies: list[dict[str, str]]) -> bool | None:
 def _default_interface(root: Path) -> str | None:
     """Returns the interface of the default route with the lowest metric."""
     routes: list[tuple[int, str]] = []
-    for line in (_text(root / "proc/net/route") or "").splitlines()[1:]:
+    for line in (read_text(root / "proc/net/route") or "").splitlines()[1:]:
         fields = line.split()
         if len(fields) > 7 and fields[1] == "00000000" and fields[7] == "00000000" and fields[6].isdecimal():
             routes.append((int(fields[6]), fields[0]))

@@ -10,6 +10,7 @@ import msgspec
 import psutil
 
 from edgefed.devices.gpu import GpuProfile
+from edgefed.devices.sysfs import read_integer
 
 __all__ = ["HostMemory", "MemoryProfile", "count_oom_kills", "read_host_memory", "training_memory"]
 
@@ -57,7 +58,7 @@ def read_host_memory(root: Path = Path("/")) -> HostMemory:
     total, available = memory.total, memory.available
     limited_by: Literal["", "cgroup"] = ""
     for group, files in _control_groups(root):
-        limit, used = _number(group / files.limit), _number(group / files.used)
+        limit, used = read_integer(group / files.limit), read_integer(group / files.used)
         if limit is not None and used is not None:
             left = max(0, limit - used + _reclaimable(group / "memory.stat", files.reclaimable))
             if limit < total or left < available:
@@ -150,13 +151,6 @@ def _around(mount: Path, path: str) -> list[Path]:
         return [mount]
     own = mount / path.lstrip("/")
     return [group for group in (own, *own.parents) if group == mount or mount in group.parents]
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):  # not there, or "max"
-        return None
 
 
 def _reclaimable(path: Path, names: tuple[str, ...]) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from edgefed.devices.sysfs import read_text
+
 __all__ = ["read_power_mode"]
 
 _STATUS = re.compile(r"pmode:(\d+)")
@@ -20,19 +22,12 @@ def read_power_mode(root: Path = Path("/")) -> tuple[str | None, str]:
     Args:
         root: of the file system that both are read from.
     """
-    status = _text(root / "var/lib/nvpmodel/status")
+    status = read_text(root / "var/lib/nvpmodel/status")
     if status is None:
         return None, "this machine has no nvpmodel, which only Jetson boards have"
     found = _STATUS.search(status)
     if found is None:
         return None, f"nvpmodel's status file says {status.strip()[:40]!r}, which names no mode"
     number = int(found[1])
-    names = dict(_MODEL.findall(_text(root / "etc/nvpmodel.conf") or ""))
+    names = dict(_MODEL.findall(read_text(root / "etc/nvpmodel.conf") or ""))
     return {int(key): name for key, name in names.items()}.get(number, f"mode {number}"), ""
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return None

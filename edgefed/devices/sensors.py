@@ -7,6 +7,8 @@ from pathlib import Path
 
 import msgspec
 
+from edgefed.devices.sysfs import read_integer, read_text
+
 __all__ = ["AbsentSensor", "PowerProfile", "PowerSensor", "ThermalProfile", "read_thermal"]
 
 
@@ -77,11 +79,11 @@ def read_thermal(root: Path = Path("/")) -> ThermalProfile:
     thermal = root / "sys/class/thermal"
     temperature_c: dict[str, float] = {}
     for zone in sorted(thermal.glob("thermal_zone*")):
-        reading = _integer(zone / "temp")
+        reading = read_integer(zone / "temp")
         if reading is not None:
-            name = _text(zone / "type") or zone.name
+            name = read_text(zone / "type") or zone.name
             temperature_c[name if name not in temperature_c else f"{name} ({zone.name})"] = reading / 1000
-    coolers = [_integer(path / "cur_state") for path in thermal.glob("cooling_device*") if _throttles(path)]
+    coolers = [read_integer(path / "cur_state") for path in thermal.glob("cooling_device*") if _throttles(path)]
     states = [state for state in coolers if state is not None]
     reasons = []
     if not temperature_c:
@@ -94,19 +96,5 @@ def read_thermal(root: Path = Path("/")) -> ThermalProfile:
 
 def _throttles(cooler: Path) -> bool:
     """Whether a cooling device slows down the processor or the GPU; fans do not."""
-    kind = (_text(cooler / "type") or "").lower()
+    kind = (read_text(cooler / "type") or "").lower()
     return "fan" not in kind and any(word in kind for word in ("processor", "cpu", "gpu", "devfreq"))
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return None
-
-
-def _integer(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
