@@ -7,46 +7,19 @@ from typing import Annotated
 
 import typer
 
-from edgefed.cli.flash_options import (
-    Asked,
-    BrokerOption,
-    CaOption,
-    CertificateOption,
-    ConfigOption,
-    DataOption,
-    DeviceOption,
-    DryRunOption,
-    FleetOption,
-    JsonOption,
-    KeyOption,
-    PasswordOption,
-    UpgradeOption,
-    UsernameOption,
-    WheelhouseOption,
-    WifiOption,
-    WifiPasswordOption,
-)
+from edgefed.cli.flash_options import Asked, DryRunOption, JsonOption, UpgradeOption
+from edgefed.cli.option_groups import with_option_groups
 
 __all__ = ["image"]
 
 
+@with_option_groups
 def image(
     file: Annotated[Path, typer.Argument(metavar="FILE.img", help="The image, plain or as .xz, .zst or .gz.")],
-    wheelhouse: WheelhouseOption,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the flashed image goes.")] = None,
     partition: Annotated[int | None, typer.Option("--partition", help="Number of the one with the root.")] = None,
-    device: DeviceOption = "",
-    fleet: FleetOption = "",
-    broker: BrokerOption = "",
-    username: UsernameOption = "",
-    password_file: PasswordOption = None,
-    ca: CaOption = None,
-    certificate: CertificateOption = None,
-    key: KeyOption = None,
-    data: DataOption = "",
-    config: ConfigOption = None,
-    wifi: WifiOption = None,
-    wifi_password_file: WifiPasswordOption = None,
+    *,
+    asked: Asked,
     upgrade: UpgradeOption = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
@@ -69,21 +42,6 @@ def image(
     from edgefed.flashing.image import flash_image, output_of
     from edgefed.flashing.manifest import manifest
 
-    asked = Asked(
-        wheelhouse=wheelhouse,
-        device=device,
-        fleet=fleet,
-        broker=broker,
-        username=username,
-        password_file=password_file,
-        ca=ca,
-        certificate=certificate,
-        key=key,
-        data=data,
-        config=config,
-        wifi=wifi,
-        wifi_password_file=wifi_password_file,
-    )
     boards: list[Board] = []
 
     def plan(tree: Ext4Tree) -> Changes:

@@ -17,45 +17,8 @@ if TYPE_CHECKING:
     from edgefed.flashing.manifest import Installation
     from edgefed.flashing.wifi import Wifi
 
-__all__ = [
-    "Asked",
-    "BrokerOption",
-    "CaOption",
-    "CertificateOption",
-    "ConfigOption",
-    "DataOption",
-    "DeviceOption",
-    "DryRunOption",
-    "FleetOption",
-    "JsonOption",
-    "KeyOption",
-    "PasswordOption",
-    "UpgradeOption",
-    "UsernameOption",
-    "WheelhouseOption",
-    "WifiOption",
-    "WifiPasswordOption",
-    "asked_wifi",
-    "version",
-]
+__all__ = ["Asked", "DryRunOption", "JsonOption", "UpgradeOption", "asked_wifi", "version"]
 
-WheelhouseOption = Annotated[Path, typer.Option("--wheelhouse", "-w", help="Directory with the wheels for the board.")]
-DeviceOption = Annotated[str, typer.Option("--device", "-d", help="The board's id in the fleet.")]
-FleetOption = Annotated[str, typer.Option("--fleet", "-f", help="The fleet that it belongs to.")]
-BrokerOption = Annotated[str, typer.Option("--broker", "-b", metavar="HOST[:PORT]", help="The fleet's broker.")]
-UsernameOption = Annotated[str, typer.Option("--username", help="At the broker, where it wants one.")]
-PasswordOption = Annotated[Path | None, typer.Option("--password-file", help="Its first line is the password.")]
-CaOption = Annotated[Path | None, typer.Option("--ca", help="Certificate of the broker's authority; turns TLS on.")]
-CertificateOption = Annotated[Path | None, typer.Option("--certificate", help="The board's own certificate.")]
-KeyOption = Annotated[Path | None, typer.Option("--key", help="The key of that certificate.")]
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", help="The board's agent.toml, instead of one made from these options.")
-]
-DataOption = Annotated[str, typer.Option("--data", help="Where the examples are on the board.")]
-WifiOption = Annotated[str | None, typer.Option("--wifi", metavar="NAME", help="A wireless network to join.")]
-WifiPasswordOption = Annotated[
-    Path | None, typer.Option("--wifi-password-file", help="Its first line is the network's password.")
-]
 UpgradeOption = Annotated[bool, typer.Option("--upgrade", help="Bring a board that has edgefed to this version.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Write nothing; say what would be written.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON document.")]
@@ -66,21 +29,28 @@ _KEYS = (b"-----BEGIN PRIVATE KEY-----", b"-----BEGIN EC PRIVATE KEY-----", b"--
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What was asked for, as it stands on the command line."""
+    """What a board shall get, as it stands on the command line; a command takes it by `with_option_groups`."""
 
-    wheelhouse: Path
-    device: str
-    fleet: str
-    broker: str
-    username: str
-    password_file: Path | None
-    ca: Path | None
-    certificate: Path | None
-    key: Path | None
-    data: str
-    config: Path | None
-    wifi: str | None
-    wifi_password_file: Path | None
+    wheelhouse: Annotated[Path, typer.Option("--wheelhouse", "-w", help="Directory with the wheels for the board.")]
+    device: Annotated[str, typer.Option("--device", "-d", help="The board's id in the fleet.")] = ""
+    fleet: Annotated[str, typer.Option("--fleet", "-f", help="The fleet that it belongs to.")] = ""
+    broker: Annotated[str, typer.Option("--broker", "-b", metavar="HOST[:PORT]", help="The fleet's broker.")] = ""
+    username: Annotated[str, typer.Option("--username", help="At the broker, where it wants one.")] = ""
+    password_file: Annotated[Path | None, typer.Option("--password-file", help="Its first line is the password.")] = (
+        None
+    )
+    ca: Annotated[Path | None, typer.Option("--ca", help="Certificate of the broker's authority; turns TLS on.")] = None
+    certificate: Annotated[Path | None, typer.Option("--certificate", help="The board's own certificate.")] = None
+    key: Annotated[Path | None, typer.Option("--key", help="The key of that certificate.")] = None
+    data: Annotated[str, typer.Option("--data", help="Where the examples are on the board.")] = ""
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="The board's agent.toml, instead of one made from these options."),
+    ] = None
+    wifi: Annotated[str | None, typer.Option("--wifi", metavar="NAME", help="A wireless network to join.")] = None
+    wifi_password_file: Annotated[
+        Path | None, typer.Option("--wifi-password-file", help="Its first line is the network's password.")
+    ] = None
 
     def installation(self, board: Board) -> Installation:
         """Returns what the board gets.

@@ -7,44 +7,16 @@ from typing import Annotated
 
 import typer
 
-from edgefed.cli.flash_options import (
-    Asked,
-    BrokerOption,
-    CaOption,
-    CertificateOption,
-    ConfigOption,
-    DataOption,
-    DeviceOption,
-    DryRunOption,
-    FleetOption,
-    JsonOption,
-    KeyOption,
-    PasswordOption,
-    UpgradeOption,
-    UsernameOption,
-    WheelhouseOption,
-    WifiOption,
-    WifiPasswordOption,
-)
+from edgefed.cli.flash_options import Asked, DryRunOption, JsonOption, UpgradeOption
+from edgefed.cli.option_groups import with_option_groups
 
 __all__ = ["rootfs"]
 
 
+@with_option_groups
 def rootfs(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The board's root, as a directory here.")],
-    wheelhouse: WheelhouseOption,
-    device: DeviceOption = "",
-    fleet: FleetOption = "",
-    broker: BrokerOption = "",
-    username: UsernameOption = "",
-    password_file: PasswordOption = None,
-    ca: CaOption = None,
-    certificate: CertificateOption = None,
-    key: KeyOption = None,
-    data: DataOption = "",
-    config: ConfigOption = None,
-    wifi: WifiOption = None,
-    wifi_password_file: WifiPasswordOption = None,
+    asked: Asked,
     upgrade: UpgradeOption = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
@@ -66,21 +38,6 @@ def rootfs(
     from edgefed.flashing.manifest import manifest
     from edgefed.flashing.rootfs import DirectoryTree, write
 
-    asked = Asked(
-        wheelhouse=wheelhouse,
-        device=device,
-        fleet=fleet,
-        broker=broker,
-        username=username,
-        password_file=password_file,
-        ca=ca,
-        certificate=certificate,
-        key=key,
-        data=data,
-        config=config,
-        wifi=wifi,
-        wifi_password_file=wifi_password_file,
-    )
     with told_where(directory):
         tree = DirectoryTree(directory)
         board = inspect(tree)

@@ -2,55 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from edgefed.cli.flash_options import (
-    Asked,
-    BrokerOption,
-    CaOption,
-    CertificateOption,
-    ConfigOption,
-    DataOption,
-    DeviceOption,
-    DryRunOption,
-    FleetOption,
-    JsonOption,
-    KeyOption,
-    PasswordOption,
-    UsernameOption,
-    WheelhouseOption,
-    WifiOption,
-    WifiPasswordOption,
-    asked_wifi,
-    version,
-)
+from edgefed.cli.flash_options import Asked, DryRunOption, JsonOption, asked_wifi, version
+from edgefed.cli.option_groups import with_option_groups
 
 __all__ = ["seed"]
 
 
+@with_option_groups
 def seed(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the seed's files go.")],
-    wheelhouse: WheelhouseOption,
     architecture: Annotated[str, typer.Option("--architecture", "-a", help="Of the board, as wheels name it.")],
     python: Annotated[str, typer.Option("--python", metavar="3.N", help="Version of the board's python3.")],
     glibc: Annotated[str, typer.Option("--glibc", metavar="2.N", help="Its C library; what is left out fits.")] = "",
     iso: Annotated[Path | None, typer.Option("--iso", help="Write an ISO image of the seed as well.")] = None,
     fat: Annotated[Path | None, typer.Option("--fat", help="Write a FAT image of the seed as well.")] = None,
-    device: DeviceOption = "",
-    fleet: FleetOption = "",
-    broker: BrokerOption = "",
-    username: UsernameOption = "",
-    password_file: PasswordOption = None,
-    ca: CaOption = None,
-    certificate: CertificateOption = None,
-    key: KeyOption = None,
-    data: DataOption = "",
-    config: ConfigOption = None,
-    wifi: WifiOption = None,
-    wifi_password_file: WifiPasswordOption = None,
+    *,
+    asked: Asked,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -79,26 +52,14 @@ def seed(
         system="a board with cloud-init",
     )
     check_python(board, "--python")
-    asked = Asked(
-        wheelhouse=wheelhouse,
-        device=device,
-        fleet=fleet,
-        broker=broker,
-        username=username,
-        password_file=password_file,
-        ca=ca,
-        certificate=certificate,
-        key=key,
-        data=data,
-        config=config,
-        wifi=None,  # cloud-init sets it up, by network-config
-        wifi_password_file=None,
-    )
-    network = asked_wifi(wifi, wifi_password_file)
-    changes = for_new_board(manifest(asked.installation(board), board))
+    network = asked_wifi(asked.wifi, asked.wifi_password_file)
+    without = replace(asked, wifi=None, wifi_password_file=None)  # cloud-init sets it up, by network-config
+    changes = for_new_board(manifest(without.installation(board), board))
     if not dry_run:
         with told_where(directory), progress_bar(changes.size_bytes, "writing") as progress:
-            write_seed(directory, changes, device=device or _device_in(config), wifi=network, progress=progress)
+            write_seed(
+                directory, changes, device=asked.device or _device_in(asked.config), wifi=network, progress=progress
+            )
             if iso is not None:
                 write_iso(directory, iso)
             if fat is not None:
