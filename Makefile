@@ -15,6 +15,9 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .PHONY: help venv demo test check lint mosquitto clean FORCE
 
+# A file's tests stay together: what its fixtures start is started once.
+WORKERS := --numprocesses=logical --maxprocesses=4 --dist=loadfile
+
 INSTALLED := $(VENV)/installed
 BIN := $(VENV)/bin
 
@@ -52,7 +55,7 @@ demo: $(INSTALLED) ## Run a whole federation on this machine: broker, aggregator
 	$(BIN)/edgefed demo
 
 test: $(INSTALLED) mosquitto lint ## Check everything and run every test
-	$(BIN)/pytest $(PYTEST_FLAGS)
+	$(BIN)/pytest $(WORKERS) $(PYTEST_FLAGS)
 
 check: $(INSTALLED) lint ## Check style, types and layers, without the tests
 

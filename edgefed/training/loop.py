@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -221,6 +221,10 @@ def _training_mode(model: AdaptedModel, options: TrainOptions) -> Iterator[None]
         network.train()
         if options.gradient_checkpointing:
             _call_renamed(network, "checkpointing_enable", {"use_reentrant": False})
+            # transformers also has the embeddings' output ask for gradients, for ever: non-reentrant checkpointing
+            # needs none, and each later step would go on computing them.
+            with suppress(AttributeError):  # of versions that did not
+                network.disable_input_require_grads()
         try:
             yield
         finally:

@@ -69,6 +69,7 @@ def test_the_model_is_left_as_it_was_found(
     assert torch.equal(torch.get_rng_state(), state)
     assert not base.model.training
     assert not base.model.encoder.gradient_checkpointing
+    assert not base.model.get_input_embeddings()(torch.tensor([[1]])).requires_grad
     for name, parameter in base.model.named_parameters():
         assert torch.equal(parameter, weights[name])
         assert parameter.grad is None
