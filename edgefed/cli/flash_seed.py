@@ -20,6 +20,7 @@ from edgefed.cli.flash_options import (
     JsonOption,
     KeyOption,
     PasswordOption,
+    TokenOption,
     UsernameOption,
     WheelhouseOption,
     WifiOption,
@@ -47,6 +48,7 @@ def seed(
     ca: CaOption = None,
     certificate: CertificateOption = None,
     key: KeyOption = None,
+    token: TokenOption = None,
     data: DataOption = "",
     config: ConfigOption = None,
     wifi: WifiOption = None,
@@ -89,6 +91,7 @@ def seed(
         ca=ca,
         certificate=certificate,
         key=key,
+        token=token,
         data=data,
         config=config,
         wifi=None,  # cloud-init sets it up, by network-config

@@ -131,6 +131,7 @@ class Installation:
         password: the broker's password file.
         ca: the authority's certificate (PEM).
         certificate, key: the device's own (PEM); both or neither.
+        token: the file of a claim token, by which the board gets its certificate itself.
         wifi: a network to join.
     """
 
@@ -140,6 +141,7 @@ class Installation:
     ca: bytes | None = None
     certificate: bytes | None = None
     key: bytes | None = None
+    token: bytes | None = None
     wifi: Wifi | None = None
 
 
@@ -182,6 +184,7 @@ def _own_files(installation: Installation) -> Iterator[File]:
         (agent_toml.CA, installation.ca, _PUBLIC),
         (agent_toml.CERTIFICATE, installation.certificate, _PUBLIC),
         (agent_toml.KEY, installation.key, _SECRET),
+        (agent_toml.CLAIM_TOKEN, installation.token, _SECRET),
         (WIFI, installation.wifi.keyfile().encode() if installation.wifi else None, _SECRET),
     )
     for path, content, mode in own:
