@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from edgefed import __version__
+from edgefed.devices.flashed import FLASH_RECORD
 from edgefed.errors import FlashError
 from edgefed.files import hash_file
 from edgefed.flashing import agent_toml
@@ -34,7 +35,7 @@ __all__ = [
     "read_record",
 ]
 
-RECORD = "/etc/edgefed/flash-manifest.json"
+RECORD = FLASH_RECORD
 WHEELHOUSE = "/opt/edgefed/wheelhouse"
 WIFI = "/etc/NetworkManager/system-connections/edgefed-wifi.nmconnection"
 _WANTS = "/etc/systemd/system/multi-user.target.wants"
