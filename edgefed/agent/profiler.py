@@ -194,7 +194,7 @@ class Profiler:
         profile = read_profile(
             self._directory, quantization=limits.quantization, max_rank=limits.max_rank, root=self._root
         )
-        why_null: dict[str, str] = {}
+        why_null = dict(profile.why_null)
         machine = known.machine if known else None
         gpu = machine.gpu if machine else None
         not_measured = known.failed if known else "it was not measured yet"

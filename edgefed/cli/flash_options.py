@@ -42,6 +42,9 @@ class Asked:
     ca: Annotated[Path | None, typer.Option("--ca", help="Certificate of the broker's authority; turns TLS on.")] = None
     certificate: Annotated[Path | None, typer.Option("--certificate", help="The board's own certificate.")] = None
     key: Annotated[Path | None, typer.Option("--key", help="The key of that certificate.")] = None
+    token: Annotated[
+        Path | None, typer.Option("--token", help="Of `edgefed fleet token`: the board enrolls itself by it, once.")
+    ] = None
     data: Annotated[str, typer.Option("--data", help="Where the examples are on the board.")] = ""
     config: Annotated[
         Path | None,
@@ -66,6 +69,8 @@ class Asked:
             raise ConfigError("--certificate and --key belong together: give both or neither")
         if self.certificate and not self.ca:
             raise ConfigError("--certificate needs --ca, the authority that signed the broker's certificate")
+        if self.token and (self.ca or self.certificate):
+            raise ConfigError("--token gets the board its certificate, and brings --ca: leave those options out")
         return Installation(
             wheels=read_wheelhouse(self.wheelhouse, board),
             agent_toml=self._agent_toml(),
@@ -73,6 +78,7 @@ class Asked:
             ca=_pem(self.ca, (_CERTIFICATE,), "a certificate"),
             certificate=_pem(self.certificate, (_CERTIFICATE,), "a certificate"),
             key=_pem(self.key, _KEYS, "a private key without a passphrase"),
+            token=self._claim_token(),
             wifi=asked_wifi(self.wifi, self.wifi_password_file),
         )
 
@@ -81,11 +87,12 @@ class Asked:
 
         identity = {"--device": self.device, "--fleet": self.fleet, "--broker": self.broker}
         missing = [name for name, value in identity.items() if not value]
-        others = (self.username, self.password_file, self.ca, self.certificate, self.data)
+        others = (self.username, self.password_file, self.ca, self.certificate, self.token, self.data)
         if self.config is not None:
             if len(missing) < len(identity) or self.username or self.data:
                 raise ConfigError("--config says who the board is, where its broker is and where the examples are")
-            return _given_agent_toml(self.config, password=self.password_file, ca=self.ca, key=self.key)
+            given = {"password": self.password_file, "ca": self.ca, "key": self.key, "token": self.token}
+            return _given_agent_toml(self.config, **given)
         if len(missing) == len(identity) and not any(others):
             return None
         if missing:
@@ -100,9 +107,33 @@ class Asked:
             has_password=self.password_file is not None,
             has_ca=self.ca is not None,
             has_certificate=self.certificate is not None,
+            has_token=self.token is not None,
             data=self.data,
         )
         return agent_toml(access)
+
+    def _claim_token(self) -> bytes | None:
+        """Returns the content of the token's file, once it is known that this board can use it."""
+        from datetime import datetime, timezone
+
+        from edgefed.config import read_agent
+        from edgefed.security.tokens import matches, read_token
+
+        if self.token is None:
+            return None
+        token = read_token(self.token)
+        options = read_agent(self.config) if self.config is not None else None
+        device, fleet = (options.device, options.fleet) if options is not None else (self.device, self.fleet)
+        if token.fleet != fleet:
+            raise ConfigError(f"{self.token}: is of fleet {token.fleet}, and the board is for fleet {fleet}")
+        if not matches(device, token.device):
+            raise ConfigError(f"{self.token}: is for {token.device}, and the board will be {device}")
+        if token.expires <= datetime.now(timezone.utc):
+            raise ConfigError(
+                f"{self.token}: has expired on {token.expires:%Y-%m-%d %H:%M} UTC: ask for a new one "
+                "(edgefed fleet token)"
+            )
+        return self.token.read_bytes()
 
 
 def asked_wifi(name: str | None, password_file: Path | None) -> Wifi | None:
@@ -133,7 +164,9 @@ def version(text: str, option: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _given_agent_toml(path: Path, *, password: Path | None, ca: Path | None, key: Path | None) -> bytes:
+def _given_agent_toml(
+    path: Path, *, password: Path | None, ca: Path | None, key: Path | None, token: Path | None
+) -> bytes:
     """Returns an agent.toml as it is, once it is known to work in the places that the board has."""
     from edgefed.config import read_agent
     from edgefed.flashing import agent_toml
@@ -143,6 +176,12 @@ def _given_agent_toml(path: Path, *, password: Path | None, ca: Path | None, key
         raise ConfigError(f"{path}: state must be an absolute path below {agent_toml.STATE}, where the agent writes")
     agent_toml.check_data(options.data.path)
     broker = options.broker
+    enrolled = (broker.tls_ca, broker.tls_certificate, broker.tls_key)
+    if token is not None and not all(file.startswith(f"{agent_toml.STATE}/") for file in enrolled):
+        raise ConfigError(
+            f"{path}: with --token, broker.tls_ca, tls_certificate and tls_key must be below {agent_toml.STATE}, where "
+            "the agent can write them"
+        )
     places = (
         ("password_file", broker.password_file, "--password-file", password, agent_toml.PASSWORD),
         ("tls_ca", broker.tls_ca, "--ca", ca, agent_toml.CA),

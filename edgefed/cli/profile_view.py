@@ -65,6 +65,7 @@ def _machine(profile: DeviceProfile) -> Iterator[Line]:
         yield Line("emulated board", profile.emulated, "memory, GPU, rates and network are the board's unless they say")
     nameless = "" if profile.model else "neither device tree nor firmware names it; "
     yield Line("machine", profile.model or "—", f"{nameless}{profile.system}, edgefed {profile.edgefed_version}")
+    yield from _flashed(profile)
     if profile.emulated is None:
         yield Line("board", profile.board or "—", "" if profile.board else profile.why_null.get("board", ""))
     cpu = profile.cpu
@@ -79,6 +80,16 @@ def _machine(profile: DeviceProfile) -> Iterator[Line]:
     kind = "shares the host's memory" if gpu.integrated else "with memory of its own"
     yield Line("GPU", gpu.name, f"compute capability {gpu.compute_capability}, {gpu.sm_count} SMs, {kind}")
     yield _line("GPU clock", gpu.clock_hz, "Hz")
+
+
+def _flashed(profile: DeviceProfile) -> Iterator[Line]:
+    flashed = profile.flashed
+    if flashed is not None:
+        interrupted = "" if flashed.complete else "; the flashing was interrupted"
+        note = f"for {flashed.board}; manifest {flashed.manifest_sha256[:16]}{interrupted}"
+        yield Line("flashed by", f"edgefed {flashed.edgefed_version}", note)
+    elif unknown := profile.why_null.get("flashed"):
+        yield Line("flashed by", "—", unknown)
 
 
 def _memory(profile: DeviceProfile) -> Iterator[Line]:

@@ -16,6 +16,7 @@ import psutil
 from edgefed import __version__
 from edgefed.devices.compute import ComputeProfile
 from edgefed.devices.cpu import CpuProfile, read_cpu
+from edgefed.devices.flashed import Flashed, read_flashed
 from edgefed.devices.gpu import GpuProfile
 from edgefed.devices.memory import MemoryProfile
 from edgefed.devices.network import NetworkProfile
@@ -69,6 +70,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
         emulated: id of the board that this machine plays; `board`, `memory`, `gpu`, `compute`, `network` and
             `power.mode` are then that board's, from its sheet, and what was measured stands under `real`.
         real: what was measured where a board is emulated.
+        flashed: what put edgefed on this board; null where it was installed in another way.
     """
 
     edgefed_version: str
@@ -99,6 +101,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
     quick: bool = False
     emulated: str | None = None
     real: RealParts | None = None
+    flashed: Flashed | None = None
 
 
 def read_profile(state_directory: Path, *, quantization: str, max_rank: int, root: Path = Path("/")) -> DeviceProfile:
@@ -108,9 +111,10 @@ def read_profile(state_directory: Path, *, quantization: str, max_rank: int, roo
         state_directory: where the agent keeps its state; it exists.
         quantization: as configured.
         max_rank: as configured.
-        root: of the file system that `proc` and `sys` are read from.
+        root: of the file system that `proc`, `sys` and the record of flashing are read from.
     """
     memory = psutil.virtual_memory()
+    flashed, unknown = read_flashed(root)
     cpu = read_cpu(root)
     return DeviceProfile(
         edgefed_version=__version__,
@@ -127,6 +131,8 @@ def read_profile(state_directory: Path, *, quantization: str, max_rank: int, roo
         quantization=quantization,
         max_rank=max_rank,
         cpu=cpu,
+        flashed=flashed,
+        why_null={"flashed": unknown} if unknown else {},
     )
 
 

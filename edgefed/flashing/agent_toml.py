@@ -10,12 +10,30 @@ import msgspec
 from edgefed.agent.options import AgentOptions
 from edgefed.errors import FlashError
 
-__all__ = ["CA", "CERTIFICATE", "CONFIG", "DATA", "KEY", "PASSWORD", "STATE", "Access", "agent_toml", "check_data"]
+__all__ = [
+    "CA",
+    "CERTIFICATE",
+    "CLAIM",
+    "CLAIM_TOKEN",
+    "CONFIG",
+    "DATA",
+    "KEY",
+    "PASSWORD",
+    "STATE",
+    "Access",
+    "agent_toml",
+    "check_data",
+]
 
 CONFIG = "/etc/edgefed/agent.toml"
 PASSWORD = "/etc/edgefed/password"
 CA, CERTIFICATE, KEY = (f"/etc/edgefed/tls/{name}.pem" for name in ("ca", "certificate", "key"))
+CLAIM = "/etc/edgefed/claim"
+"""The agent may remove what is in here: it is a directory for that reason alone."""
+CLAIM_TOKEN = f"{CLAIM}/token"
 STATE = "/var/lib/edgefed"
+_ENROLLED = {f"tls_{name}": f"{STATE}/tls/{name}.pem" for name in ("ca", "certificate", "key")}
+"""Where enrolling writes: /etc is not the agent's."""
 DATA = f"{STATE}/data"
 _HIDDEN = ("/home/", "/root/", "/tmp/", "/var/tmp/")
 
@@ -33,6 +51,7 @@ class Access:
         has_password: a password is written beside.
         has_ca: the authority's certificate is written beside.
         has_certificate: the device's own certificate and key are written beside.
+        has_token: a claim token is written beside, by which the board gets all three.
         data: where the examples are on the board; empty takes the directory that is made for them.
     """
 
@@ -44,6 +63,7 @@ class Access:
     has_password: bool = False
     has_ca: bool = False
     has_certificate: bool = False
+    has_token: bool = False
     data: str = ""
 
 
@@ -53,11 +73,14 @@ def agent_toml(access: Access) -> bytes:
     Raises:
         FlashError: it says something that the agent would refuse.
     """
-    broker: dict[str, str | int] = {"host": access.host, "port": access.port or (8883 if access.has_ca else 1883)}
+    usual_port = 8883 if access.has_ca or access.has_token else 1883
+    broker: dict[str, str | int] = {"host": access.host, "port": access.port or usual_port}
     if access.username:
         broker["username"] = access.username
     if access.has_password:
         broker["password_file"] = PASSWORD
+    if access.has_token:
+        broker |= _ENROLLED
     if access.has_ca:
         broker["tls_ca"] = CA
     if access.has_certificate:

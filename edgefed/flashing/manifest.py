@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from edgefed import __version__
+from edgefed.devices.flashed import FLASH_RECORD
 from edgefed.errors import FlashError
 from edgefed.files import hash_file
 from edgefed.flashing import agent_toml
@@ -34,7 +35,7 @@ __all__ = [
     "read_record",
 ]
 
-RECORD = "/etc/edgefed/flash-manifest.json"
+RECORD = FLASH_RECORD
 WHEELHOUSE = "/opt/edgefed/wheelhouse"
 WIFI = "/etc/NetworkManager/system-connections/edgefed-wifi.nmconnection"
 _WANTS = "/etc/systemd/system/multi-user.target.wants"
@@ -131,6 +132,7 @@ class Installation:
         password: the broker's password file.
         ca: the authority's certificate (PEM).
         certificate, key: the device's own (PEM); both or neither.
+        token: the file of a claim token, by which the board gets its certificate itself.
         wifi: a network to join.
     """
 
@@ -140,6 +142,7 @@ class Installation:
     ca: bytes | None = None
     certificate: bytes | None = None
     key: bytes | None = None
+    token: bytes | None = None
     wifi: Wifi | None = None
 
 
@@ -182,6 +185,7 @@ def _own_files(installation: Installation) -> Iterator[File]:
         (agent_toml.CA, installation.ca, _PUBLIC),
         (agent_toml.CERTIFICATE, installation.certificate, _PUBLIC),
         (agent_toml.KEY, installation.key, _SECRET),
+        (agent_toml.CLAIM_TOKEN, installation.token, _SECRET),
         (WIFI, installation.wifi.keyfile().encode() if installation.wifi else None, _SECRET),
     )
     for path, content, mode in own:

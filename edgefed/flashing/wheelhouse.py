@@ -164,10 +164,11 @@ def _way_out(directory: Path, board: Board) -> str:
     tags = [f"--platform linux_{board.architecture}"]
     if board.glibc is not None:
         # pip takes a name of this kind as it stands: one for each C library that wheels are commonly built for.
-        minors = [minor for minor in (17, 28, 31, 34, 35, 39) if (2, minor) <= board.glibc]
+        minors = [minor for minor in (17, 24, 26, 27, 28, 31, 34, 35, 39) if (2, minor) <= board.glibc]
         tags += [f"--platform manylinux_2_{minor}_{board.architecture}" for minor in minors]
     version = f"{board.python[0]}.{board.python[1]}"
     return (
         f"fill it with: pip download --dest {directory} --only-binary=:all: --python-version {version} "
-        f"{' '.join(tags)} edgefed pip"
+        f"{' '.join(tags)} edgefed pip (to train, it needs 'edgefed[train]': fetch that with the pip of a machine of "
+        "the board's kind, as pip asks the machine that it runs on what torch needs)"
     )

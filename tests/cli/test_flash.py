@@ -60,6 +60,71 @@ def test_a_root_file_system_is_flashed(edgefed: Run, rootfs: Rootfs, wheels: Pat
     assert "/etc/edgefed/agent.toml was changed on the board" in done.out
 
 
+@pytest.fixture
+def token(edgefed: Run, tmp_path: Path) -> Callable[..., Path]:
+    """Has a real fleet make a token: (device, fleet=) → its file."""
+
+    def make(device: str, fleet: str = "kitchen") -> Path:
+        directory, file = tmp_path / "fleets" / fleet, tmp_path / f"{fleet}-{device}.token"
+        if not directory.exists():
+            assert edgefed("fleet", "init", directory, "--broker-host", "127.0.0.1").code == 0
+        assert edgefed("fleet", "token", device, "--fleet", directory, "--output", file).code == 0
+        return file
+
+    return make
+
+
+def test_a_claim_token_goes_where_the_agent_looks(
+    edgefed: Run, rootfs: Rootfs, wheels: Path, token: Callable[..., Path], tmp_path: Path
+) -> None:
+    root, file = rootfs(), token("board-07")
+    done = edgefed("flash", "rootfs", root, "--wheelhouse", wheels, *WHO, "--token", file)
+    assert (done.code, done.err) == (0, "")
+    written = root / "etc/edgefed/claim/token"
+    assert (written.read_bytes(), written.stat().st_mode & 0o777) == (file.read_bytes(), 0o600)
+    agent = read_agent(root / "etc/edgefed/agent.toml")
+    assert (agent.broker.port, agent.broker.tls_key) == (8883, "/var/lib/edgefed/tls/key.pem")
+
+    written.unlink()  # as the agent does
+    done = edgefed("flash", "rootfs", root, "--wheelhouse", wheels, "--upgrade")
+    assert (done.code, written.exists()) == (0, False)
+
+    config = tmp_path / "agent.toml"
+    config.write_bytes((root / "etc/edgefed/agent.toml").read_bytes())
+    other = rootfs("other")
+    done = edgefed("flash", "rootfs", other, "--wheelhouse", wheels, "--config", config, "--token", token("board-*"))
+    assert (done.code, done.err) == (0, "")
+    config.write_text(config.read_text().replace("/var/lib/edgefed/tls", "/srv"))
+    done = edgefed("flash", "rootfs", rootfs("third"), "-w", wheels, "--config", config, "--token", file)
+    assert (done.code, "must be below /var/lib/edgefed" in done.err) == (3, True)
+
+
+def test_a_token_that_this_board_could_not_use(
+    edgefed: Run, rootfs: Rootfs, wheels: Path, token: Callable[..., Path], pem: Callable[..., Path]
+) -> None:
+    root = rootfs()
+    file, ca, key = token("board-07"), pem("ca", "CERTIFICATE"), pem("key", "PRIVATE KEY")
+    expired = token("board-0?")
+    document = json.loads(expired.read_text())
+    expired.write_text(json.dumps({**document, "expires": "2020-01-01T00:00:00Z"}))
+    readable = token("board-*")
+    readable.chmod(0o644)
+    for options, message in [
+        ([*WHO, "--token", token("oven")], "is for oven, and the board will be board-07"),
+        ([*WHO, "--token", token("board-07", "cellar")], "is of fleet cellar, and the board is for fleet kitchen"),
+        ([*WHO, "--token", expired], "has expired on 2020-01-01 00:00 UTC"),
+        ([*WHO, "--token", readable], "holds a secret, and its mode 0644"),
+        ([*WHO, "--token", ca], "others than its owner"),
+        ([*WHO, "--token", file, "--ca", ca, "--certificate", ca, "--key", key], "leave those options out"),
+        ([*WHO, "--token", file, "--ca", ca], "leave those options out"),
+        (["--token", file], "--device and --fleet and --broker must be given"),
+    ]:
+        done = edgefed("flash", "rootfs", root, "--wheelhouse", wheels, *options)
+        assert (done.code, done.out) == (3, ""), done.err
+        assert message in done.err
+    assert not (root / "etc/edgefed").exists()
+
+
 def test_a_dry_run_says_what_would_be_written_and_writes_nothing(edgefed: Run, rootfs: Rootfs, wheels: Path) -> None:
     root = rootfs()
     before = sorted(root.rglob("*"))

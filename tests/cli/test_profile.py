@@ -14,6 +14,7 @@ from edgefed.cli.profile_view import describe_board, human, profile_lines
 from edgefed.devices.board_files import find_board
 from edgefed.devices.compute import ComputeProfile
 from edgefed.devices.emulation import emulate
+from edgefed.devices.flashed import Flashed
 from edgefed.devices.measurement import absent, measured
 from edgefed.devices.network import unmeasured_network
 from edgefed.devices.profile import DeviceProfile, read_profile
@@ -43,7 +44,7 @@ def test_a_profile_of_this_machine(edgefed: Callable[..., Any], tmp_path: Path, 
     assert "no aggregator answered" in profile.network.latency_s.reason
     assert (tmp_path / "state/profile.json").is_file(), "the agent need not measure it again"
     for name in DeviceProfile.__struct_fields__:
-        absent_by_design = ("emulated", "real", "board", "model", "cpu_model")
+        absent_by_design = ("emulated", "real", "board", "model", "cpu_model", "flashed")
         assert getattr(profile, name) is not None or name in absent_by_design or profile.why_null.get(name), name
     shown = {line.name: line for line in profile_lines(profile)}
     assert shown["fp32 rate"].value.endswith("FLOP/s")
@@ -100,6 +101,19 @@ def test_emulated_figures_are_marked(tmp_path: Path) -> None:
     )
     assert describe_board(profile) == "jetson-orin-nano-8gb (emulated)"
     assert profile_lines(profile)[0].name == "emulated board"
+
+
+def test_what_flashed_the_board_is_shown(tmp_path: Path) -> None:
+    profile = msgspec.structs.replace(
+        read_profile(tmp_path, quantization="fp32", max_rank=8), flashed=None, why_null={}
+    )
+    assert "flashed by" not in {line.name for line in profile_lines(profile)}
+    flashed = Flashed(manifest_sha256="ab" * 32, edgefed_version="0.1.0", board="Debian 12, aarch64", complete=False)
+    lines = {line.name: line for line in profile_lines(msgspec.structs.replace(profile, flashed=flashed))}
+    assert lines["flashed by"].value == "edgefed 0.1.0"
+    assert lines["flashed by"].note == "for Debian 12, aarch64; manifest abababababababab; the flashing was interrupted"
+    lines = {line.name: line for line in profile_lines(msgspec.structs.replace(profile, why_null={"flashed": "torn"}))}
+    assert (lines["flashed by"].value, lines["flashed by"].note) == ("—", "torn")
 
 
 def test_a_measured_rate_stands_beside_that_of_the_sheet(tmp_path: Path) -> None:

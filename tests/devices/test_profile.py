@@ -81,3 +81,13 @@ def test_the_board_is_named_by_its_device_tree_or_firmware(
 def test_the_processor_is_named_where_proc_says_so(tmp_path: Path, cpuinfo: bytes, cpu_model: str | None) -> None:
     put(tmp_path, "proc/cpuinfo", cpuinfo)
     assert read(tmp_path, tmp_path).cpu_model == cpu_model
+
+
+def test_a_flashed_board_says_so_at_birth(tmp_path: Path) -> None:
+    assert read(tmp_path, tmp_path / "nothing").flashed is None
+    put(tmp_path, "etc/edgefed/flash-manifest.json", b'{"edgefed": "0.9", "board": "a Pi", "files": {}, "links": {}}')
+    profile = read(tmp_path, tmp_path)
+    assert profile.flashed is not None
+    assert (profile.flashed.edgefed_version, profile.flashed.board) == ("0.9", "a Pi")
+    put(tmp_path, "etc/edgefed/flash-manifest.json", b"damaged")
+    assert "is damaged" in read(tmp_path, tmp_path).why_null["flashed"]

@@ -41,6 +41,15 @@ def test_without_tls_and_data_the_usual_places_are_taken(tmp_path: Path) -> None
     assert options.data.path == "/var/lib/edgefed/data"
 
 
+def test_a_board_with_a_token_has_its_certificate_where_it_may_write(tmp_path: Path) -> None:
+    (tmp_path / "agent.toml").write_bytes(agent_toml(Access(device="a", fleet="b", host="h", has_token=True)))
+    broker = read_agent(tmp_path / "agent.toml").broker
+    assert broker.port == 8883
+    assert [broker.tls_ca, broker.tls_certificate, broker.tls_key] == [
+        f"/var/lib/edgefed/tls/{name}.pem" for name in ("ca", "certificate", "key")
+    ]
+
+
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20))
 def test_any_text_survives(tmp_path_factory: pytest.TempPathFactory, username: str) -> None:
     path = tmp_path_factory.mktemp("toml") / "agent.toml"

@@ -30,12 +30,14 @@ def test_everything_is_written_with_its_mode(wheelhouse: Path) -> None:
         ca=b"c",
         certificate=b"d",
         key=b"k",
+        token=b"t",
         wifi=Wifi("net", "long enough"),
     )
     planned = manifest(installation, HERE)
     assert {file.path: f"{file.mode:o}" for file in planned.files} == {
         "/etc/NetworkManager/system-connections/edgefed-wifi.nmconnection": "600",
         "/etc/edgefed/agent.toml": "640",
+        "/etc/edgefed/claim/token": "600",
         "/etc/edgefed/password": "600",
         "/etc/edgefed/tls/ca.pem": "644",
         "/etc/edgefed/tls/certificate.pem": "644",
@@ -124,8 +126,9 @@ def test_the_places_in_the_files_are_those_of_the_code() -> None:
     lines = (FILES / "usr/lib/tmpfiles.d/edgefed.conf").read_text().splitlines()
     places = {line.split()[1] for line in lines if not line.startswith("#")}
     own = {agent_toml.STATE, agent_toml.DATA, agent_toml.CONFIG, agent_toml.PASSWORD, agent_toml.KEY}
-    assert places == own
-    assert f" {agent_toml.CONFIG} " in AGENT.read_text()
+    assert places == own | {agent_toml.CLAIM, agent_toml.CLAIM_TOKEN}
+    assert f" {agent_toml.CONFIG} --enroll {agent_toml.CLAIM_TOKEN} " in AGENT.read_text()
+    assert f"ReadWritePaths=-{agent_toml.CLAIM}\n" in AGENT.read_text()
 
 
 @needs_systemd
@@ -138,6 +141,10 @@ def test_systemd_makes_the_user_and_the_directories_of_these_files(tmp_path: Pat
     key = tmp_path / "etc/edgefed/tls/key.pem"
     key.write_bytes(b"k")
     key.chmod(0o600)
+    (tmp_path / "etc/edgefed/claim").mkdir()
+    token = tmp_path / "etc/edgefed/claim/token"
+    token.write_bytes(b"t")
+    token.chmod(0o600)
     done = subprocess.run(
         ["systemd-sysusers", f"--root={tmp_path}", "edgefed.conf"], capture_output=True, text=True, check=False
     )
@@ -158,4 +165,7 @@ def test_systemd_makes_the_user_and_the_directories_of_these_files(tmp_path: Pat
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "var/lib/edgefed/data").stat().st_uid == int(user[2])
-    assert (key.stat().st_uid, key.stat().st_mode & 0o777) == (int(user[2]), 0o400)
+    for secret in (key, token):
+        assert (secret.stat().st_uid, secret.stat().st_mode & 0o777) == (int(user[2]), 0o400)
+    claim = token.parent.stat()
+    assert (claim.st_uid, claim.st_gid, claim.st_mode & 0o777) == (0, int(user[3]), 0o770), "the agent may remove it"

@@ -51,6 +51,8 @@ def test_tags_decide_whether_a_wheel_fits(tmp_path: Path, tags: str, problem: st
         assert path.name in str(refused.value)
         assert "L4T 36.4.3, JetPack 6, aarch64, Python 3.10" in str(refused.value)
         assert "--platform manylinux_2_35_aarch64" in str(refused.value)
+        assert "--platform manylinux_2_24_aarch64" in str(refused.value), "bitsandbytes has that one alone"
+        assert "needs 'edgefed[train]'" in str(refused.value)
         assert "manylinux_2_39" not in str(refused.value).partition("fill it with")[2]
     else:
         assert [wheel.name for wheel in read_wheelhouse(tmp_path, ORIN)] == ["edgefed", "part", "pip"]

@@ -15,6 +15,7 @@ from msgspec import inspect
 
 from edgefed.devices.compute import ComputeProfile
 from edgefed.devices.cpu import CpuProfile
+from edgefed.devices.flashed import Flashed
 from edgefed.devices.gpu import GpuProfile
 from edgefed.devices.measurement import absent, measured
 from edgefed.devices.memory import HostMemory, MemoryProfile
@@ -311,6 +312,7 @@ SAMPLES: dict[str, tuple[Decode, msgspec.Struct]] = {
             warnings=("hot",),
             measured_unix_s=1700000000.5,
             quick=True,
+            flashed=Flashed(manifest_sha256="a" * 64, edgefed_version="0.1.0", board="Debian 12", complete=True),
         ),
     ),
 }

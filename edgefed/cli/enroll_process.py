@@ -1,0 +1,41 @@
+"""One board's claim as a process of its own: `python -m edgefed.cli.enroll_process CONFIG TOKEN [-v]`.
+
+`edgefed.cli.agent_process` starts it, on boards that were flashed with a claim token.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from edgefed.agent.enrollment import enroll_board
+from edgefed.cli.agent_process import set_up_logging
+from edgefed.config import read_agent
+from edgefed.errors import EdgefedError
+from edgefed.security.tokens import read_token
+from edgefed.stopping import Stopped, run_stoppable
+
+__all__ = ["main"]
+
+_log = logging.getLogger(__name__)
+
+
+def main(arguments: list[str]) -> int:
+    """Asks until there is an answer, writes what it brings, and returns the exit code."""
+    set_up_logging(arguments)
+    config, token = map(Path, arguments[:2])
+    try:
+        options = read_agent(config)
+        key = run_stoppable(enroll_board(options, read_token(token)))
+    except Stopped:
+        return 1  # in good order or not: it is not enrolled
+    except (EdgefedError, OSError) as error:
+        sys.stderr.write(f"edgefed: {error}\n")
+        return error.exit_code if isinstance(error, EdgefedError) else 1
+    _log.info("enrolled as %s of fleet %s (key %s)", options.device, options.fleet, key[:16])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
