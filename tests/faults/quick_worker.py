@@ -17,6 +17,7 @@ import numpy as np
 
 from edgefed.agent.frames import (
     Answer,
+    Failed,
     Finished,
     Prepare,
     Prepared,
@@ -59,7 +60,10 @@ class Worker:
             training_set = TrainingSet(examples=_EXAMPLES, source_tokens=9, target_tokens=5)
             return Prepared(model_path=str(path), fingerprint=fingerprint(path), training_set=training_set)
         if isinstance(request, Work):
-            return Finished(record=self._train(request.work))
+            try:
+                return Finished(record=self._train(request.work))
+            except OSError as error:
+                return Failed(kind="disk", message=str(error))
         return Probed(machine=_MACHINE)
 
     def _train(self, work: RoundWork) -> RoundRecord:
