@@ -5,6 +5,7 @@
     EdgefedError                 1   anything below that has no number of its own
     ├── ConfigError              3   a configuration file or option is wrong: file, key, what was found, what is allowed
     ├── DataError                4   training examples are missing or malformed: file, line, field
+    ├── DiskFull                     a disk takes no more, or fails: what could not be written
     ├── ModelError               5   the base model is missing, unreadable, or not the one the federation names
     ├── TransportError           6   the broker
     │   ├── BrokerUnreachable        nobody answers at that address
@@ -42,6 +43,7 @@ __all__ = [
     "DataError",
     "DeviceIdTaken",
     "Disconnected",
+    "DiskFull",
     "EdgefedError",
     "FederationFailed",
     "FlashError",
@@ -76,6 +78,10 @@ class DataError(EdgefedError):
     """Training examples are missing or malformed."""
 
     exit_code = 4
+
+
+class DiskFull(EdgefedError):
+    """A disk takes no more, or fails."""
 
 
 class ModelError(EdgefedError):

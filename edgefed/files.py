@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -14,9 +15,20 @@ from pathlib import Path
 
 from edgefed.errors import ConfigError
 
-__all__ = ["check_private", "hash_file", "remove_leftovers", "replace_file", "sync_directory", "temporary_beside"]
+__all__ = [
+    "check_private",
+    "has_room",
+    "hash_file",
+    "is_disk_trouble",
+    "remove_leftovers",
+    "replace_file",
+    "sync_directory",
+    "temporary_beside",
+]
 
 _READ_BYTES = 1 << 20
+# Full, over a quota, over a limit on files, gone read-only (as ext4 does after an error), failing.
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")
 
 
@@ -28,6 +40,35 @@ def hash_file(path: Path) -> str:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
     return digest.hexdigest()
+
+
+def is_disk_trouble(error: BaseException) -> bool:
+    """Whether an error is the operating system's word that a disk takes no more, or fails."""
+    return isinstance(error, OSError) and error.errno in _DISK_ERRORS
+
+
+def has_room(directory: Path, size_bytes: int) -> bool:
+    """Returns whether a file of that size could be written in a directory now.
+
+    Space is set aside for a moment where the file system can do so; nothing is written, so a flash card does not wear.
+
+    Raises:
+        OSError: the directory cannot be used for another reason than its disk.
+    """
+    path = temporary_beside(directory / "room")
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.posix_fallocate(file, 0, max(1, size_bytes))
+        finally:
+            os.close(file)
+    except OSError as error:
+        if not is_disk_trouble(error):
+            raise
+        return False
+    finally:
+        path.unlink(missing_ok=True)
+    return True
 
 
 def check_private(path: Path) -> None:

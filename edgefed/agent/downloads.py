@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ class Downloads:
         self._news = asyncio.Event()
         self._received_bytes = 0
         self._reconnected = False
+        self._disk_error: OSError | None = None
 
     def receive(self, payload: bytes) -> None:
         """Takes a broadcast chunk; one that is malformed, or for something not wanted here, is left aside."""
@@ -66,6 +68,10 @@ class Downloads:
                 return
             blob.receive(chunk)
         except ChunkError:
+            return
+        except OSError as error:  # whoever fetches hears of it; whoever reads the connection goes on
+            self._disk_error = error
+            self._news.set()
             return
         self._received_bytes += len(payload)
         self._news.set()
@@ -79,9 +85,13 @@ class Downloads:
         """Returns when all parts are here; what an earlier attempt brought is kept.
 
         Waits for as long as it takes: the caller bounds it.
+
+        Raises:
+            OSError: the disk is full or failing.
         """
         started_s = time.monotonic()
         self._received_bytes = 0
+        self._disk_error = None
         try:
             for part in parts:
                 if not (self._directory / part.sha256).is_file():
@@ -124,6 +134,8 @@ class Downloads:
                 await asyncio.wait_for(self._news.wait(), patience_s)
             except asyncio.TimeoutError:
                 return False
+            if self._disk_error is not None:
+                raise self._disk_error
             if self._reconnected:
                 self._reconnected = False
                 return False
@@ -139,5 +151,6 @@ class Downloads:
 
     async def _drop(self, sha256: str) -> None:
         blob = self._arriving.pop(sha256)
-        blob.close()
+        with contextlib.suppress(OSError):  # what it could not remember is fetched again
+            await asyncio.to_thread(blob.close)
         await self._transport.unsubscribe(self._topics.blob(sha256))

@@ -28,6 +28,7 @@ from edgefed.agent.plan import CannotTakePart, parts_to_fetch
 from edgefed.agent.planning import Planned, Planning
 from edgefed.agent.presence import Presence
 from edgefed.agent.privacy_ledger import PrivacyLedger
+from edgefed.agent.room import Room, is_lack_of_room
 from edgefed.agent.sealed_updates import check_sealing, seal_update
 from edgefed.agent.state_directory import StateDirectory
 from edgefed.agent.supervised_work import SupervisedWork
@@ -36,7 +37,7 @@ from edgefed.agent.work_times import OutOfTime, WorkTimes
 from edgefed.agent.worker_process import WorkerProcess
 from edgefed.devices.conditions import read_conditions
 from edgefed.devices.sampling import Sampler
-from edgefed.errors import EdgefedError, WorkerDied, WorkerError, WorkerOutOfMemory
+from edgefed.errors import DiskFull, EdgefedError, WorkerDied, WorkerError, WorkerOutOfMemory
 from edgefed.files import hash_file
 from edgefed.protocol.messages.down import Accepted, Refused, RoundAnswer
 from edgefed.protocol.messages.manifest import Plan
@@ -104,6 +105,7 @@ class Participation:
         guard = Guard(options.eligibility, partial(read_conditions, Path(options.root)))
         self._supervised = SupervisedWork(transport, presence, worker, board, guard, new_sampler)
         self._up = topics.device(options.device, "up")
+        self._room = Room(transport, presence, board, state.path, state.parts)
         self._downloads = Downloads(transport, topics, self._send, state.parts)
         self._uploads = Uploads(transport, self._up, self._send)
         self._answers: asyncio.Queue[Accepted | Refused | None] = asyncio.Queue()
@@ -147,13 +149,8 @@ class Participation:
         note = ""
         try:
             check_sealing(self._options, announced)
-            self._state.keep_only(announced.run, (part.sha256 for part in announced.manifest.parts))
-            for left_over in self._state.offers(announced.run):
-                await self._deliver(announced, left_over)
-            if (announced.run, announced.round) not in self._done:
-                await self._supervised.until_allowed(announced)
-                offer = await self._do_round(announced)
-                await self._deliver(announced, offer)
+            while not await self._answered(announced):
+                _log.info("round %d: once more, from the start", announced.round)
         except RoundIsOver as over:
             note = str(over)
         except _NotSelected as refusal:
@@ -169,6 +166,27 @@ class Participation:
         if note:
             _log.warning("%s", note)
         await self._presence.show(self._transport, "ready", round=announced.round, note=note[:4096])
+
+    async def _answered(self, announced: RoundOpen) -> bool:
+        """Returns whether this device is done with the round; not so where the disk was full, and has room again."""
+        try:
+            self._state.keep_only(announced.run, (part.sha256 for part in announced.manifest.parts))
+            for left_over in self._state.offers(announced.run):
+                await self._deliver(announced, left_over)
+            if (announced.run, announced.round) not in self._done:
+                await self._supervised.until_allowed(announced)
+                await self._room.until_there_is(announced)
+                offer = await self._do_round(announced)
+                self._room.was_enough()
+                await self._deliver(announced, offer)
+        except (OSError, DiskFull) as error:
+            if not is_lack_of_room(error):
+                raise
+            reason = f"the disk takes no more: {error}"
+            await self._send(Decline(run=announced.run, round=announced.round, reason=reason[:4096]))
+            await self._room.after(announced, error)
+            return False
+        return True
 
     async def _do_round(self, announced: RoundOpen) -> UpdateOffer | EvaluationReport:
         """Returns the device's answer to a round, kept on disk; a plan that memory does not hold is lowered."""

@@ -45,6 +45,7 @@ from edgefed.errors import (
     WorkerError,
     WorkerOutOfMemory,
 )
+from edgefed.files import is_disk_trouble
 from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.protocol.records import RoundRecord
 from edgefed.training.round_work import RoundWork, TrainingSet, WorkSuspended
@@ -57,6 +58,9 @@ _ROUNDS = {"lora": "edgefed.training.lora_round"}
 
 _OUT_OF_MEMORY_TEXTS = ("out of memory", "NVML_SUCCESS == r", "NvMapMemAlloc", "CUBLAS_STATUS_ALLOC_FAILED")
 """JetPack 6 reports a plain lack of memory as a failed assertion in the CUDA allocator."""
+
+_DISK_TEXTS = ("(os error 28)", "(os error 122)")
+"""ENOSPC and EDQUOT, as the safetensors library words them in an error of its own."""
 
 _KINDS: tuple[tuple[type[BaseException], Literal["memory", "data", "model", "adapter", "config"]], ...] = (
     (MemoryError, "memory"),
@@ -199,6 +203,8 @@ def _failure(error: Exception) -> Failed:
     text = f"{type(error).__name__}: {error}"
     if any(sign in text for sign in _OUT_OF_MEMORY_TEXTS):
         return Failed(kind="memory", message=text)
+    if is_disk_trouble(error) or any(sign in text for sign in _DISK_TEXTS):
+        return Failed(kind="disk", message=str(error))
     for branch, kind in _KINDS:
         if isinstance(error, branch):
             return Failed(kind=kind, message=str(error))

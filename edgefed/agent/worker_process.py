@@ -27,7 +27,16 @@ from edgefed.agent.frames import (
     encode_frame,
 )
 from edgefed.devices.memory import count_oom_kills
-from edgefed.errors import AdapterError, ConfigError, DataError, ModelError, WorkerDied, WorkerError, WorkerOutOfMemory
+from edgefed.errors import (
+    AdapterError,
+    ConfigError,
+    DataError,
+    DiskFull,
+    ModelError,
+    WorkerDied,
+    WorkerError,
+    WorkerOutOfMemory,
+)
 from edgefed.training.round_work import WorkSuspended
 
 __all__ = ["WORKER_COMMAND", "WorkCancelled", "WorkerProcess"]
@@ -40,6 +49,7 @@ _ERRORS = {
     "model": ModelError,
     "adapter": AdapterError,
     "config": ConfigError,
+    "disk": DiskFull,
     "worker": WorkerError,
 }
 
@@ -97,7 +107,7 @@ class WorkerProcess:
         """Returns the answer to a round's work; `on_progress` sees each report on the way.
 
         Raises:
-            ModelError, DataError, AdapterError, ConfigError: as the worker found.
+            ModelError, DataError, AdapterError, ConfigError, DiskFull: as the worker found.
             WorkCancelled: after `cancel`.
             WorkSuspended: after `suspend`.
             WorkerOutOfMemory: it said so, or the kernel killed it.

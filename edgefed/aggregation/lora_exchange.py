@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,7 +21,7 @@ from edgefed.aggregation.options import ClientPrivacy
 from edgefed.aggregation.robustness import UNDEFENDED, Robustness
 from edgefed.aggregation.server_optimizers import ServerOptimizer
 from edgefed.errors import AdapterError, ConfigError
-from edgefed.files import hash_file, replace_file, sync_directory
+from edgefed.files import hash_file, replace_file, sync_directory, temporary_beside
 from edgefed.lora.adapters import adapter_rank
 from edgefed.lora.files import AdapterFile, open_adapter, split_layers
 from edgefed.lora.low_rank import LowRank
@@ -242,8 +241,19 @@ class LoraExchange:
         return boundaries(self._method.ranks, total_rank)
 
     def _write(self, directory: Path, state: GlobalState, previous: Sequence[Part]) -> MergedState:
-        temporary = directory.with_name(f"{directory.name}.{secrets.token_hex(4)}.tmp")
+        temporary = temporary_beside(directory)
         temporary.mkdir(parents=True)
+        try:
+            self._fill(temporary, state, previous)
+            if directory.exists():
+                shutil.rmtree(directory)
+            temporary.rename(directory)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)  # what a full disk has cut short would keep it full
+        sync_directory(directory.parent)
+        return self.load(directory)
+
+    def _fill(self, temporary: Path, state: GlobalState, previous: Sequence[Part]) -> None:
         cuts = self._cuts(adapter_rank(state.adapter), previous)
         paths = split_layers(state.adapter, cuts, temporary, self._method.broadcast_precision)
         parts = [
@@ -254,11 +264,6 @@ class LoraExchange:
         description = _Description(manifest=Manifest(parts=parts), names=[path.name for path in paths], norm=norm)
         save_state(temporary / _STATE, state)
         replace_file(temporary / _MANIFEST, [msgspec.json.encode(description)])
-        if directory.exists():
-            shutil.rmtree(directory)
-        temporary.rename(directory)
-        sync_directory(directory.parent)
-        return self.load(directory)
 
 
 def state_adapter(directory: Path) -> dict[str, LowRank]:

@@ -15,11 +15,13 @@ import sqlalchemy as sql
 from sqlalchemy.exc import SQLAlchemyError
 
 from edgefed.coordinator.crash_points import AtWrite, crash_point
+from edgefed.coordinator.run_directory import MAKE_ROOM
 from edgefed.errors import StoreError
 
 __all__ = ["SCHEMA_VERSION", "Database", "answers_table", "journal_table", "rounds_table"]
 
 SCHEMA_VERSION = 1
+_NO_ROOM = ("database or disk is full", "disk I/O error")
 
 metadata = sql.MetaData()
 meta_table = sql.Table(
@@ -163,8 +165,9 @@ class Database:
         try:
             yield
         except SQLAlchemyError as error:
-            cause = getattr(error, "orig", None) or error
-            raise StoreError(f"the store in {self.directory} cannot be {doing}: {cause}") from error
+            cause = str(getattr(error, "orig", None) or error)
+            full = f"; {MAKE_ROOM}" if cause in _NO_ROOM else ""
+            raise StoreError(f"the store in {self.directory} cannot be {doing}: {cause}{full}") from error
         except (msgspec.MsgspecError, RecursionError) as error:
             raise StoreError(f"the store in {self.directory} is damaged: {error}") from error
 

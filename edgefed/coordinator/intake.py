@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -130,7 +131,8 @@ class Intake:
         """Remembers what has arrived, for the next start."""
         await asyncio.gather(*self._finishing.values(), return_exceptions=True)
         for device in list(self._active):
-            self._release(device)
+            with contextlib.suppress(OSError):  # what could not be remembered is sent again
+                self._release(device)
 
     def _admit(self) -> None:
         while self._waiting and len(self._active) < self._transfers.uploads_at_once:

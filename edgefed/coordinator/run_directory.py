@@ -15,13 +15,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from edgefed.files import remove_leftovers, sync_directory
+from edgefed.errors import StoreError
+from edgefed.files import is_disk_trouble, remove_leftovers, sync_directory
 
-__all__ = ["RunDirectory"]
+__all__ = ["MAKE_ROOM", "RunDirectory", "disk_trouble_told"]
+
+MAKE_ROOM = "make room and start the aggregator again: it goes on where it was, and nothing it acknowledged is lost"
+
+
+@contextlib.contextmanager
+def disk_trouble_told(directory: Path) -> Iterator[None]:
+    """Turns the operating system's word that the disk takes no more, or fails, into a message.
+
+    Raises:
+        StoreError: that came out of the block; other errors pass as they are.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not is_disk_trouble(error):
+            raise
+        raise StoreError(f"the run directory {directory} cannot be written: {error}; {MAKE_ROOM}") from error
 
 
 class RunDirectory:

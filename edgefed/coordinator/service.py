@@ -30,9 +30,9 @@ from edgefed.coordinator.notices import Notices
 from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.outbox import Outbox
 from edgefed.coordinator.reception import Reception
-from edgefed.coordinator.run_directory import RunDirectory
+from edgefed.coordinator.run_directory import RunDirectory, disk_trouble_told
 from edgefed.coordinator.store import Store
-from edgefed.errors import MessageError, StoreError
+from edgefed.errors import EdgefedError, MessageError
 from edgefed.protocol.messages.down import Accepted, Refused
 from edgefed.protocol.messages.retained import AggregatorState
 from edgefed.protocol.messages.up import UpdateOffer
@@ -140,6 +140,7 @@ class Aggregator:
         self._epsilon = next((one.epsilon for one in reversed(store.merged_rounds())), None)
         self._tasks: set[asyncio.Task[None]] = set()
         self._finished = False
+        self._failure = ""
 
     async def run(self) -> str:
         """Runs the federation to its end, from wherever its journal stands, and returns why it ended.
@@ -150,6 +151,15 @@ class Aggregator:
             AdapterError: a state on disk is damaged.
             FleetTaken: another aggregator serves the fleet.
         """
+        try:
+            with disk_trouble_told(self._directory.path):
+                await self._federate()
+        except EdgefedError as error:
+            self._failure = str(error)
+            raise
+        return self._ledger.state.finished_reason
+
+    async def _federate(self) -> None:
         for background in (self._pump(), self._broadcast.run(), self._outbox.run()):
             self._spawn(background)
         try:
@@ -167,14 +177,15 @@ class Aggregator:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self._intake.close()
-        return self._ledger.state.finished_reason
 
     def goodbye(self) -> AggregatorState | None:
         """Returns the state to leave behind when this process ends; None where the fleet is another aggregator's."""
         if not self._claim.holds:
             return None
         state = self._describe()
-        return state if self._finished else msgspec.structs.replace(state, status="stopped")
+        if self._finished:
+            return state
+        return msgspec.structs.replace(state, status="stopped", note=self._failure[:4096] or state.note)
 
     async def _take_the_fleet(self) -> None:
         """Looks at what the broker keeps of an aggregator before saying anything."""
@@ -235,8 +246,6 @@ class Aggregator:
         elif isinstance(item, _MergeDone):
             self._after_merge(item)
         elif isinstance(item, _Broken):
-            if isinstance(item.error, OSError):
-                raise StoreError(f"the run directory {self._directory.path} cannot be written: {item.error}")
             raise item.error
         elif isinstance(item, Connected):
             self._show_again()

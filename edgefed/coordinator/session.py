@@ -14,6 +14,7 @@ from edgefed.aggregation.exchanges import EXCHANGES
 from edgefed.coordinator.metrics import MetricsAddress, serve_metrics
 from edgefed.coordinator.notices import aggregator_will
 from edgefed.coordinator.options import FederationOptions
+from edgefed.coordinator.run_directory import disk_trouble_told
 from edgefed.coordinator.run_records import write_report
 from edgefed.coordinator.service import Aggregator
 from edgefed.coordinator.store import Store
@@ -76,10 +77,11 @@ async def run_aggregator(
         privacy=options.client_privacy,
         robustness=options.robustness,
     )
-    store = Store.open(Path(options.directory), _identity(options, model))
+    directory = Path(options.directory)
+    store = Store.open(directory, _identity(options, model))
     show = watch or (lambda _: None)
     try:
-        with serve_metrics(metrics, store, show) as show:
+        with disk_trouble_told(directory), serve_metrics(metrics, store, show) as show:
             reason = await _federate(options, model, store, exchange, show, wait_for_broker=wait_for_broker)
         await asyncio.to_thread(write_report, store)
         return reason

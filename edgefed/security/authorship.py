@@ -14,18 +14,21 @@ is the broker itself that publishes the last state of whoever is gone.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from edgefed.errors import ConfigError, MessageError
-from edgefed.files import replace_file
+from edgefed.files import is_disk_trouble, replace_file
 from edgefed.protocol.chunks import is_chunk
 from edgefed.protocol.topics import Topics
 from edgefed.security.identities import AGGREGATOR, Identity
 from edgefed.security.signatures import SIGNATURE_ROOM_BYTES, Signer, Verifier, read_signer, read_verifier
 
 __all__ = ["Authorship", "LatestTime", "read_authorship"]
+
+_log = logging.getLogger(__name__)
 
 _STEP_S = 1e-3
 
@@ -52,9 +55,15 @@ class LatestTime:
 
     def advance(self, unix_s: float) -> None:
         """Takes a later time."""
-        if unix_s > self.unix_s:
+        if unix_s <= self.unix_s:
+            return
+        self.unix_s = unix_s  # this process keeps to it, whatever becomes of the file
+        try:
             replace_file(self.path, [b"%.6f\n" % unix_s])
-            self.unix_s = unix_s
+        except OSError as error:
+            if not is_disk_trouble(error):
+                raise
+            _log.warning("%s: the time of the latest announcement cannot be kept: %s", self.path, error)
 
 
 class Authorship:

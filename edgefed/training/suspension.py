@@ -94,10 +94,13 @@ def write_suspension(path: Path, key: str, suspension: Suspension) -> None:
     tensors |= {f"random/{i}": state for i, state in enumerate(suspension.random)}
     steps = json.dumps([asdict(step) for step in suspension.steps])
     temporary = temporary_beside(path)
-    save_file(tensors, temporary, {"format": _FORMAT, "key": key, "steps": steps})
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        save_file(tensors, temporary, {"format": _FORMAT, "key": key, "steps": steps})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_suspension(path: Path, key: str) -> Suspension | None:

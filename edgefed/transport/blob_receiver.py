@@ -6,6 +6,7 @@ Whatever gets lost is missing still, and is asked for again, after a restart of 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -140,7 +141,7 @@ class IncomingBlob:
                 self._discard()
                 self._open()
                 raise ChunkError(f"what arrived as blob {self.sha256[:12]}… has another sha256; it starts over")
-            os.fsync(self._fd)
+            self._sync()
             self._release()
             self._part_path.rename(self.path)
             sync_directory(self.path.parent)
@@ -153,10 +154,12 @@ class IncomingBlob:
         with self._lock:
             if self._fd < 0:
                 return
-            self._catch_up()
-            if self._unclaimed_bytes:
-                self._claim(self._received)
-            self._release()
+            try:
+                self._catch_up()
+                if self._unclaimed_bytes:
+                    self._claim(self._received)
+            finally:
+                self._release()
 
     def discard(self) -> None:
         """Let go of the files and remove what has arrived, unless the blob is finished."""
@@ -167,6 +170,7 @@ class IncomingBlob:
 
     def _open(self) -> None:
         self._received = self._read_claim()
+        self._sync_failed = False
         self._fd = os.open(self._part_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if self._received.end > os.fstat(self._fd).st_size:  # somebody touched the files
             self._received = Ranges()
@@ -189,7 +193,7 @@ class IncomingBlob:
         return Ranges()
 
     def _claim(self, received: Ranges) -> None:
-        os.fdatasync(self._fd)  # first the data …
+        self._sync()  # first the data …
         claim = {"total_bytes": self.total_bytes, "received": received.to_list()}
         scratch = self._claim_path.with_suffix(".received.new")
         with scratch.open("w") as file:
@@ -198,6 +202,15 @@ class IncomingBlob:
             os.fsync(file.fileno())
         scratch.replace(self._claim_path)  # … then the claim
         self._claimed_at_s = time.monotonic()
+
+    def _sync(self) -> None:
+        if self._sync_failed:  # the kernel forgets what it could not write: a second sync would say that all is well
+            raise OSError(errno.EIO, "what has arrived could not be synced before", str(self._part_path))
+        try:
+            os.fdatasync(self._fd)
+        except OSError:
+            self._sync_failed = True
+            raise
 
     def _discard(self) -> None:
         if self._fd >= 0:

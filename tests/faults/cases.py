@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgefed.errors import FleetTaken
-from tests.faults.fleet import Account, Fleet, Mischief, federate
+from edgefed.errors import FleetTaken, StoreError
+from tests.faults.fleet import PATIENCE_S, Account, Fleet, Mischief, federate
 from tests.federation.test_aggregator import Run
 
 __all__ = ["CASES", "Case", "broker_gone", "play"]
@@ -28,6 +28,8 @@ class Case:
         mischief: of a worker.
         persistence: whether the broker keeps sessions and retained messages over a restart.
         in_tests: whether the tests run it, and not only the benchmark.
+        small_disk_of: who works on a small disk of its own: `run` (the aggregator) or a device; it takes the right to
+            mount one.
     """
 
     what: str
@@ -37,12 +39,20 @@ class Case:
     mischief: Mischief | None = None
     persistence: bool = False
     in_tests: bool = True
+    small_disk_of: str = ""
 
 
 async def play(case: Case, directory: Path) -> Account:
     """Runs a federation through a case in a new directory, and returns the account. Raises as `federate`."""
     options = {"selection": case.selection} if case.selection else {}
-    return await federate(directory, case.trouble, mischief=case.mischief, persistence=case.persistence, **options)
+    return await federate(
+        directory,
+        case.trouble,
+        mischief=case.mischief,
+        persistence=case.persistence,
+        small_disk_of=case.small_disk_of,
+        **options,
+    )
 
 
 async def nothing(fleet: Fleet) -> None:
@@ -139,6 +149,61 @@ async def _second_aggregator(fleet: Fleet) -> None:
         second.end()
 
 
+async def _device_disk_full(fleet: Fleet) -> None:
+    """Full while the worker trains, so that its update cannot be written; and full when the next round is announced."""
+    agent, disk = fleet.agents["one"], fleet.disk
+    assert disk is not None
+    await fleet.until("work of round 1", lambda: "step" in agent.log.read_text())
+    disk.fill()
+    await fleet.until("a word of the full disk", lambda: "the disk takes no more" in agent.log.read_text())
+    await _shows_a_full_disk(fleet, "one", 1)
+    assert _updates(agent.state) == [], "half an update was left"
+    disk.free()
+    await fleet.until_holding("one", 2)
+    disk.fill()
+    await fleet.until_round(3)
+    await _shows_a_full_disk(fleet, "one", 3)
+    disk.free()
+
+
+async def _shows_a_full_disk(fleet: Fleet, device: str, round_: int) -> None:
+    for _ in range(30):
+        state = (await asyncio.to_thread(fleet.status))["devices"][device]["state"]
+        if (state["status"], state["round"]) == ("sleeping", round_) and "make room" in state["note"]:
+            return
+    raise AssertionError(f"the status does not tell of the full disk: {state}")
+
+
+def _updates(state: Path) -> list[Path]:
+    return [path for path in (state / "runs").glob("*/*") if "update" in path.name]
+
+
+async def _aggregator_disk_full(fleet: Fleet) -> None:
+    """Full while devices deliver, and full still when the aggregator is started again."""
+    run, disk = fleet.run, fleet.disk
+    assert disk is not None
+    fleet.may_end_with.add(StoreError.exit_code)
+    for round_ in (1, 3):
+        await fleet.until_holding("one", round_)
+        disk.fill()
+        await _ends_for_want_of_room(fleet)
+        run.start()
+        await _ends_for_want_of_room(fleet)
+        disk.free()
+        run.start()
+
+
+async def _ends_for_want_of_room(fleet: Fleet) -> None:
+    run = fleet.run
+    assert run.process is not None
+    assert await asyncio.to_thread(run.process.wait, PATIENCE_S) == StoreError.exit_code, run.log.read_text()
+    assert "make room and start the aggregator again" in run.log.read_text().splitlines()[-1]
+    assert "Traceback" not in run.log.read_text()
+    left = (await asyncio.to_thread(fleet.status))["aggregator"]
+    assert left["status"] == "stopped", left
+    assert "make room" in left["note"], left
+
+
 CASES = {
     "undisturbed": Case("nothing", nothing),
     "aggregator": Case("the aggregator is killed twice in every round", _aggregator_killed),
@@ -155,6 +220,8 @@ CASES = {
     "black-hole": Case("nothing gets through for 12 s", _black_hole, in_tests=False),
     "half-open": Case("the broker ends connections, and the agents do not notice", _half_open, in_tests=False),
     "second": Case("another aggregator is started for the fleet", _second_aggregator, in_tests=False),
+    "device-full": Case("a device's disk is full, twice", _device_disk_full, small_disk_of="one"),
+    "aggregator-full": Case("the aggregator's disk is full, twice", _aggregator_disk_full, small_disk_of="run"),
     "asleep": Case(
         "a device comes back two rounds later with its old update",
         _asleep,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -21,6 +23,7 @@ from edgefed.coordinator.events import Merge
 from edgefed.coordinator.round_state import State
 from edgefed.coordinator.store import Store
 from tests.faults.proxy import FaultProxy
+from tests.faults.small_disk import SmallDisk, small_disk
 from tests.federation.stand_in import FLEET, federation_toml, make_paper_model
 from tests.federation.test_aggregator import Run
 from tools.mosquitto import RunningMosquitto, running_mosquitto
@@ -29,6 +32,7 @@ __all__ = ["Account", "Fleet", "Mischief", "federate"]
 
 PATIENCE_S = 120.0
 _LOOK_S = 0.02
+_DISK_BYTES = 8 << 20  # SQLite's log alone grows to 4 MiB
 _DELAY_S = 0.05  # of every message to and from an agent: what a test waits for must last long enough to be seen
 
 _AGENT = """\
@@ -126,16 +130,29 @@ class Agent:
 
 
 class Fleet:
-    """What a case of trouble can lay hands on."""
+    """What a case of trouble can lay hands on.
+
+    Attributes:
+        disk: the small disk that somebody works on, where the case has one.
+        may_end_with: exit codes that are no reason to give up, because the case starts the process again.
+    """
 
     def __init__(
-        self, directory: Path, broker: RunningMosquitto, proxy: FaultProxy, run: Run, agents: dict[str, Agent]
+        self,
+        directory: Path,
+        broker: RunningMosquitto,
+        proxy: FaultProxy,
+        run: Run,
+        agents: dict[str, Agent],
+        disk: SmallDisk | None,
     ) -> None:
         self.directory = directory
         self.broker = broker
         self.proxy = proxy
         self.run = run
         self.agents = agents
+        self.disk = disk
+        self.may_end_with: set[int] = set()
 
     async def until(self, what: str, holds: Callable[[], bool]) -> None:
         """Returns once something holds."""
@@ -159,6 +176,11 @@ class Fleet:
         self.run.process.kill()
         self.run.process.wait()
         self.run.start()
+
+    def status(self) -> dict[str, Any]:
+        """Returns what `edgefed status --json` says."""
+        command = [sys.executable, "-m", "edgefed", "status", "-c", str(self.run.config), "--json"]
+        return dict(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
 
     def logs(self) -> str:
         logs = [self.run.log, *(agent.log for agent in self.agents.values())]
@@ -200,13 +222,22 @@ async def federate(
     selection: str = "expected_devices = 2\nquorum = 2\ndeadline_s = 6\n",
     mischief: Mischief | None = None,
     persistence: bool = False,
+    small_disk_of: str = "",
 ) -> Account:
     """Runs a federation of two real agents in three rounds while `trouble` does its worst, and returns the account.
+
+    Args:
+        directory: of everything; made.
+        trouble: what happens.
+        selection: lines of `[selection]`.
+        mischief: of a worker.
+        persistence: whether the broker remembers over a restart.
+        small_disk_of: who works on a small disk of its own: `run` (the aggregator) or a device.
 
     Raises:
         AssertionError: the federation does not come to its end; the message has the logs.
     """
-    async with _fleet(directory, selection, mischief, persistence=persistence) as fleet:
+    async with _fleet(directory, selection, mischief, small_disk_of, persistence=persistence) as fleet:
         making = asyncio.ensure_future(trouble(fleet))
         ending = asyncio.ensure_future(_until_all_ended(fleet))
         try:
@@ -222,7 +253,7 @@ async def _until_all_ended(fleet: Fleet) -> None:
     def ended() -> bool:
         processes = [fleet.run.process, *(agent.process for agent in fleet.agents.values())]
         codes = [process.poll() if process is not None else None for process in processes]
-        wrong = [code for code in codes if code not in (None, 0, -signal.SIGKILL)]
+        wrong = [code for code in codes if code not in (None, 0, -signal.SIGKILL, *fleet.may_end_with)]
         assert not wrong, f"exit code {wrong[0]}:\n{fleet.logs()}"
         return all(code == 0 for code in codes)
 
@@ -231,14 +262,20 @@ async def _until_all_ended(fleet: Fleet) -> None:
 
 @contextlib.asynccontextmanager
 async def _fleet(
-    directory: Path, selection: str, mischief: Mischief | None, *, persistence: bool
+    directory: Path, selection: str, mischief: Mischief | None, small_disk_of: str, *, persistence: bool
 ) -> AsyncIterator[Fleet]:
     directory.mkdir(parents=True)
     kept = directory / "broker"
     kept.mkdir()
     (directory / "data.jsonl").write_text('{"dialogue": "a", "summary": "b"}\n')
     model = make_paper_model(directory / "model")
-    with running_mosquitto(persistence_dir=kept if persistence else None) as broker:
+    with contextlib.ExitStack() as stack:
+        disk = (
+            stack.enter_context(small_disk(directory / small_disk_of, size_bytes=_DISK_BYTES))
+            if small_disk_of
+            else None
+        )
+        broker = stack.enter_context(running_mosquitto(persistence_dir=kept if persistence else None))
         async with FaultProxy(broker.port, seed=1, delay_s=_DELAY_S) as proxy:
             toml = federation_toml(
                 model, directory / "run", broker.port, selection=selection, broker="keepalive_s = 5\n"
@@ -250,7 +287,7 @@ async def _fleet(
                 )
                 for name, rank in (("one", 2), ("two", 4))
             }
-            fleet = Fleet(directory, broker, proxy, run, agents)
+            fleet = Fleet(directory, broker, proxy, run, agents, disk)
             try:
                 run.start()
                 for agent in agents.values():

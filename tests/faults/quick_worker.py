@@ -2,7 +2,9 @@
 
 `python -m tests.faults.quick_worker DONE [MISCHIEF ROUND]`. An update depends on nothing but device and round, so a
 federation that was disturbed must come to the same result as one that was not. The file DONE is made by the mischief.
-The mischief `hungry` is another one: in every round, memory does not hold micro-batches of more than ROUND examples.
+Two others last: with `hungry` and `glutton` memory does not hold micro-batches of more than ROUND examples. The first
+dies as if the kernel had killed it, the second really takes memory under a real limit (`small_memory`): that of a
+control group as `glutton:DIRECTORY`, else one of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import numpy as np
 
 from edgefed.agent.frames import (
     Answer,
+    Failed,
     Finished,
     Prepare,
     Prepared,
@@ -33,11 +36,13 @@ from edgefed.lora.low_rank import LowRank
 from edgefed.models.checkpoint import fingerprint, linear_shapes
 from edgefed.protocol.records import EvaluationRecord, RoundRecord
 from edgefed.training.round_work import RoundWork, TrainingSet
+from tests.faults.small_memory import EXAMPLE_BYTES, almost_twice, enter_limit
 
 _STEPS = 5
 _STEP_S = 0.1
 _HANG_S = 3600.0
 _EXAMPLES = 10
+_LASTING = ("hungry", "glutton")
 _RATE = measured(1e10, "made up")
 _MACHINE = MachineProbe(
     compute=ComputeProfile(hardware="cpu", threads=1, flops_per_s={"fp32": _RATE}, memory_bandwidth_bytes_per_s=_RATE),
@@ -59,7 +64,12 @@ class Worker:
             training_set = TrainingSet(examples=_EXAMPLES, source_tokens=9, target_tokens=5)
             return Prepared(model_path=str(path), fingerprint=fingerprint(path), training_set=training_set)
         if isinstance(request, Work):
-            return Finished(record=self._train(request.work))
+            try:
+                return Finished(record=self._train(request.work))
+            except OSError as error:
+                return Failed(kind="disk", message=str(error))
+            except MemoryError as error:
+                return Failed(kind="memory", message=str(error))
         return Probed(machine=_MACHINE)
 
     def _train(self, work: RoundWork) -> RoundRecord:
@@ -69,6 +79,8 @@ class Worker:
             time.sleep(_STEP_S)
             if self._mischief == "hungry" and plan.micro_batch_size > self._mischief_round:
                 os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory runs out
+            if self._mischief == "glutton":
+                np.ones(plan.micro_batch_size * EXAMPLE_BYTES, dtype="i1")
             if step == _STEPS // 2:
                 self._misbehave(announced.round)
         if announced.kind == "train":
@@ -93,7 +105,7 @@ class Worker:
         )
 
     def _misbehave(self, round_: int) -> None:
-        if self._mischief == "hungry" or round_ != self._mischief_round or self._done.exists():
+        if self._mischief in _LASTING or round_ != self._mischief_round or self._done.exists():
             return
         self._done.touch()
         if self._mischief == "hang":
@@ -117,7 +129,10 @@ def say(answer: Answer) -> None:
 
 
 def main(done: str, mischief: str = "", mischief_round: str = "0") -> None:
+    mischief, _, group = mischief.partition(":")
     worker = Worker(Path(done), mischief, int(mischief_round))
+    if mischief == "glutton":
+        enter_limit(almost_twice(int(mischief_round)), group)
     for line in sys.stdin.buffer:
         say(worker.answer(decode_request(line)))
 
