@@ -1,4 +1,4 @@
-"""`edgefed fleet token | tokens | withdraw | admit` and `edgefed agent --enroll`: what they say and refuse without a broker."""
+"""`edgefed fleet token | tokens | withdraw | admit` and `edgefed agent --enroll`: what can be seen without a broker."""
 
 from __future__ import annotations
 
