@@ -145,6 +145,7 @@ def _broker_beside(base: Path, broker: Broker) -> Broker:
         tls_ca=_beside(base, broker.tls_ca),
         tls_certificate=_beside(base, broker.tls_certificate),
         tls_key=_beside(base, broker.tls_key),
+        tls_crl=_beside(base, broker.tls_crl),
     )
 
 

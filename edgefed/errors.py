@@ -13,7 +13,8 @@
     │   ├── Disconnected             the connection went away while something waited on it
     │   └── PayloadTooLarge          the broker would not take a packet of that size
     ├── WireError                7   bytes from the network do not mean anything
-    │   ├── MessageError             a control message that does not decode
+    │   ├── MessageError             a control message that does not decode, or is not its author's
+    │   │   └── Outdated                 a later one was heard before
     │   └── ChunkError               a chunk or a blob that contradicts its hash, size or offset
     ├── AdapterError             8   an adapter has wrong shapes, names, ranks or values
     ├── StoreError               9   the aggregator's durable store cannot be used
@@ -52,6 +53,7 @@ __all__ = [
     "ModelError",
     "NoPlan",
     "NotAdmitted",
+    "Outdated",
     "PayloadTooLarge",
     "StoreError",
     "TransportError",
@@ -124,7 +126,11 @@ class WireError(EdgefedError):
 
 
 class MessageError(WireError):
-    """A control message does not decode."""
+    """A control message does not decode, or was not said by whoever may say it."""
+
+
+class Outdated(MessageError):
+    """A message was overtaken by a later one, or somebody plays it again."""
 
 
 class ChunkError(WireError):

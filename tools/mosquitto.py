@@ -4,12 +4,17 @@ with running_mosquitto() as broker:
     ... connect to 127.0.0.1, broker.port ...
     broker.kill()      # as kill -9 does
     broker.restart()   # on the same port
+
+EDGEFED_MOSQUITTO names another program than the installed one, and EDGEFED_MOSQUITTO_ACL_PLUGIN the ACL plugin that
+belongs to it (Mosquitto 2.1 and newer). The tests then run against that broker, with the configuration for its version.
 """
 
 from __future__ import annotations
 
 import contextlib
 import getpass
+import os
+import re
 import shutil
 import signal
 import socket
@@ -19,7 +24,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["MosquittoMissingError", "RunningMosquitto", "configured_mosquitto", "free_port", "running_mosquitto"]
+__all__ = [
+    "MosquittoMissingError",
+    "RunningMosquitto",
+    "acl_plugin",
+    "configured_mosquitto",
+    "free_port",
+    "mosquitto_version",
+    "running_mosquitto",
+]
 
 _ANSWER_TIMEOUT_S = 10.0
 _RELOADING = "Reloading config."
@@ -178,8 +191,30 @@ def configured_mosquitto(config: Path, port: int) -> Iterator[RunningMosquitto]:
             broker.kill()
 
 
+def mosquitto_version() -> tuple[int, int]:
+    """Return major and minor version of the program that is run here.
+
+    Raises:
+        MosquittoMissingError: The program is not installed, or does not say its version.
+    """
+    said = subprocess.run([_binary(), "-h"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"mosquitto version (\d+)\.(\d+)", said)
+    if found is None:
+        raise MosquittoMissingError(f"{_binary()} does not say its version; it said:\n{said}")
+    return int(found[1]), int(found[2])
+
+
+def acl_plugin() -> Path | None:
+    """Return the ACL plugin that belongs to the program, where the environment names one."""
+    path = os.environ.get("EDGEFED_MOSQUITTO_ACL_PLUGIN")
+    return Path(path) if path else None
+
+
 def _binary() -> str:
-    path = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin") or shutil.which("mosquitto")
+    named = os.environ.get("EDGEFED_MOSQUITTO")
+    installed = "/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin"
+    path = shutil.which(named) if named else shutil.which("mosquitto", path=installed) or shutil.which("mosquitto")
     if path is None:
-        raise MosquittoMissingError("mosquitto is not installed; get it with: apt-get install mosquitto")
+        what = f"EDGEFED_MOSQUITTO names {named}, which is no program" if named else "mosquitto is not installed"
+        raise MosquittoMissingError(f"{what}; get it with: apt-get install mosquitto")
     return path

@@ -74,7 +74,7 @@ async def connected(kind: str, who: Identity, fleet: Path, port: int) -> Any:
         seal = read_authorship(
             TOPICS,
             who,
-            fleet / f"{who.name}-latest",
+            fleet / f"{who.name}-memory",
             ca=files["tls_ca"],
             certificate=files["tls_cert"],
             key=files["tls_key"],

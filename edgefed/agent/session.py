@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -17,12 +18,15 @@ from edgefed.errors import DataError, DeviceIdTaken
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
 from edgefed.security.identities import Identity
-from edgefed.transport.base import Message, Transport
+from edgefed.transport.base import Message
 from edgefed.transport.mqtt import connect_mqtt
 from edgefed.transport.options import guarded_client_id
-from edgefed.transport.signed import SignedTransport
+from edgefed.transport.signed import signed_as_told, will_as_told
 
-__all__ = ["run_agent", "signed_as_told"]
+if TYPE_CHECKING:
+    from edgefed.security.authorship import Authorship
+
+__all__ = ["authorship_as_told", "run_agent"]
 
 
 async def run_agent(
@@ -52,8 +56,10 @@ async def run_agent(
     # piles up for a process that is gone.
     mqtt = options.broker.mqtt(guarded_client_id(f"{options.fleet}-{options.device}"), session_expiry_s=0)
     try:
-        async with connect_mqtt(mqtt, presence.will, retry_first=wait_for_broker) as connected:
-            transport = signed_as_told(options, connected)
+        authorship = authorship_as_told(options)
+        will = will_as_told(presence.will, authorship)
+        async with connect_mqtt(mqtt, will, retry_first=wait_for_broker) as connected:
+            transport = signed_as_told(connected, authorship)
             gpu = options.worker.device != "cpu"
             instruments = await asyncio.to_thread(find_instruments, Path(options.root), gpu=gpu)
             supervisor = Supervisor(options, transport, presence, state, worker, instruments, leave_when_finished=once)
@@ -70,23 +76,23 @@ async def run_agent(
         state.close()
 
 
-def signed_as_told(options: AgentOptions, transport: Transport) -> Transport:
-    """Returns the transport, with signatures where the options ask for them.
+def authorship_as_told(options: AgentOptions) -> Authorship | None:
+    """Returns what signs the agent's messages and judges others'; None where the options do not ask for it.
 
     Raises:
         ConfigError: the certificate or its key cannot be used, or are another device's.
     """
     broker = options.broker
     if not broker.signed:
-        return transport
+        return None
     from edgefed.security.authorship import read_authorship  # megabytes that others need not carry
 
-    authorship = read_authorship(
+    return read_authorship(
         Topics(options.fleet),
         Identity("device", options.device),
-        Path(options.state) / "latest-announcement",
+        Path(options.state),
         ca=Path(broker.tls_ca),
         certificate=Path(broker.tls_certificate),
         key=Path(broker.tls_key),
+        revocations=Path(broker.tls_crl) if broker.tls_crl else None,
     )
-    return SignedTransport(transport, authorship)

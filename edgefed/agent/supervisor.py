@@ -114,9 +114,11 @@ class Supervisor:
             elif isinstance(event, ConnectionLost):
                 self._participation.interrupt()
                 _log.warning("connection to the broker lost: %s", event.reason)
+            elif event.topic == self._presence.topic:
+                self._reappear()  # what somebody else says of this device must not stand there
 
     def _reappear(self) -> None:
-        """After a reconnect: the broker has published the will, or was restarted and has forgotten everything."""
+        """Says again what the broker has lost: it has published the will, or forgotten all, or keeps a forgery."""
 
         async def publish() -> None:
             with contextlib.suppress(TransportError):

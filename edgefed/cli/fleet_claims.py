@@ -32,7 +32,8 @@ def token(
 
     The file has the token, the fleet's authority, and the certificate of a claim, which all tokens share and with which
     the broker lets a board do nothing but ask. Bring it to the board, and start `edgefed agent --enroll FILE` there and
-    `edgefed fleet admit` here. --days is for the claim's certificate, where there is none yet.
+    `edgefed fleet admit` here. `edgefed fleet withdraw` takes back a token that was lost. --days is for the claim's
+    certificate, where there is none yet.
 
     Examples:
       edgefed fleet token board-07 --fleet kitchen --output board-07.token
@@ -66,7 +67,7 @@ def token(
         except OSError:
             admissions.take_back(made)
             raise
-    typer.echo(f"wrote {output}: for {made.device}, until {made.expires:%Y-%m-%d %H:%M} UTC")
+    typer.echo(f"wrote {output}: token {made.id}, for {made.device}, until {made.expires:%Y-%m-%d %H:%M} UTC")
     if not known:
         typer.echo(
             f"the broker has to learn of the claim: edgefed fleet broker-config mosquitto --fleet {fleet}", err=True

@@ -74,6 +74,10 @@ def describe_aggregator(state: AggregatorState) -> str:
     parts += [f"{count} update{'s' if count > 1 else ''} {what}" for count, what in counts if count]
     if state.silenced:
         parts.append(f"{state.silenced} times a device was silenced")
+    if state.distrusted:
+        parts.append(f"{state.distrusted} message{'s' if state.distrusted > 1 else ''} not trusted")
+    if state.outdated:
+        parts.append(f"{state.outdated} out of date")
     if state.note:
         parts.append(state.note)
     return " · ".join(parts)
@@ -89,13 +93,22 @@ def describe_refusals(state: AggregatorState) -> list[str]:
 
 
 class FleetView:
-    """Collects what is published about a fleet."""
+    """Collects what is published about a fleet.
+
+    Attributes:
+        topics: of the fleet.
+        aggregator: its latest state; None where none was heard.
+        devices: the latest state of each.
+        profiles: of each.
+        distrusted: by topic, why its latest message was left aside, where one was.
+    """
 
     def __init__(self, fleet: str) -> None:
         self.topics = Topics(fleet)
         self.aggregator: AggregatorState | None = None
         self.devices: dict[str, DeviceState] = {}
         self.profiles: dict[str, DeviceProfile] = {}
+        self.distrusted: dict[str, str] = {}
 
     @property
     def filters(self) -> tuple[str, ...]:
@@ -121,8 +134,12 @@ class FleetView:
         else:
             self.devices.pop(device, None)
 
+    def describe_distrusted(self) -> list[str]:
+        """Returns a line for each topic on which something was left aside."""
+        return [f"left aside on {topic}: {reason}" for topic, reason in sorted(self.distrusted.items())]
+
     def as_json(self) -> dict[str, Any]:
-        """Returns a document with the aggregator's state and, by id, each device's state and profile."""
+        """Returns a document: aggregator's state, each device's state and profile by id, and what was left aside."""
         return {
             "fleet": self.topics.fleet,
             "aggregator": msgspec.to_builtins(self.aggregator),
@@ -133,6 +150,7 @@ class FleetView:
                 }
                 for device, state in sorted(self.devices.items())
             },
+            "distrusted": dict(sorted(self.distrusted.items())),
         }
 
     def rows(self) -> list[tuple[str, ...]]:
@@ -178,7 +196,8 @@ class FleetView:
         done = min(state.rounds, max(0, state.round - (state.status != "finished")))
         bar = ProgressBar(total=max(1, state.rounds), completed=done, width=40)
         refusals = [Text(line, style="yellow") for line in describe_refusals(state)]
-        return Group(Text(describe_aggregator(state), style="bold"), bar, table, *refusals)
+        aside = [Text(line, style="red") for line in self.describe_distrusted()]
+        return Group(Text(describe_aggregator(state), style="bold"), bar, table, *refusals, *aside)
 
 
 def _hardware(profile: DeviceProfile) -> tuple[str, str, str]:

@@ -55,6 +55,8 @@ SUBCOMMANDS: Mapping[str, Mapping[str, str]] = {
         "revoke": "edgefed.cli.fleet_members:revoke",
         "list": "edgefed.cli.fleet_members:list_members",
         "token": "edgefed.cli.fleet_claims:token",
+        "tokens": "edgefed.cli.fleet_tokens:list_tokens",
+        "withdraw": "edgefed.cli.fleet_tokens:withdraw",
         "admit": "edgefed.cli.fleet_claims:admit",
         "broker-config": "edgefed.cli.fleet_broker:broker_config",
     },

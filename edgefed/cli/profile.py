@@ -103,19 +103,21 @@ async def _connect(options: AgentOptions, stack: contextlib.AsyncExitStack) -> t
     import asyncio
 
     from edgefed.agent.network_probe import NetworkProbe
-    from edgefed.agent.session import signed_as_told
+    from edgefed.agent.session import authorship_as_told
     from edgefed.errors import MessageError, TransportError
     from edgefed.protocol.messages.down import Pong, decode_down
     from edgefed.protocol.topics import Topics
     from edgefed.transport.base import Message
     from edgefed.transport.mqtt import connect_mqtt
     from edgefed.transport.options import guarded_client_id
+    from edgefed.transport.signed import signed_as_told
 
     topics = Topics(options.fleet)
     down = topics.device(options.device, "down")
     mqtt = options.broker.mqtt(guarded_client_id(f"{options.fleet}-{options.device}-profile"), session_expiry_s=0)
     try:
-        transport = signed_as_told(options, await stack.enter_async_context(connect_mqtt(mqtt)))
+        authorship = authorship_as_told(options)
+        transport = signed_as_told(await stack.enter_async_context(connect_mqtt(mqtt)), authorship)
         await transport.subscribe(down)
     except TransportError as error:
         return None, str(error)

@@ -11,6 +11,8 @@ import typer
 
 if TYPE_CHECKING:
     from edgefed.cli.fleet_view import FleetView
+    from edgefed.protocol.topics import Topics
+    from edgefed.security.authorship import Authorship
     from edgefed.transport.base import Transport
     from edgefed.transport.options import Broker
 
@@ -34,7 +36,7 @@ def status(
     """Show the rounds, the devices, and what each is doing.
 
     Everything comes from the retained messages on the broker, so it needs neither the aggregator nor the devices to be
-    up, and disturbs nobody.
+    up, and disturbs nobody. With a file that says `signed = true`, what its author has not signed is left aside.
 
     Examples:
       edgefed status --config federation.toml --watch
@@ -90,10 +92,13 @@ async def _show(broker: Broker, fleet: str, *, wait_s: float, watch: bool, as_js
     from edgefed.cli.output import write_json, write_table
     from edgefed.transport.mqtt import connect_mqtt
     from edgefed.transport.options import guarded_client_id
+    from edgefed.transport.signed import signed_as_told
 
     view = FleetView(fleet)
+    seal = _observation(broker, view.topics)
     options = broker.mqtt(guarded_client_id(f"{fleet}-status"), session_expiry_s=0)
-    async with connect_mqtt(options) as transport:
+    async with connect_mqtt(options) as connected:
+        transport = signed_as_told(connected, seal)
         for topic_filter in view.filters:
             await transport.subscribe(topic_filter)
         if watch:
@@ -106,6 +111,8 @@ async def _show(broker: Broker, fleet: str, *, wait_s: float, watch: bool, as_js
         return
     from edgefed.cli.fleet_view import COLUMNS, describe_aggregator, describe_refusals
 
+    for line in view.describe_distrusted():
+        typer.echo(line, err=True)
     if view.aggregator is None and not view.devices:
         typer.echo(f"nothing is known of a fleet {fleet!r} at {broker.host}:{broker.port}", err=True)
         return
@@ -115,12 +122,23 @@ async def _show(broker: Broker, fleet: str, *, wait_s: float, watch: bool, as_js
         typer.echo(line)
 
 
+def _observation(broker: Broker, topics: Topics) -> Authorship | None:
+    if not broker.signed:
+        return None
+    from edgefed.security.authorship import read_observation
+
+    revocations = Path(broker.tls_crl) if broker.tls_crl else None
+    return read_observation(topics, ca=Path(broker.tls_ca), revocations=revocations)
+
+
 async def _listen(view: FleetView, transport: Transport) -> None:
-    from edgefed.transport.base import Message
+    from edgefed.transport.base import Distrusted, Message
 
     async for event in transport.events():
         if isinstance(event, Message):
             view.hear(event.topic, event.payload)
+        elif isinstance(event, Distrusted):
+            view.distrusted[event.topic] = event.reason
 
 
 async def _watch(view: FleetView, transport: Transport) -> None:

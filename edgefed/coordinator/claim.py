@@ -55,7 +55,7 @@ class FleetClaim:
         """
         other = decode_aggregator_state(payload)
         if other.instance == self._instance:
-            return "own"
+            return "vacant" if other.status == "lost" else "own"  # its will: the connection was down, and is back
         if other.status != "online" or other.run == self._run or (self._claimed and self._run < other.run):
             return "vacant"
         if not self._claimed and not self._challenged:

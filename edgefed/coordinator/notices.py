@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections.abc import Callable
 
 from edgefed.coordinator.options import FederationOptions
@@ -29,9 +28,9 @@ _log = logging.getLogger(__name__)
 _SHORTEST_STATE_S = 0.5
 
 
-def aggregator_will(topics: Topics) -> Will:
-    """Returns what the broker publishes when the aggregator vanishes."""
-    return Will(topics.aggregator_state, encode(AggregatorState(status="lost", instance="")))
+def aggregator_will(topics: Topics, instance: str) -> Will:
+    """Returns what the broker publishes when the aggregator with this id of its process vanishes."""
+    return Will(topics.aggregator_state, encode(AggregatorState(status="lost", instance=instance)))
 
 
 class Notices:
@@ -41,6 +40,7 @@ class Notices:
         options: what `federation.toml` says.
         model: the base model with its fingerprint.
         run: id of this run.
+        instance: id of this process.
         outbox: where they go out.
         watch: called with each new state, for whoever shows it.
         sealing_key: what devices have to seal their updates for; empty where they need not.
@@ -51,6 +51,7 @@ class Notices:
         options: FederationOptions,
         model: ModelReference,
         run: str,
+        instance: str,
         outbox: Outbox,
         *,
         watch: Callable[[AggregatorState], None] | None = None,
@@ -63,7 +64,7 @@ class Notices:
         self._outbox = outbox
         self._watch = watch
         self._sealing_key = sealing_key
-        self.instance = uuid.uuid4().hex
+        self._instance = instance
         self._published: AggregatorState | None = None
         self._published_at_s = 0.0
 
@@ -130,7 +131,7 @@ class Notices:
         best = state.best
         return AggregatorState(
             status="finished" if state.phase == "finished" else "online",
-            instance=self.instance,
+            instance=self._instance,
             run=self._run,
             phase=state.phase,
             round=state.round,

@@ -100,14 +100,14 @@ class Reception:
         self.refusals = Refusals(store)
 
     def hear(self, message: Message) -> None:
-        """Takes a message from a device's `up` or `state` topic.
+        """Takes a message from a device's `up`, `state` or `profile` topic.
 
         Raises:
             MessageError: it does not decode.
         """
         topic = self._topics.parse_device(message.topic)
-        if topic is None:
-            return
+        if topic is None or topic.channel == "profile":
+            return  # that a profile is its device's was seen to on the way
         if topic.channel == "state":
             if self._may_speak(topic.device):
                 self._hear_state(topic.device, message.payload)

@@ -8,6 +8,8 @@ from collections import Counter, deque
 from edgefed.coordinator.answers import Answer, MergedRound
 from edgefed.coordinator.store import Store
 from edgefed.protocol.messages.retained import Refusal, RefusalKind
+from edgefed.protocol.topics import Topics
+from edgefed.transport.base import Distrusted
 
 __all__ = ["Refusals"]
 
@@ -54,6 +56,20 @@ class Refusals:
     def take_silenced(self, device: str, round_: int, per_minute: int) -> None:
         """Takes a device that says too much; nothing of it is kept on disk."""
         self._add("silenced", device, round_, f"it sends more than {per_minute} messages a minute", time.time())
+
+    def take_distrusted(self, topics: Topics, what: Distrusted, round_: int) -> None:
+        """Takes a message that was not listened to; nothing of it is kept on disk.
+
+        Args:
+            topics: of the fleet.
+            what: where it arrived, and what was wrong with it.
+            round_: the open round.
+        """
+        topic = topics.parse_device(what.topic)
+        author = "the aggregator" if topic is None else topic.device
+        channel = what.topic.rpartition("/")[2]
+        kind: RefusalKind = "outdated" if what.outdated else "distrusted"
+        self._add(kind, author, round_, f"on {channel}: {what.reason}", time.time())
 
     def _add(self, what: RefusalKind, device: str, round_: int, reason: str, unix_s: float) -> None:
         self._totals[what] += 1

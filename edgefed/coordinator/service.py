@@ -39,7 +39,7 @@ from edgefed.protocol.messages.up import UpdateOffer
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.tasks import ModelReference
 from edgefed.protocol.topics import Topics
-from edgefed.transport.base import Connected, ConnectionLost, Event, Message, Transport
+from edgefed.transport.base import Connected, ConnectionLost, Distrusted, Event, Message, Transport
 
 if TYPE_CHECKING:
     from edgefed.security.sealing import SealingKey
@@ -77,6 +77,7 @@ class Aggregator:
         options: what `federation.toml` says.
         model: the base model with its fingerprint.
         run: id of this run.
+        instance: id of this process, which `transport`'s will has too.
         transport: connected, with `aggregator_will` as its will.
         store: of this run.
         exchange: of this federation's method.
@@ -88,6 +89,7 @@ class Aggregator:
         options: FederationOptions,
         model: ModelReference,
         run: str,
+        instance: str,
         transport: Transport,
         store: Store,
         exchange: Exchange,
@@ -106,8 +108,8 @@ class Aggregator:
         self._outbox = Outbox(transport, self._topics)
         sealing = _sealing_key(self._directory.sealing_key) if options.broker.sealed else None
         public = "" if sealing is None else sealing.public
-        self._notices = Notices(options, model, run, self._outbox, watch=watch, sealing_key=public)
-        self._claim = FleetClaim(options.fleet, run, self._notices.instance)
+        self._notices = Notices(options, model, run, instance, self._outbox, watch=watch, sealing_key=public)
+        self._claim = FleetClaim(options.fleet, run, instance)
         self._broadcast = Broadcast(
             transport,
             self._topics,
@@ -168,6 +170,8 @@ class Aggregator:
             await self._take_the_fleet()
             await self._transport.subscribe(self._topics.every_device("up"))
             await self._transport.subscribe(self._topics.every_device("state"))
+            if self._options.broker.signed:  # nobody else would notice that one is forged
+                await self._transport.subscribe(self._topics.every_device("profile"))
             self._perform(rounds.recover(self._ledger.state) or self._ledger.apply(events.Begin()))
             while not self._finished:
                 await self._turn()
@@ -234,13 +238,10 @@ class Aggregator:
         self._notices.post_state(self._describe())
 
     async def _take(self, item: Event | _Arrived | _MergeDone | _Broken) -> None:
-        if isinstance(item, Message) and item.topic == self._topics.aggregator_state:
-            self._hear_of_an_aggregator(item.payload)
-        elif isinstance(item, Message):
-            try:
-                self._reception.hear(item)
-            except MessageError as error:
-                _log.warning("on %s: %s", item.topic, error)
+        if isinstance(item, Message):
+            self._hear(item)
+        elif isinstance(item, Distrusted):
+            self._hear_of_distrust(item)
         elif isinstance(item, _Arrived):
             await self._reception.take_in(item.device, item.offer, item.path)
         elif isinstance(item, _MergeDone):
@@ -251,6 +252,20 @@ class Aggregator:
             self._show_again()
         elif isinstance(item, ConnectionLost):
             _log.warning("connection to the broker lost: %s", item.reason)
+
+    def _hear(self, message: Message) -> None:
+        if message.topic == self._topics.aggregator_state:
+            self._hear_of_an_aggregator(message.payload)
+            return
+        try:
+            self._reception.hear(message)
+        except MessageError as error:
+            _log.warning("on %s: %s", message.topic, error)
+
+    def _hear_of_distrust(self, what: Distrusted) -> None:
+        if what.topic == self._topics.aggregator_state:
+            self._notices.forget_posted()  # it must not stand there as the broker's last word of us
+        self._reception.refusals.take_distrusted(self._topics, what, self._ledger.state.round)
 
     async def _pump(self) -> None:
         async for event in self._transport.events():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,12 @@ from edgefed.protocol.messages.retained import AggregatorState
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.tasks import ModelReference
 from edgefed.protocol.topics import Topics
-from edgefed.security.authorship import read_authorship
+from edgefed.security.authorship import Authorship, read_authorship
 from edgefed.security.identities import AGGREGATOR
-from edgefed.transport.base import Message, Transport
+from edgefed.transport.base import Message
 from edgefed.transport.mqtt import connect_mqtt
 from edgefed.transport.options import guarded_client_id
-from edgefed.transport.signed import SignedTransport
+from edgefed.transport.signed import signed_as_told, will_as_told
 
 __all__ = ["run_aggregator"]
 
@@ -102,9 +103,12 @@ async def _federate(
     # Each process its own client id: with a common one, a second aggregator would throw the first one off the broker
     # before it could learn that there is one.
     mqtt = options.broker.mqtt(guarded_client_id(f"{options.fleet}-aggregator"), session_expiry_s=0)
-    async with connect_mqtt(mqtt, aggregator_will(topics), retry_first=wait_for_broker) as connected:
-        transport = _signed_as_told(options, connected)
-        aggregator = Aggregator(options, model, store.run, transport, store, exchange, watch=watch)
+    instance = uuid.uuid4().hex
+    authorship = _authorship_as_told(options)
+    will = will_as_told(aggregator_will(topics, instance), authorship)
+    async with connect_mqtt(mqtt, will, retry_first=wait_for_broker) as connected:
+        transport = signed_as_told(connected, authorship)
+        aggregator = Aggregator(options, model, store.run, instance, transport, store, exchange, watch=watch)
         try:
             return await aggregator.run()
         finally:
@@ -113,19 +117,19 @@ async def _federate(
             await asyncio.shield(transport.close(final))
 
 
-def _signed_as_told(options: FederationOptions, transport: Transport) -> Transport:
+def _authorship_as_told(options: FederationOptions) -> Authorship | None:
     broker = options.broker
     if not broker.signed:
-        return transport
-    authorship = read_authorship(
+        return None
+    return read_authorship(
         Topics(options.fleet),
         AGGREGATOR,
-        Path(options.directory) / "latest-announcement",
+        Path(options.directory),
         ca=Path(broker.tls_ca),
         certificate=Path(broker.tls_certificate),
         key=Path(broker.tls_key),
+        revocations=Path(broker.tls_crl) if broker.tls_crl else None,
     )
-    return SignedTransport(transport, authorship)
 
 
 def _tag(options: FederationOptions) -> str:

@@ -7,9 +7,11 @@ or a kill on either side costs nothing, and every other key is told that the tok
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Literal, cast
 
 import msgspec
 from cryptography import x509
@@ -24,7 +26,11 @@ from edgefed.security.fleet_directory import CERTIFICATE_FILE, KEY_FILE, FleetDi
 from edgefed.security.identities import Identity
 from edgefed.security.tokens import TokenFile
 
-__all__ = ["Admissions", "Candidate", "Holder", "TokenRecord"]
+__all__ = ["Admissions", "Candidate", "Holder", "TokenRecord", "TokenState"]
+
+_TOKEN_NAME = re.compile(r"[0-9a-f]{4,32}\Z")
+
+TokenState = Literal["open", "used", "withdrawn", "expired"]
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +56,7 @@ class TokenRecord(msgspec.Struct, frozen=True, kw_only=True):
         expires: until when it can be used, in UTC.
         verifier: what its proofs are checked with, in hexadecimal digits.
         holder: who used it; None while it is unused.
+        withdrawn: since when it is refused, in UTC; None where it was never withdrawn.
     """
 
     claim: str
@@ -57,6 +64,20 @@ class TokenRecord(msgspec.Struct, frozen=True, kw_only=True):
     expires: datetime
     verifier: str
     holder: Holder | None = None
+    withdrawn: datetime | None = None
+
+    @property
+    def id(self) -> str:
+        """The name under which the token is spoken of."""
+        return tokens.token_id(bytes.fromhex(self.verifier))
+
+    def state(self, now: datetime) -> TokenState:
+        """Returns what can still be done with it; an open token waits for its board."""
+        if self.withdrawn is not None:
+            return "withdrawn"
+        if self.holder is not None:
+            return "used"
+        return "open" if now < self.expires else "expired"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +158,43 @@ class Admissions:
 
     def take_back(self, token: TokenFile) -> None:
         """Makes a token useless; whoever has used it already keeps what they got."""
-        self._file(tokens.token_id(tokens.verifier_of(token.secret))).unlink(missing_ok=True)
+        self._file(token.id).unlink(missing_ok=True)
+
+    def given_out(self) -> list[TokenRecord]:
+        """Returns what is kept of every token, by when they expire.
+
+        Raises:
+            ConfigError: a record is damaged.
+            OSError: one cannot be read.
+        """
+        records = [self._record(file.stem) for file in self._place.glob("*.json")]
+        return sorted((record for record in records if record), key=lambda record: (record.expires, record.id))
+
+    def withdraw(self, name: str, now: datetime) -> TokenRecord:
+        """Takes a token back that nobody has got a certificate with, and returns its record.
+
+        Args:
+            name: its id, or so much of its beginning that no other token is meant.
+            now: in UTC, with its zone.
+
+        Raises:
+            ConfigError: there is no such token, or more than one; it was withdrawn before; or it was used, and what it
+                got has to be revoked.
+            OSError: something cannot be read or written.
+        """
+        with self._directory.alone():
+            record = self._find(name)
+            if record.withdrawn is not None:
+                raise ConfigError(f"token {record.id} was withdrawn before, on {record.withdrawn:%Y-%m-%d %H:%M} UTC")
+            holder = record.holder
+            if holder is not None and self._given(Identity("device", holder.device), holder.fingerprint):
+                raise ConfigError(
+                    f"token {record.id} was used by {holder.device} on {holder.at:%Y-%m-%d %H:%M} UTC: "
+                    f"`edgefed fleet revoke {holder.device}` takes back what it got"
+                )
+            record = msgspec.structs.replace(record, withdrawn=now)
+            self._write(record.id, record)
+            return record
 
     def check(self, claim: Claim, claim_name: str, now: datetime) -> Candidate:
         """Returns who asks, if they may be admitted.
@@ -168,6 +225,8 @@ class Admissions:
             key = certificates.key_of_request(claim.request.encode(), identity, "the signing request")
         except ConfigError as error:
             raise NotAdmitted(str(error)) from None
+        if record.withdrawn is not None:
+            raise NotAdmitted(f"the token was withdrawn on {record.withdrawn:%Y-%m-%d %H:%M} UTC: ask for a new one")
         if record.holder is not None:
             self._check_holder(record.holder, identity, key, now)
         elif record.expires <= now:
@@ -196,7 +255,7 @@ class Admissions:
                 # Before there is a certificate: killed in between, the token is good for this key and no other.
                 holder = Holder(device=candidate.identity.name, fingerprint=candidate.fingerprint, at=now)
                 self._tie(candidate.token, holder)
-            given = self._given(candidate.identity, candidate.key)
+            given = self._given(candidate.identity, candidate.fingerprint)
             if given:
                 return self._directory.certificate(given[-1])
             return self._directory.sign(candidate.identity, candidate.key, days=days, now=now)
@@ -207,15 +266,30 @@ class Admissions:
                 f"the token was used already, by {holder.device} on {holder.at:%Y-%m-%d %H:%M} UTC: it is good for "
                 "one board and one key. If that was this board, revoke it, and give it a new token"
             )
-        given = self._given(identity, key)
+        given = self._given(identity, holder.fingerprint)
         if given and not given[-1].in_force(now):
             state = "was revoked" if given[-1].revoked else f"has ended on {given[-1].ends:%Y-%m-%d}"
             raise NotAdmitted(f"the certificate that {identity.name} got with this token {state}")
 
-    def _given(self, identity: Identity, key: PublicKey) -> list[Issued]:
+    def _given(self, identity: Identity, fingerprint: str) -> list[Issued]:
         """Returns the certificates of a key, the newest last."""
         entries = [entry for entry in self._directory.issued() if entry.identity == identity]
-        return [entry for entry in entries if self._directory.certificate(entry).public_key() == key]
+        return [entry for entry in entries if self._fingerprint(entry) == fingerprint]
+
+    def _fingerprint(self, entry: Issued) -> str:
+        # Whoever is enrolled has one of the kinds of key that requests may have: `certificates.key_of_request`.
+        return certificates.fingerprint(cast(PublicKey, self._directory.certificate(entry).public_key()))
+
+    def _find(self, name: str) -> TokenRecord:
+        if not _TOKEN_NAME.match(name):
+            raise ConfigError(f"{name!r} is no token's id: `edgefed fleet tokens` lists them; four digits are enough")
+        found = [self._record(file.stem) for file in self._place.glob(f"{name}*.json")]
+        records = [record for record in found if record is not None]
+        if not records:
+            raise ConfigError(f"this fleet has given out no token {name}: `edgefed fleet tokens` lists them")
+        if len(records) > 1:
+            raise ConfigError(f"{len(records)} tokens begin with {name}: give more of its digits")
+        return records[0]
 
     def _file(self, token: str) -> Path:
         return self._place / f"{token}.json"

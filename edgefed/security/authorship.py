@@ -1,69 +1,38 @@
 """Who alone may say what: signs what a member says, and lets in what was said by whoever may say it.
 
-==================  ==========  ==================================================================
-topic               author      signed
-==================  ==========  ==================================================================
-round               aggregator  announcements, with task, method and manifest; an older one is refused
-device/<id>/down    aggregator  acceptances, grants, acknowledgements
-device/<id>/up      the device  joins, offers of updates with their records, what is asked for
-==================  ==========  ==================================================================
+===================  ==========  =================================================================
+topic                author      signed
+===================  ==========  =================================================================
+round                aggregator  announcements, with task, method and manifest
+aggregator/state     aggregator  its states, the will among them
+device/<id>/down     aggregator  acceptances, grants, acknowledgements
+device/<id>/up       the device  joins, offers of updates with their records, what is asked for
+device/<id>/state    the device  its states, the will among them
+device/<id>/profile  the device  what it is
+===================  ==========  =================================================================
 
-Chunks are not signed: they are named by a hash that stands in a signed message. States and profiles are not either: it
-is the broker itself that publishes the last state of whoever is gone.
+Chunks are not signed: they are named by a hash that stands in a signed message. What the broker keeps (announcements,
+states, profiles) is refused where something later was heard before (`security.memory`).
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from edgefed.errors import ConfigError, MessageError
-from edgefed.files import is_disk_trouble, replace_file
+import msgspec
+
+from edgefed.errors import ConfigError, MessageError, Outdated
 from edgefed.protocol.chunks import is_chunk
 from edgefed.protocol.topics import Topics
 from edgefed.security.identities import AGGREGATOR, Identity
-from edgefed.security.signatures import SIGNATURE_ROOM_BYTES, Signer, Verifier, read_signer, read_verifier
+from edgefed.security.memory import Memory, Word
+from edgefed.security.signatures import SIGNATURE_ROOM_BYTES, Signed, Signer, Verifier, read_signer, read_verifier
 
-__all__ = ["Authorship", "LatestTime", "read_authorship"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["Authorship", "read_authorship", "read_observation"]
 
 _STEP_S = 1e-3
-
-
-class LatestTime:
-    """The time of the latest announcement, on disk: no restart makes an older one new again.
-
-    Attributes:
-        path: the file; it need not be there yet.
-        unix_s: the time; 0 before the first announcement.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self.unix_s = float(path.read_text())
-        except FileNotFoundError:
-            self.unix_s = 0.0
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read: {error}; without it, old rounds could be played again") from None
-
-    def advance(self, unix_s: float) -> None:
-        """Takes a later time."""
-        if unix_s <= self.unix_s:
-            return
-        self.unix_s = unix_s  # this process keeps to it, whatever becomes of the file
-        try:
-            replace_file(self.path, [b"%.6f\n" % unix_s])
-        except OSError as error:
-            if not is_disk_trouble(error):
-                raise
-            _log.warning("%s: the time of the latest announcement cannot be kept: %s", self.path, error)
 
 
 class Authorship:
@@ -71,9 +40,9 @@ class Authorship:
 
     Args:
         topics: of the fleet.
-        signer: of this member.
+        signer: of this member; None for one that only listens.
         verifier: of the others.
-        latest: the latest announcement that was made, or obeyed.
+        memory: what was said before.
         clock: seconds since 1970.
     """
 
@@ -82,70 +51,146 @@ class Authorship:
     def __init__(
         self,
         topics: Topics,
-        signer: Signer,
+        signer: Signer | None,
         verifier: Verifier,
-        latest: LatestTime,
+        memory: Memory,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._topics = topics
         self._signer = signer
         self._verifier = verifier
-        self._latest = latest
+        self._memory = memory
         self._clock = clock
+        self._session_unix_s = 0.0
+        self._said_at_unix_s = 0.0
+        if signer is not None:
+            self._begin_session_after(memory.session.unix_s)
 
     def outgoing(self, topic: str, payload: bytes) -> bytes:
         """Returns a message as it is to be published: signed, where this member is the one who may say it."""
-        if not payload or is_chunk(payload) or self._author(topic) != self._signer.identity:
+        signer = self._signer
+        if signer is None or not payload or is_chunk(payload) or self._author(topic) != signer.identity:
             return payload
-        at_unix_s = self._clock()
         if topic == self._topics.round:
-            # Later than any before, whatever becomes of this machine's clock.
-            at_unix_s = max(at_unix_s, self._latest.unix_s + _STEP_S)
-            self._latest.advance(at_unix_s)
-        return self._signer.sign(topic, payload, at_unix_s)
+            return signer.sign(topic, payload, self._announcement_unix_s())
+        if not self._is_kept(topic):
+            return signer.sign(topic, payload, self._clock())
+        self._said_at_unix_s = max(self._clock(), self._said_at_unix_s + _STEP_S)
+        return signer.sign(topic, payload, self._said_at_unix_s, self._session_unix_s)
 
     def incoming(self, topic: str, payload: bytes) -> bytes:
         """Returns what was said, without its signature.
 
         Raises:
-            MessageError: somebody else has said it, it was changed, or it is an old announcement.
+            Outdated: a later announcement, state or profile was heard before.
+            MessageError: somebody else has said it, or it was changed.
         """
         author = self._author(topic)
         if author is None or not payload or is_chunk(payload):
             return payload
         signed = self._verifier.verify(topic, payload, author, self._clock())
         if topic == self._topics.round:
-            if signed.at_unix_s < self._latest.unix_s:
-                raise MessageError(
-                    f"it is {self._latest.unix_s - signed.at_unix_s:.3f} s older than an announcement that was obeyed: "
-                    "somebody plays it again, or the aggregator's clock was put back; then, and only then, remove "
-                    f"{self._latest.path}"
-                )
-            self._latest.advance(signed.at_unix_s)
+            self._obey(signed)
+        elif self._is_kept(topic):
+            self._place(topic, author, signed)
+        self._memory.words.keep()
         return signed.payload
 
+    def close(self) -> None:
+        """Keeps what is worth remembering."""
+        self._memory.close()
+
+    # --- announcements ----------------------------------------------------------------------------------------------
+
+    def _announcement_unix_s(self) -> float:
+        """Returns a time later than any before, whatever becomes of this machine's clock."""
+        latest = self._memory.announcement
+        at_unix_s = max(self._clock(), latest.unix_s + _STEP_S)
+        latest.advance(at_unix_s)
+        return at_unix_s
+
+    def _obey(self, signed: Signed) -> None:
+        latest = self._memory.announcement
+        if signed.at_unix_s < latest.unix_s:
+            raise Outdated(
+                f"it is {latest.unix_s - signed.at_unix_s:.3f} s older than an announcement that was obeyed: somebody "
+                "plays it again, or the aggregator's clock was put back; then, and only then, remove "
+                f"{latest.path}"
+            )
+        latest.advance(signed.at_unix_s)
+
+    # --- states and profiles ----------------------------------------------------------------------------------------
+
+    def _is_kept(self, topic: str) -> bool:
+        device = self._topics.parse_device(topic)
+        return topic == self._topics.aggregator_state or (device is not None and device.channel in ("state", "profile"))
+
+    def _place(self, topic: str, author: Identity, signed: Signed) -> None:
+        """Sees to it that a state or a profile is not older than what was heard before."""
+        if signed.session_unix_s is None:
+            raise MessageError("its signature has no session: it was made for something else")
+        about = _read_about(signed.payload) if topic.endswith("/state") else _About()
+        is_own = self._signer is not None and author == self._signer.identity
+        if is_own and signed.session_unix_s > self._session_unix_s:
+            # Another process with our name. Whichever of the two gives way, the others have to hear this one.
+            self._begin_session_after(signed.session_unix_s)
+        if is_own and author.role == "device":
+            return  # a second agent is to be heard even where its clock is behind
+        word = Word(session_unix_s=signed.session_unix_s, at_unix_s=signed.at_unix_s, instance=about.instance)
+        if about.status != "lost":
+            self._memory.words.take(topic, word)
+        elif not is_own:  # whatever stands there of an aggregator that is gone, the one that serves replaces it
+            self._memory.words.check_will(topic, about.instance)
+
+    def _begin_session_after(self, unix_s: float) -> None:
+        # To the digit as it is signed, or our own words would seem to be of a later session.
+        self._session_unix_s = round(max(self._clock(), unix_s + _STEP_S), 6)
+        self._memory.session.advance(self._session_unix_s)
+
     def _author(self, topic: str) -> Identity | None:
-        if topic == self._topics.round:
+        if topic in (self._topics.round, self._topics.aggregator_state):
             return AGGREGATOR
         device = self._topics.parse_device(topic)
-        if device is None or device.channel not in ("up", "down"):
+        if device is None:
             return None
         return AGGREGATOR if device.channel == "down" else Identity("device", device.device)
 
 
+class _About(msgspec.Struct, frozen=True):
+    """Which process a state is of, and whether it is its will."""
+
+    status: str = ""
+    instance: str = ""
+
+
+def _read_about(payload: bytes) -> _About:
+    try:
+        return msgspec.json.decode(payload, type=_About)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _About()  # whoever reads the whole of it says what is wrong with it
+
+
 def read_authorship(
-    topics: Topics, own: Identity, latest: Path, *, ca: Path, certificate: Path, key: Path
+    topics: Topics,
+    own: Identity,
+    memory: Path,
+    *,
+    ca: Path,
+    certificate: Path,
+    key: Path,
+    revocations: Path | None = None,
 ) -> Authorship:
     """Returns the authorship of a member whose files these are.
 
     Args:
         topics: of the fleet.
         own: who this member has to be.
-        latest: where the time of the latest announcement is kept.
+        memory: the directory in which it is kept who has said what when.
         ca: the authority's certificate.
         certificate: this member's.
         key: its private key.
+        revocations: the fleet's revocation list; None where it is left to the broker.
 
     Raises:
         ConfigError: a file cannot be used, or the certificate is somebody else's.
@@ -155,4 +200,18 @@ def read_authorship(
         raise ConfigError(
             f"{certificate} is of {signer.identity.common_name}, and messages are to be signed as {own.common_name}"
         )
-    return Authorship(topics, signer, read_verifier(ca), LatestTime(latest))
+    return Authorship(topics, signer, read_verifier(ca, revocations), Memory.open(memory))
+
+
+def read_observation(topics: Topics, *, ca: Path, revocations: Path | None = None) -> Authorship:
+    """Returns the judgement of somebody who signs nothing, and remembers nothing of earlier times.
+
+    Args:
+        topics: of the fleet.
+        ca: the authority's certificate.
+        revocations: the fleet's revocation list; None where it is left to the broker.
+
+    Raises:
+        ConfigError: a file cannot be used.
+    """
+    return Authorship(topics, None, read_verifier(ca, revocations), Memory.open(None))

@@ -208,17 +208,26 @@ def make_revocation_list(
     return builder.sign(authority.key, hashes.SHA256())
 
 
-def read_revocation_list(pem: bytes, where: str) -> tuple[dict[int, datetime], int]:
+def read_revocation_list(
+    pem: bytes, where: str, *, authority: x509.Certificate | None = None
+) -> tuple[dict[int, datetime], int]:
     """Returns what a list takes back, as serial number and since when, and the list's own number.
 
+    Args:
+        pem: the list.
+        where: its file, for messages.
+        authority: who has to have signed it; None where the file itself is trusted.
+
     Raises:
-        ConfigError: there is no list in the file.
+        ConfigError: there is no list in the file, or it is not the authority's.
     """
     try:
         found = x509.load_pem_x509_crl(pem)
         number = found.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
     except (ValueError, x509.ExtensionNotFound) as error:
         raise ConfigError(f"{where}: not a revocation list in PEM: {error}") from None
+    if authority is not None and not _is_signed_by(found, authority):
+        raise ConfigError(f"{where}: the revocation list is not of the fleet's authority: it is another fleet's")
     return {entry.serial_number: entry.revocation_date_utc for entry in found}, number
 
 
@@ -286,6 +295,12 @@ def read_key(pem: bytes, where: str) -> PrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey):
         raise ConfigError(f"{where}: an Ed25519 or elliptic curve key is expected, this is of another kind")
     return key
+
+
+def _is_signed_by(revoked: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:
+    key = authority.public_key()
+    # Nobody signs a list with a key of another kind.
+    return isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey) and revoked.is_signature_valid(key)
 
 
 def _strong(key: object, where: str) -> PublicKey:

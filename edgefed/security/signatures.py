@@ -5,8 +5,10 @@ A signed message is the JSON document as it was, with one more field at its end:
     {"type": "join", …, "signature": {"at_unix_s": 1790000000.25, "certificate": "…", "value": "…"}}
 
 What is signed is the topic, which names fleet and device, the time, and the bytes of the document without that field,
-which name run, round and hash. So nothing has to be written anew to be checked, a reader of a later version's message
-checks fields that it does not know, and one who knows nothing of signatures leaves the field aside.
+which name run, round and hash. What the broker keeps (states and profiles) has a session too, `session_unix_s`, which
+orders the processes of its author (`security.memory`). So nothing has to be written anew to be checked, a reader of a
+later version's message checks fields that it does not know, and one who knows nothing of signatures leaves the field
+aside.
 
 The certificate travels along (DER, base64): who trusts the fleet's authority needs nobody else's keys. Keys that
 edgefed makes are Ed25519 (RFC 8032); for elliptic curve keys it is ECDSA with SHA-256.
@@ -31,6 +33,7 @@ from edgefed.errors import ConfigError, MessageError
 from edgefed.files import check_private
 from edgefed.security import certificates
 from edgefed.security.identities import Identity
+from edgefed.security.revocations import Revocations
 
 __all__ = ["SIGNATURE_ROOM_BYTES", "Signed", "Signer", "Verifier", "read_signer", "read_verifier"]
 
@@ -38,9 +41,10 @@ SIGNATURE_ROOM_BYTES = 2048
 """A signature makes a message no longer than that."""
 
 _DOMAIN = b"edgefed message signature 1\0"  # so that no signature made in TLS can pass for one of ours, or the reverse
+_KEPT_DOMAIN = b"edgefed kept message signature 1\0"
 _SUFFIX = re.compile(
-    rb',"signature":\{"at_unix_s":(\d{1,12}\.\d{6}),"certificate":"([A-Za-z0-9+/]{1,1800}={0,2})",'
-    rb'"value":"([A-Za-z0-9+/]{1,120}={0,2})"\}\}\Z'
+    rb',"signature":\{"at_unix_s":(\d{1,12}\.\d{6}),(?:"session_unix_s":(\d{1,12}\.\d{6}),)?'
+    rb'"certificate":"([A-Za-z0-9+/]{1,1800}={0,2})","value":"([A-Za-z0-9+/]{1,120}={0,2})"\}\}\Z'
 )
 _REMEMBERED = 4096
 
@@ -52,10 +56,12 @@ class Signed:
     Attributes:
         payload: the document without its signature.
         at_unix_s: when it was signed, by the clock of whoever did.
+        session_unix_s: the session of its author's process; None where the message has none.
     """
 
     payload: bytes
     at_unix_s: float
+    session_unix_s: float | None = None
 
 
 class Signer:
@@ -76,17 +82,24 @@ class Signer:
         self._key = key
         self._certificate = base64.b64encode(certificate.public_bytes(serialization.Encoding.DER))
 
-    def sign(self, topic: str, payload: bytes, at_unix_s: float) -> bytes:
+    def sign(self, topic: str, payload: bytes, at_unix_s: float, session_unix_s: float | None = None) -> bytes:
         """Returns a JSON document with its signature.
 
         Args:
             topic: where it is published.
             payload: the document: an object with at least one field.
             at_unix_s: the time.
+            session_unix_s: the session of this process, for what the broker keeps.
         """
         at = b"%.6f" % at_unix_s
-        value = base64.b64encode(self._value(_signed_bytes(topic, at, payload)))
-        fields = (b'"at_unix_s":' + at, b'"certificate":"' + self._certificate + b'"', b'"value":"' + value + b'"')
+        session = None if session_unix_s is None else b"%.6f" % session_unix_s
+        value = base64.b64encode(self._value(_signed_bytes(topic, at, session, payload)))
+        fields = (
+            b'"at_unix_s":' + at,
+            *(() if session is None else (b'"session_unix_s":' + session,)),
+            b'"certificate":"' + self._certificate + b'"',
+            b'"value":"' + value + b'"',
+        )
         return payload[:-1] + b',"signature":{' + b",".join(fields) + b"}}"
 
     def _value(self, signed: bytes) -> bytes:
@@ -100,10 +113,12 @@ class Verifier:
 
     Args:
         authority: the certificate of the fleet's authority.
+        revocations: what it has taken back, as far as this member knows.
     """
 
-    def __init__(self, authority: x509.Certificate) -> None:
+    def __init__(self, authority: x509.Certificate, revocations: Revocations | None = None) -> None:
         self._authority = authority
+        self._revocations = revocations
         self._known: OrderedDict[bytes, _Member] = OrderedDict()
 
     def verify(self, topic: str, payload: bytes, author: Identity, now_unix_s: float) -> Signed:
@@ -121,15 +136,23 @@ class Verifier:
         found = _SUFFIX.search(payload, max(0, len(payload) - SIGNATURE_ROOM_BYTES))
         if found is None:
             raise MessageError(f"it is not signed, and only {author.common_name} may say that")
-        at, certificate, value = found.groups()
+        at, session, certificate, value = found.groups()
         document = payload[: found.start()] + b"}"
         member = self._member(certificate)
         member.check(author, now_unix_s)
+        self._check_not_revoked(member)
         try:
-            _verify(member.key, _decoded(value), _signed_bytes(topic, at, document))
+            _verify(member.key, _decoded(value), _signed_bytes(topic, at, session, document))
         except (InvalidSignature, ValueError):
             raise MessageError(f"{author.common_name} has signed something else: it was changed on the way") from None
-        return Signed(document, float(at))
+        return Signed(document, float(at), None if session is None else float(session))
+
+    def _check_not_revoked(self, member: _Member) -> None:
+        since = None if self._revocations is None else self._revocations.since(member.serial)
+        if since is not None:
+            raise MessageError(
+                f"it is signed with a certificate of {member.name} that was revoked on {since:%Y-%m-%d %H:%M} UTC"
+            )
 
     def _member(self, encoded: bytes) -> _Member:
         """Returns a certificate that the authority has issued; looking it up is cheaper than reading it again."""
@@ -153,6 +176,7 @@ class _Member:
     """What a certificate of the authority says."""
 
     name: str
+    serial: int
     is_client: bool
     begins_unix_s: float
     ends_unix_s: float
@@ -166,6 +190,7 @@ class _Member:
             uses = []
         return cls(
             certificates.common_name(certificate),
+            certificate.serial_number,
             ExtendedKeyUsageOID.CLIENT_AUTH in uses,
             certificate.not_valid_before_utc.timestamp(),
             certificate.not_valid_after_utc.timestamp(),
@@ -200,20 +225,23 @@ def read_signer(certificate: Path, key: Path) -> Signer:
         raise ConfigError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
 
-def read_verifier(authority: Path) -> Verifier:
-    """Returns a verifier that trusts the authority in a file.
+def read_verifier(authority: Path, revocations: Path | None = None) -> Verifier:
+    """Returns a verifier that trusts the authority in a file, less what the list in another one takes back.
 
     Raises:
-        ConfigError: it cannot be used.
+        ConfigError: one of them cannot be used.
     """
     try:
-        return Verifier(certificates.read_certificate(authority.read_bytes(), str(authority)))
+        certificate = certificates.read_certificate(authority.read_bytes(), str(authority))
     except OSError as error:
         raise ConfigError(f"{authority}: cannot be read: {error.strerror}") from error
+    return Verifier(certificate, None if revocations is None else Revocations(revocations, certificate))
 
 
-def _signed_bytes(topic: str, at: bytes, document: bytes) -> bytes:
-    return b"\0".join((_DOMAIN + topic.encode(), at, document))
+def _signed_bytes(topic: str, at: bytes, session: bytes | None, document: bytes) -> bytes:
+    if session is None:
+        return b"\0".join((_DOMAIN + topic.encode(), at, document))
+    return b"\0".join((_KEPT_DOMAIN + topic.encode(), at, session, document))
 
 
 def _decoded(text: bytes) -> bytes:

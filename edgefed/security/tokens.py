@@ -74,6 +74,11 @@ class TokenFile:
     certificate: bytes = field(repr=False)
     key: bytes = field(repr=False)
 
+    @property
+    def id(self) -> str:
+        """The name under which the token is spoken of; the secret cannot be told from it."""
+        return token_id(verifier_of(self.secret))
+
 
 def new_secret() -> bytes:
     """Returns a fresh token."""

@@ -23,7 +23,16 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-__all__ = ["DEFAULT_MAX_PAYLOAD_BYTES", "Connected", "ConnectionLost", "Event", "Message", "Transport", "Will"]
+__all__ = [
+    "DEFAULT_MAX_PAYLOAD_BYTES",
+    "Connected",
+    "ConnectionLost",
+    "Distrusted",
+    "Event",
+    "Message",
+    "Transport",
+    "Will",
+]
 
 DEFAULT_MAX_PAYLOAD_BYTES = 256 * 1024
 """Largest payload published where neither the broker nor the operator says otherwise."""
@@ -72,7 +81,22 @@ class ConnectionLost:
     taken_over: bool = False
 
 
-Event: TypeAlias = Message | Connected | ConnectionLost
+@dataclass(frozen=True, slots=True)
+class Distrusted:
+    """A message arrived that must not be listened to; only a ``SignedTransport`` says so.
+
+    Attributes:
+        topic: The topic it was published to.
+        reason: In words.
+        outdated: Its author has said it once, and something later since; otherwise it is not of its author.
+    """
+
+    topic: str
+    reason: str
+    outdated: bool
+
+
+Event: TypeAlias = Message | Connected | ConnectionLost | Distrusted
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ import logging
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from edgefed.errors import MessageError
-from edgefed.transport.base import Event, Message, Transport
+from edgefed.errors import MessageError, Outdated
+from edgefed.transport.base import Distrusted, Event, Message, Transport, Will
 
-__all__ = ["Seal", "SignedTransport"]
+__all__ = ["Seal", "SignedTransport", "signed_as_told", "will_as_told"]
 
 _log = logging.getLogger(__name__)
 
@@ -30,9 +30,13 @@ class Seal(Protocol):
         """Returns what a message says. Raises ``MessageError`` where it must not be listened to."""
         ...
 
+    def close(self) -> None:
+        """Keeps what is worth remembering."""
+        ...
+
 
 class SignedTransport:
-    """A ``Transport`` over another one. What the seal does not let through is logged, and nobody hears of it."""
+    """A ``Transport`` over another one. Of what the seal does not let through nobody hears more than why."""
 
     def __init__(self, inner: Transport, seal: Seal) -> None:
         self._inner = inner
@@ -67,6 +71,7 @@ class SignedTransport:
                 said = self._seal.incoming(event.topic, event.payload)
             except MessageError as error:
                 _log.warning("a message on %s is not listened to: %s", event.topic, error)
+                yield Distrusted(event.topic, str(error), isinstance(error, Outdated))
                 continue
             yield Message(event.topic, said, event.retained)
 
@@ -74,4 +79,17 @@ class SignedTransport:
         """See ``Transport.close``."""
         if final is not None:
             final = Message(final.topic, self._seal.outgoing(final.topic, final.payload), final.retained)
-        await self._inner.close(final)
+        try:
+            await self._inner.close(final)
+        finally:
+            self._seal.close()
+
+
+def signed_as_told(transport: Transport, seal: Seal | None) -> Transport:
+    """Returns the transport behind a seal; the transport itself where there is none."""
+    return transport if seal is None else SignedTransport(transport, seal)
+
+
+def will_as_told(will: Will, seal: Seal | None) -> Will:
+    """Returns a will behind a seal: signed before the connection is made, published by the broker when it is gone."""
+    return will if seal is None else Will(will.topic, seal.outgoing(will.topic, will.payload))

@@ -1,4 +1,4 @@
-"""`edgefed fleet token | admit` and `edgefed agent --enroll`: what they say and refuse without a broker."""
+"""`edgefed fleet token | tokens | withdraw | admit` and `edgefed agent --enroll`: what can be seen without a broker."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_token_is_written_and_never_shown(edgefed: Run, kitchen: Path, tmp_pat
     file = tmp_path / "t"
     done = edgefed("-vv", "fleet", "token", "board-*", "-f", kitchen, "-o", file, "--expires", "7d")
     assert done.code == 0, done.err
-    assert f"wrote {file}: for board-*, until 20" in done.out
+    assert f"wrote {file}: token {read_token(file).id}, for board-*, until 20" in done.out
     assert "the broker has to learn of the claim" in done.err
     assert json.loads(file.read_text())["secret"] not in done.out + done.err
     assert read_token(file).device == "board-*"
@@ -109,3 +109,39 @@ def test_a_question_that_nobody_answers_does_not_keep_the_program() -> None:
         assert process.stdout is not None
         assert process.stdout.read() == b"left\n"
         assert process.wait(60) == 0
+
+
+def test_tokens_are_listed_and_one_is_withdrawn(edgefed: Run, kitchen: Path, tmp_path: Path) -> None:
+    assert edgefed("fleet", "tokens", "-f", kitchen, "--json").out == '{\n  "fleet": "kitchen",\n  "tokens": []\n}\n'
+    for name, span in (("board-*", "1h"), ("oven", "2d")):
+        assert edgefed("fleet", "token", name, "-f", kitchen, "-o", tmp_path / name, "--expires", span).code == 0
+    first, second = read_token(tmp_path / "board-*"), read_token(tmp_path / "oven")
+    header, *rows = edgefed("fleet", "tokens", "-f", kitchen).out.splitlines()
+    assert header.split("\t")[:4] == ["token", "for", "claim", "state"]
+    assert [row.split("\t")[:4] for row in rows] == [
+        [first.id, "board-*", "field", "open"],
+        [second.id, "oven", "field", "open"],
+    ]
+    done = edgefed("fleet", "withdraw", first.id[:8], "-f", kitchen)
+    assert (done.code, done.out) == (0, f"withdrew token {first.id}, which was for board-*\n"), done.err
+    assert len(edgefed("fleet", "tokens", "-f", kitchen).out.splitlines()) == 2
+    assert "\twithdrawn\t" in edgefed("fleet", "tokens", "-f", kitchen, "--all").out
+    listed = edgefed("fleet", "tokens", "-f", kitchen, "--json").out
+    withdrawn, still_open = json.loads(listed)["tokens"]
+    assert (withdrawn["state"], still_open["state"], still_open["withdrawn"]) == ("withdrawn", "open", None)
+    assert withdrawn["withdrawn"] < withdrawn["expires"]
+    for secret in (first.secret.hex(), second.secret.hex()):
+        assert secret not in listed
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("4f", "'4f' is no token's id"),
+        ("*", "is no token's id"),
+        ("00000000000000000000000000000000", "has given out no token 0000"),
+    ],
+)
+def test_a_token_that_cannot_be_withdrawn(edgefed: Run, kitchen: Path, name: str, problem: str) -> None:
+    done = edgefed("fleet", "withdraw", name, "-f", kitchen)
+    assert (done.code, problem in done.err) == (3, True), done.err

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -310,7 +311,13 @@ class World:
                 self.store = Store.open(Path(self.options.directory), {}, at_write=self._at_write)
                 self.line = _Line(self)
                 self.aggregator = Aggregator(
-                    self.options, self.options.model, self.store.run, self.line, self.store, self.exchange
+                    self.options,
+                    self.options.model,
+                    self.store.run,
+                    uuid.uuid4().hex,
+                    self.line,
+                    self.store,
+                    self.exchange,
                 )
                 self._running = self.loop.create_task(self.aggregator.run())
                 self.loop.settle()

@@ -40,7 +40,7 @@ from edgefed.protocol.messages.up import UpdateOffer, UpMessage
 from edgefed.protocol.records import RoundRecord
 from edgefed.protocol.tasks import LoraMethod
 from edgefed.protocol.topics import Topics
-from edgefed.security.authorship import LatestTime
+from edgefed.security.memory import LatestTime
 from edgefed.training.privacy_budget import PrivacyCost, PrivacySpent, SpentSteps
 from edgefed.transport.blob_receiver import IncomingBlob
 from tests.agent.conftest import announced, work

@@ -20,7 +20,7 @@ from edgefed.security.identities import AGGREGATOR, Identity
 from edgefed.security.mosquitto_files import MosquittoOptions, write_mosquitto
 from edgefed.transport.base import Message, Transport, Will
 from edgefed.transport.mqtt import MqttOptions, connect_mqtt
-from tools.mosquitto import RunningMosquitto, configured_mosquitto, free_port
+from tools.mosquitto import RunningMosquitto, acl_plugin, configured_mosquitto, free_port, mosquitto_version
 
 NAME = "test"
 PATIENCE_S = 60
@@ -38,6 +38,13 @@ def tls(place: Path) -> dict[str, str]:
     """Returns the options of a connection with the certificate in a directory."""
     files = {"tls_ca": "ca.pem", "tls_cert": "certificate.pem", "tls_key": "key.pem"}
     return {option: str(place / file) for option, file in files.items()}
+
+
+def options_of_this_mosquitto(installed_at: Path, port: int) -> MosquittoOptions:
+    """Returns the options for the version of Mosquitto that `tools.mosquitto` runs."""
+    plugin = {"acl_plugin": path} if (path := acl_plugin()) else {}
+    version = "2.1" if mosquitto_version() >= (2, 1) else "2.0"
+    return MosquittoOptions(installed_at=installed_at, version=version, bind="127.0.0.1", port=port, **plugin)
 
 
 class Secured:
@@ -63,7 +70,7 @@ class Secured:
         write_mosquitto(
             self.fleet,
             self.files,
-            MosquittoOptions(installed_at=self.files, bind="127.0.0.1", port=self.port),
+            options_of_this_mosquitto(self.files, self.port),
             now(),
         )
 

@@ -9,6 +9,7 @@ import sys
 import textwrap
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -82,6 +83,57 @@ def test_a_token_is_used_once(admissions: Admissions, fleet: FleetDirectory) -> 
         with pytest.raises(NotAdmitted, match="the token was used already, by board-07 on"):
             admissions.admit(ask(token, name), "field", now=now(), days=30)
     assert device("board-08") not in fleet.members(now())
+
+
+def test_a_withdrawn_token_is_refused(admissions: Admissions, fleet: FleetDirectory) -> None:
+    token, other = give(admissions), give(admissions)
+    claim = ask(token, "board-07")
+    assert admissions.withdraw(token.id[:8], now()).id == token.id
+    for _ in range(2):
+        with pytest.raises(NotAdmitted, match=r"the token was withdrawn on .* UTC: ask for a new one"):
+            admissions.admit(claim, "field", now=now(), days=30)
+    assert device("board-07") not in fleet.members(now())
+    with pytest.raises(ConfigError, match=f"token {token.id} was withdrawn before"):
+        admissions.withdraw(token.id, now())
+    admissions.admit(ask(other, "board-07"), "field", now=now(), days=30)
+
+
+def test_a_used_token_is_not_withdrawn_but_revoked(admissions: Admissions) -> None:
+    token = give(admissions)
+    claim = ask(token, "board-07")
+    admissions.admit(claim, "field", now=now(), days=30)
+    with pytest.raises(ConfigError, match=r"was used by board-07 on .*: `edgefed fleet revoke board-07` takes back"):
+        admissions.withdraw(token.id, now())
+    assert admissions.check(claim, "field", now()).known
+
+
+def test_a_token_with_nothing_to_show_for_it_is_withdrawn(
+    admissions: Admissions, fleet: FleetDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tied to a key, and nobody came to sign: there is no certificate that could be revoked."""
+    token = give(admissions)
+    monkeypatch.setattr(fleet, "sign", Mock(side_effect=OSError("disk")))
+    with pytest.raises(OSError, match="disk"):
+        admissions.admit(ask(token, "board-07"), "field", now=now(), days=30)
+    assert [record.state(now()) for record in admissions.given_out()] == ["used"]
+    admissions.withdraw(token.id, now())
+    assert [record.state(now()) for record in admissions.given_out()] == ["withdrawn"]
+
+
+def test_the_state_of_a_token(admissions: Admissions) -> None:
+    short, long, used = give(admissions, hours=1), give(admissions, hours=9), give(admissions, hours=5)
+    admissions.admit(ask(used, "board-07"), "field", now=now(), days=30)
+    records = admissions.given_out()
+    assert [record.id for record in records] == [short.id, used.id, long.id]
+    assert [record.state(now() + timedelta(hours=2)) for record in records] == ["expired", "used", "open"]
+
+
+def test_the_beginning_of_an_id_must_mean_one_token(admissions: Admissions, fleet: FleetDirectory) -> None:
+    token = give(admissions)
+    record = fleet.path / "ca" / "tokens" / f"{token.id}.json"
+    record.with_name(f"{token.id[:6]}{'0' * 26}.json").write_bytes(record.read_bytes())
+    with pytest.raises(ConfigError, match=f"2 tokens begin with {token.id[:6]}"):
+        admissions.withdraw(token.id[:6], now())
 
 
 def test_a_token_that_has_expired(admissions: Admissions) -> None:

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from edgefed.errors import ConfigError, MessageError
+from edgefed.errors import ConfigError, MessageError, Outdated
 from edgefed.protocol.chunks import encode_chunk
+from edgefed.protocol.messages.retained import AggregatorState, DeviceState
+from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
-from edgefed.security.authorship import Authorship, read_authorship
+from edgefed.security.authorship import Authorship, read_authorship, read_observation
 from edgefed.security.fleet_directory import FleetDirectory, Lifetimes
 from edgefed.security.identities import AGGREGATOR, Identity
-from edgefed.transport.base import Message, Transport
+from edgefed.security.signatures import read_signer
+from edgefed.transport.base import Distrusted, Message, Transport
 from edgefed.transport.in_memory import InMemoryBroker
 from edgefed.transport.signed import SignedTransport
 from tests.security.secured import now
@@ -21,6 +24,7 @@ from tests.security.secured import now
 TOPICS = Topics("kitchen")
 DEVICE = Identity("device", "board-07")
 UP, DOWN = TOPICS.device("board-07", "up"), TOPICS.device("board-07", "down")
+STATE, PROFILE = TOPICS.device("board-07", "state"), TOPICS.device("board-07", "profile")
 CHUNK = encode_chunk("ab" * 32, 0, 4, b"data")
 
 
@@ -39,7 +43,7 @@ def join(fleet: FleetDirectory, tmp_path: Path) -> Callable[[Identity], Authorsh
         return read_authorship(
             TOPICS,
             identity,
-            tmp_path / f"{identity.name}-latest",
+            tmp_path / f"{identity.name}-memory",
             ca=place / "ca.pem",
             certificate=place / "certificate.pem",
             key=place / "key.pem",
@@ -51,7 +55,17 @@ def join(fleet: FleetDirectory, tmp_path: Path) -> Callable[[Identity], Authorsh
 Join = Callable[[Identity], Authorship]
 
 
-@pytest.mark.parametrize(("topic", "author"), [(TOPICS.round, AGGREGATOR), (DOWN, AGGREGATOR), (UP, DEVICE)])
+@pytest.mark.parametrize(
+    ("topic", "author"),
+    [
+        (TOPICS.round, AGGREGATOR),
+        (TOPICS.aggregator_state, AGGREGATOR),
+        (DOWN, AGGREGATOR),
+        (UP, DEVICE),
+        (STATE, DEVICE),
+        (PROFILE, DEVICE),
+    ],
+)
 def test_each_signs_what_is_theirs_and_nothing_else(join: Join, topic: str, author: Identity) -> None:
     aggregator, device = join(AGGREGATOR), join(DEVICE)
     speaker, other = (aggregator, device) if author == AGGREGATOR else (device, aggregator)
@@ -70,8 +84,8 @@ def test_each_signs_what_is_theirs_and_nothing_else(join: Join, topic: str, auth
         (UP, CHUNK),
         (DOWN, CHUNK),
         (TOPICS.round, b""),
-        (TOPICS.aggregator_state, b'{"a":1}'),
-        (TOPICS.device("board-07", "state"), b'{"a":1}'),
+        (STATE, b""),
+        (TOPICS.claim("field", "up"), b'{"a":1}'),
     ],
 )
 def test_what_nobody_signs_passes(join: Join, topic: str, payload: bytes) -> None:
@@ -104,6 +118,125 @@ def test_a_clock_that_is_put_back_makes_no_announcement_old(fleet: FleetDirector
             assert device.incoming(TOPICS.round, said) == b'{"round":%d}' % number
 
 
+def state(status: str, instance: str = "p1") -> bytes:
+    return encode(DeviceState(status=status, instance=instance))  # type: ignore[arg-type]
+
+
+def test_an_old_state_is_not_news(join: Join) -> None:
+    device, aggregator = join(DEVICE), join(AGGREGATOR)
+    init, ready, training = (device.outgoing(STATE, state(status)) for status in ("init", "ready", "training"))
+    assert aggregator.incoming(STATE, init) == state("init")
+    assert aggregator.incoming(STATE, training) == state("training")
+    assert aggregator.incoming(STATE, training) == state("training")  # brokers deliver again what they keep
+    for old in (init, ready):
+        with pytest.raises(Outdated, match=r"a later one was heard before, by 0\.\d+ s: it was overtaken, or somebody"):
+            aggregator.incoming(STATE, old)
+    assert aggregator.incoming(PROFILE, device.outgoing(PROFILE, b'{"a":1}'))  # each topic has an order of its own
+
+
+def test_what_an_earlier_process_said_is_not_news_whatever_the_clocks_say(join: Join) -> None:
+    aggregator, said = join(AGGREGATOR), []
+    for step_s in (0.0, 5.0, -86_400.0, 30.0, -1.7e9):
+        device = join(DEVICE)
+        device._clock = lambda step_s=step_s: max(0.0, now().timestamp() + step_s)  # type: ignore[misc]
+        device._begin_session_after(device._memory.session.unix_s)
+        for _ in range(3):
+            said.append(device.outgoing(STATE, state("ready")))
+            assert aggregator.incoming(STATE, said[-1]) == state("ready")
+        for old in said[:-3]:
+            with pytest.raises(Outdated, match="by a later process"):
+                aggregator.incoming(STATE, old)
+    aggregator.close()
+    restarted = join(AGGREGATOR)
+    for old in said[:-1]:
+        with pytest.raises(Outdated):
+            restarted.incoming(STATE, old)
+    assert restarted.incoming(STATE, said[-1])
+
+
+def test_a_will_speaks_for_the_process_that_left_it(join: Join) -> None:
+    device, aggregator = join(DEVICE), join(AGGREGATOR)
+    will = device.outgoing(STATE, state("lost"))
+    assert join(AGGREGATOR).incoming(STATE, will)  # nothing else was ever heard of it
+    for status in ("init", "ready"):
+        aggregator.incoming(STATE, device.outgoing(STATE, state(status)))
+    for _ in range(2):  # the connection was lost, came back, and was lost again: one will for the whole process
+        assert aggregator.incoming(STATE, will) == state("lost")
+        aggregator.incoming(STATE, device.outgoing(STATE, state("training")))
+    successor = join(DEVICE)
+    aggregator.incoming(STATE, successor.outgoing(STATE, state("init", "p2")))
+    with pytest.raises(Outdated, match="the will of a process whose successor was heard before"):
+        aggregator.incoming(STATE, will)
+
+
+def test_two_agents_of_one_device_hear_each_other_and_the_one_that_stays_is_believed(
+    fleet: FleetDirectory, join: Join, tmp_path: Path
+) -> None:
+    place = fleet.place(DEVICE)
+    files = {"ca": place / "ca.pem", "certificate": place / "certificate.pem", "key": place / "key.pem"}
+    aggregator, first = join(AGGREGATOR), join(DEVICE)
+    aggregator.incoming(STATE, first.outgoing(STATE, state("training", "p1")))
+    for memory, ahead_s in (("copy-1", 3600.0), ("copy-2", -3600.0)):
+        second = read_authorship(TOPICS, DEVICE, tmp_path / memory, **files)
+        second._clock = lambda ahead_s=ahead_s: now().timestamp() + ahead_s  # type: ignore[misc]
+        second._begin_session_after(0)
+        claimed = second.outgoing(STATE, state("init", memory))
+        assert first.incoming(STATE, claimed)
+        objection = first.outgoing(STATE, state("training", "p1"))
+        assert second.incoming(STATE, objection)
+        if ahead_s > 0:
+            assert aggregator.incoming(STATE, claimed)
+        assert aggregator.incoming(STATE, objection)
+
+
+def test_an_aggregator_hears_its_rival_and_no_ghost(fleet: FleetDirectory, join: Join, tmp_path: Path) -> None:
+    place, topic = fleet.place(AGGREGATOR), TOPICS.aggregator_state
+    files = {"ca": place / "ca.pem", "certificate": place / "certificate.pem", "key": place / "key.pem"}
+
+    def said(who: Authorship, instance: str, status: str = "online") -> bytes:
+        return who.outgoing(topic, encode(AggregatorState(status=status, instance=instance)))  # type: ignore[arg-type]
+
+    ghost = said(join(AGGREGATOR), "a0")
+    rival = read_authorship(TOPICS, AGGREGATOR, tmp_path / "elsewhere", **files)
+    newcomer = join(AGGREGATOR)
+    left = said(rival, "b1")
+    assert newcomer.incoming(topic, left)  # what the broker keeps of it: to be doubted, not to be overheard
+    challenge = said(newcomer, "a1", "stopped")
+    assert newcomer.incoming(topic, challenge)
+    for old in (left, ghost):
+        with pytest.raises(Outdated):
+            newcomer.incoming(topic, old)  # nobody can answer the challenge with an old word
+    assert rival.incoming(topic, challenge)
+    assert newcomer.incoming(topic, said(rival, "b1"))
+    assert newcomer.incoming(topic, said(rival, "b0", "lost"))  # so that whoever serves can replace it
+
+
+def test_a_signature_of_one_kind_is_none_of_another(fleet: FleetDirectory, join: Join) -> None:
+    place = fleet.place(DEVICE)
+    signer = read_signer(place / "certificate.pem", place / "key.pem")
+    plain = signer.sign(STATE, state("ready"), 1.8e9)
+    with pytest.raises(MessageError, match="its signature has no session"):
+        join(AGGREGATOR).incoming(STATE, plain)
+    kept = signer.sign(STATE, state("ready"), 1.8e9, 1.7e9)
+    session = b'"session_unix_s":1700000000.000000,'
+    assert kept.count(session) == 1
+    for changed in (kept.replace(session, b""), kept.replace(b"1700000000.000000", b"1700000001.000000")):
+        with pytest.raises(MessageError, match="has signed something else"):
+            join(AGGREGATOR).incoming(STATE, changed)
+
+
+def test_an_observer_checks_and_signs_nothing(fleet: FleetDirectory, join: Join) -> None:
+    observer = read_observation(TOPICS, ca=fleet.ca_file)
+    device = join(DEVICE)
+    said = [device.outgoing(STATE, state(status)) for status in ("init", "ready")]
+    assert observer.incoming(STATE, said[1]) == state("ready")
+    for wrong, problem in ((said[0], "a later one was heard"), (state("lost"), "it is not signed")):
+        with pytest.raises(MessageError, match=problem):
+            observer.incoming(STATE, wrong)
+    for topic in (STATE, TOPICS.round, TOPICS.aggregator_state):
+        assert observer.outgoing(topic, b'{"a":1}') == b'{"a":1}'
+
+
 def test_a_certificate_of_somebody_else(fleet: FleetDirectory, tmp_path: Path) -> None:
     place = fleet.place(DEVICE)
     files = {"ca": place / "ca.pem", "certificate": place / "certificate.pem", "key": place / "key.pem"}
@@ -112,8 +245,15 @@ def test_a_certificate_of_somebody_else(fleet: FleetDirectory, tmp_path: Path) -
 
 
 def test_a_damaged_memory_is_no_licence(fleet: FleetDirectory, join: Join, tmp_path: Path) -> None:
-    (tmp_path / "board-07-latest").write_text("not a time")
-    with pytest.raises(ConfigError, match="old rounds could be played again"):
+    join(DEVICE).close()
+    for file, problem in (("announcement", "old rounds could"), ("session", "old rounds could")):
+        path = tmp_path / "board-07-memory" / f"latest-{file}"
+        path.write_text("not a time")
+        with pytest.raises(ConfigError, match=f"{problem} be played again"):
+            join(DEVICE)
+        path.unlink()
+    (tmp_path / "board-07-memory" / "latest-words.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"old states could be played again\. Remove it to start anew"):
         join(DEVICE)
 
 
@@ -125,10 +265,14 @@ async def test_over_a_transport_only_the_signed_is_heard(join: Join, caplog: pyt
         await device.subscribe(DOWN)
         await mallory.publish(DOWN, b'{"forged":1}')
         await aggregator.publish(DOWN, b'{"true":1}')
+        heard = []
         async for event in device.events():
+            if isinstance(event, Message | Distrusted):
+                heard.append(event)
             if isinstance(event, Message):
-                assert event == Message(DOWN, b'{"true":1}', False)
                 break
+        why = "it is not signed, and only role:aggregator may say that"
+        assert heard == [Distrusted(DOWN, why, outdated=False), Message(DOWN, b'{"true":1}', False)]
         assert f"a message on {DOWN} is not listened to: it is not signed" in caplog.text
         assert device.max_payload_bytes < two.max_payload_bytes
         largest = b'{"a":"' + b"x" * (aggregator.max_payload_bytes - 8) + b'"}'

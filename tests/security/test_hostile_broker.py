@@ -40,7 +40,7 @@ def stand_in(secured: Secured, path: Path, model: Path, name: str) -> StandIn:
 
     def signed(transport: Transport) -> Transport:
         files = {"ca": place / "ca.pem", "certificate": place / "certificate.pem", "key": place / "key.pem"}
-        return SignedTransport(transport, read_authorship(TOPICS, device(name), path / f"{name}-latest", **files))
+        return SignedTransport(transport, read_authorship(TOPICS, device(name), path / f"{name}-memory", **files))
 
     return StandIn(name, model, path, secured.port, tls=tls(place), signed=signed)
 

@@ -253,7 +253,7 @@ def sealer(secured: Secured, path: Path, model: Path, name: str, wrong: str) -> 
 
     def signed(transport: Transport) -> Transport:
         files = {"ca": place / "ca.pem", "certificate": place / "certificate.pem", "key": place / "key.pem"}
-        return SignedTransport(transport, read_authorship(TOPICS, device(name), path / f"{name}-latest", **files))
+        return SignedTransport(transport, read_authorship(TOPICS, device(name), path / f"{name}-memory", **files))
 
     one = Sealer(name, model, path, secured.port, tls=tls(place), signed=signed, wrong=wrong)
     one.offer_edit = one.named

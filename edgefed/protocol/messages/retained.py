@@ -29,7 +29,7 @@ __all__ = [
 Phase = Literal["gathering", "training", "merging", "finished"]
 
 
-RefusalKind = Literal["rejected", "excluded", "clipped", "silenced"]
+RefusalKind = Literal["rejected", "excluded", "clipped", "silenced", "distrusted", "outdated"]
 
 
 class Refusal(Wire, frozen=True, kw_only=True):
@@ -37,8 +37,9 @@ class Refusal(Wire, frozen=True, kw_only=True):
 
     Attributes:
         what: an update was `rejected` on arrival, `excluded` from its sum, or `clipped` to a bound in it; or the device
-            was `silenced` for a while.
-        device: whose.
+            was `silenced` for a while. Or a message in its name was `distrusted`: not signed by it, or with a
+            certificate that does not count; or `outdated`: it had said something later before.
+        device: whose; the aggregator itself, where a message was in its name.
         round: of the update, or the open one.
         reason: why.
         unix_s: when, by the aggregator's wall clock.
@@ -55,7 +56,8 @@ class AggregatorState(Wire, frozen=True, kw_only=True):
     """Host state. `status` is `lost` in the will; devices then keep what they have and wait.
 
     `epsilon` is what the sums so far have cost of the devices' privacy at `delta`; null where no noise is added.
-    `rejected`, `excluded`, `clipped` and `silenced` count refusals, and `refusals` are the latest of them, newest last.
+    `rejected`, `excluded`, `clipped`, `silenced`, `distrusted` and `outdated` count refusals, and `refusals` are the
+    latest of them, newest last.
     """
 
     status: Literal["online", "finished", "stopped", "lost"]
@@ -81,6 +83,8 @@ class AggregatorState(Wire, frozen=True, kw_only=True):
     clipped: Count = 0
     silenced: Count = 0
     refusals: list[Refusal] = msgspec.field(default_factory=list)
+    distrusted: Count = 0
+    outdated: Count = 0
 
 
 class DeviceState(Wire, frozen=True, kw_only=True):

@@ -1,0 +1,100 @@
+"""Signatures by certificates that were taken back, or have ended, whatever the broker knows of it."""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from edgefed.errors import ConfigError, MessageError
+from edgefed.security import certificates
+from edgefed.security.fleet_directory import FleetDirectory, Lifetimes
+from edgefed.security.revocations import Revocations
+from edgefed.security.signatures import Signer, read_signer, read_verifier
+from tests.security.secured import device, now
+
+BOARD, OTHER = device("board-07"), device("board-08")
+TOPIC = "edgefed/v1/kitchen/device/board-07/up"
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> FleetDirectory:
+    made = FleetDirectory.create(tmp_path / "kitchen", "kitchen", hosts=["b"], lifetimes=Lifetimes(), now=now())
+    for one in (BOARD, OTHER):
+        made.enroll(one, days=30, now=now())
+    return made
+
+
+def signer_of(place: Path) -> Signer:
+    return read_signer(place / "certificate.pem", place / "key.pem")
+
+
+def test_a_revoked_signer_is_refused_as_soon_as_the_list_says_so(fleet: FleetDirectory) -> None:
+    verifier = read_verifier(fleet.ca_file, fleet.revocation_list)
+    said = signer_of(fleet.place(BOARD)).sign(TOPIC, b'{"a":1}', 1.8e9)
+    assert verifier.verify(TOPIC, said, BOARD, now().timestamp()).payload == b'{"a":1}'
+    fleet.revoke(OTHER, now=now())
+    assert verifier.verify(TOPIC, said, BOARD, now().timestamp())
+    fleet.revoke(BOARD, now=now())
+    with pytest.raises(MessageError, match=r"signed with a certificate of board-07 that was revoked on 20.* UTC"):
+        verifier.verify(TOPIC, said, BOARD, now().timestamp())
+    assert read_verifier(fleet.ca_file).verify(TOPIC, said, BOARD, now().timestamp())  # who has no list, does not know
+
+
+def test_a_new_certificate_of_the_same_device_counts(fleet: FleetDirectory) -> None:
+    verifier = read_verifier(fleet.ca_file, fleet.revocation_list)
+    old = signer_of(fleet.place(BOARD)).sign(TOPIC, b'{"a":1}', 1.8e9)
+    place = fleet.rotate(BOARD, days=30, now=now())
+    fleet.revoke(BOARD, now=now(), superseded_only=True)
+    assert verifier.verify(TOPIC, signer_of(place).sign(TOPIC, b'{"a":1}', 1.8e9), BOARD, now().timestamp())
+    with pytest.raises(MessageError, match="was revoked"):
+        verifier.verify(TOPIC, old, BOARD, now().timestamp())
+
+
+def test_an_expired_signer_is_refused_though_its_certificate_was_seen_in_force(fleet: FleetDirectory) -> None:
+    verifier = read_verifier(fleet.ca_file, fleet.revocation_list)
+    said = signer_of(fleet.place(BOARD)).sign(TOPIC, b'{"a":1}', 1.8e9)
+    assert verifier.verify(TOPIC, said, BOARD, now().timestamp())
+    later = now() + timedelta(days=31)
+    with pytest.raises(MessageError, match=r"a certificate that counts from .*, and this machine's clock says"):
+        verifier.verify(TOPIC, said, BOARD, later.timestamp())
+
+
+def test_a_list_that_cannot_be_used_takes_nothing_back_again(
+    fleet: FleetDirectory, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority = certificates.read_certificate(fleet.ca_file.read_bytes(), "")
+    first = fleet.revocation_list.read_bytes()
+    (serial,) = fleet.revoke(BOARD, now=now())
+    file = tmp_path / "crl.pem"
+    file.write_bytes(fleet.revocation_list.read_bytes())
+    known = Revocations(file, authority)
+    other = FleetDirectory.create(tmp_path / "o", "kitchen", hosts=["b"], lifetimes=Lifetimes(), now=now())
+    for content, problem in (
+        (b"no list", "not a revocation list in PEM"),
+        (first, "list number 1 is older than number 2"),
+        (other.revocation_list.read_bytes(), "not of the fleet's authority: it is another fleet's"),
+        (None, "No such file"),
+    ):
+        caplog.clear()
+        file.unlink() if content is None else file.write_bytes(content)
+        with caplog.at_level(logging.WARNING):
+            assert known.since(serial) is not None
+            assert known.since(serial + 1) is None
+        assert [problem in record.message for record in caplog.records] == [True]  # told once
+    file.write_bytes(fleet.revocation_list.read_bytes())
+    fleet.enroll(BOARD, days=1, now=now())
+    (second,) = fleet.revoke(BOARD, now=now())
+    assert known.since(second) is None
+    file.write_bytes(fleet.revocation_list.read_bytes())
+    assert known.since(second) is not None
+
+
+def test_a_list_has_to_be_there_at_the_start_and_of_the_same_fleet(fleet: FleetDirectory, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.pem: cannot be read: No such file"):
+        read_verifier(fleet.ca_file, tmp_path / "none.pem")
+    other = FleetDirectory.create(tmp_path / "o", "kitchen", hosts=["b"], lifetimes=Lifetimes(), now=now())
+    with pytest.raises(ConfigError, match="it is another fleet's"):
+        read_verifier(fleet.ca_file, other.revocation_list)
