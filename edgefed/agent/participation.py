@@ -150,7 +150,9 @@ class Participation:
             self._state.keep_only(announced.run, (part.sha256 for part in announced.manifest.parts))
             for left_over in self._state.offers(announced.run):
                 await self._deliver(announced, left_over)
-            if (announced.run, announced.round) not in self._done:
+            if held := self._board.why_held(announced.run):
+                note = held
+            elif (announced.run, announced.round) not in self._done:
                 await self._supervised.until_allowed(announced)
                 offer = await self._do_round(announced)
                 await self._deliver(announced, offer)

@@ -25,7 +25,7 @@ from edgefed.devices.instruments import Instruments
 from edgefed.devices.sampling import Sampler
 from edgefed.errors import MessageError, TransportError
 from edgefed.protocol.chunks import is_chunk
-from edgefed.protocol.messages.down import Pong, decode_down
+from edgefed.protocol.messages.down import Pong, Standing, decode_down
 from edgefed.protocol.messages.retained import FederationFinished, RoundMessage, decode_round
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
@@ -139,6 +139,8 @@ class Supervisor:
             answer = decode_down(message.payload)
             if isinstance(answer, Pong):
                 self._network.hear(answer)
+            elif isinstance(answer, Standing):
+                self._board.stand(answer)
             else:
                 self._participation.hear(answer)
 

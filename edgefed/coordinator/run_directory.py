@@ -4,6 +4,9 @@
 
     <directory>/store.sqlite        journal, answers, merged rounds (edgefed.coordinator.store)
     <directory>/sealing.key         what updates are sealed for, with `sealed = true`; it is made for this run
+    <directory>/roster.json         what the operator wants of each device; the command line writes it
+    <directory>/devices.json        what was last heard of each device
+    <directory>/profiles/<device>.json
     <directory>/history.jsonl       one line per round, for people and plots
     <directory>/incoming/<device>/  updates on their way
     <directory>/updates/            whole updates that wait for their merge
@@ -33,12 +36,19 @@ class RunDirectory:
         self.updates = path / "updates"
         self.states = path / "global"
         self.sealing_key = path / "sealing.key"
+        self.roster = path / "roster.json"
+        self.sightings = path / "devices.json"
+        self._profiles = path / "profiles"
         self.history = path / "history.jsonl"
         self.report = path / "report.html"
         self.adapter = path / "adapter"
         self.best_adapter = path / "adapter-best"
         for directory in (self.incoming, self.updates, self.states):
             directory.mkdir(parents=True, exist_ok=True)
+
+    def profile(self, device: str) -> Path:
+        """Where a device's profile is kept."""
+        return self._profiles / f"{device}.json"
 
     def state(self, merged_rounds: int) -> Path:
         """The state after so many merged rounds."""

@@ -31,6 +31,8 @@ from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.outbox import Outbox
 from edgefed.coordinator.reception import Reception
 from edgefed.coordinator.run_directory import RunDirectory
+from edgefed.coordinator.sightings import Sightings
+from edgefed.coordinator.steward import Steward
 from edgefed.coordinator.store import Store
 from edgefed.errors import MessageError, StoreError
 from edgefed.protocol.messages.down import Accepted, Refused
@@ -122,6 +124,17 @@ class Aggregator:
             broke=lambda error: self._spawn(self._inbox.put(_Broken(error))),
             max_payload_bytes=lambda: transport.max_payload_bytes,
         )
+        self._sightings = Sightings(self._directory)
+        self._steward = Steward(
+            run,
+            self._topics,
+            self._directory,
+            self._ledger,
+            self._outbox,
+            self._sightings,
+            perform=self._perform,
+            let_go=self._intake.give_up_on,
+        )
         self._reception = Reception(
             options,
             model,
@@ -132,8 +145,10 @@ class Aggregator:
             self._directory,
             self._intake,
             self._broadcast,
+            self._sightings,
             tell=self._outbox.tell,
             perform=self._perform,
+            is_removed=self._steward.has_removed,
             sealing=sealing,
         )
         self._traffic = RoundTraffic(lambda: self._intake.received_bytes, lambda: self._broadcast.sent_bytes)
@@ -158,7 +173,9 @@ class Aggregator:
             await self._take_the_fleet()
             await self._transport.subscribe(self._topics.every_device("up"))
             await self._transport.subscribe(self._topics.every_device("state"))
+            await self._transport.subscribe(self._topics.every_device("profile"))
             self._perform(rounds.recover(self._ledger.state) or self._ledger.apply(events.Begin()))
+            self._steward.begin()
             while not self._finished:
                 await self._turn()
             await self._linger()
@@ -220,6 +237,8 @@ class Aggregator:
                 await asyncio.sleep(0.05)  # a deadline that is over, and a machine that waits for a device
         else:
             await self._take(item)
+        self._steward.look()
+        self._sightings.save(self._steward.busy)
         self._notices.post_state(self._describe())
 
     async def _take(self, item: Event | _Arrived | _MergeDone | _Broken) -> None:
@@ -267,6 +286,7 @@ class Aggregator:
                 await self._take(await asyncio.wait_for(self._inbox.get(), left_s))
             except asyncio.TimeoutError:
                 break
+        self._sightings.save(self._steward.busy, at_once=True)
         await self._outbox.drained()
 
     # --- actions --------------------------------------------------------------------------------------------------
@@ -299,6 +319,7 @@ class Aggregator:
     def _show_again(self) -> None:
         """After a reconnect: a broker that was restarted may have forgotten what it had retained."""
         self._notices.forget_posted()
+        self._steward.show_again()
         state = self._ledger.state
         if state.round and state.phase in ("gathering", "training"):
             self._notices.post_round(state, self._exchange.load(self._directory.state(state.round - 1)).manifest)

@@ -11,9 +11,11 @@ __all__ = [
     "Accepted",
     "Acknowledged",
     "DownMessage",
+    "Duty",
     "Pong",
     "Refused",
     "RoundAnswer",
+    "Standing",
     "UploadGrant",
     "UploadProgress",
     "decode_down",
@@ -89,8 +91,26 @@ class Pong(Wire, frozen=True, kw_only=True, tag="pong"):
     refused: Text = ""
 
 
+Duty = Literal["active", "paused", "draining", "removed"]
+"""What an operator wants of a device: tasks; none for now; none after the one it has; nothing more, at once."""
+
+
+class Standing(Wire, frozen=True, kw_only=True, tag="standing"):
+    """Whether this device gets tasks in a run. Retained, so that it also reaches a device that was away.
+
+    Attributes:
+        run: that it is about.
+        duty: what the operator wants.
+        reason: why, in words to be logged and shown; "" where it is `active`.
+    """
+
+    run: RunId
+    duty: Duty
+    reason: Text = ""
+
+
 RoundAnswer = Accepted | Refused | UploadGrant | UploadProgress | Acknowledged
-DownMessage = RoundAnswer | Pong
+DownMessage = RoundAnswer | Pong | Standing
 
 
 def decode_down(payload: bytes) -> DownMessage:
