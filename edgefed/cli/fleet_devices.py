@@ -83,6 +83,7 @@ class KnownDevice:
             "reason": self.entry.reason,
             "since_unix_s": self.entry.since_unix_s or None,
             "labels": self.entry.labels,
+            "busy": sighting is not None and sighting.busy,
             "seen_unix_s": (sighting.seen_unix_s or None) if sighting else None,
             "state": msgspec.to_builtins(sighting.state) if sighting else None,
             "plan": msgspec.to_builtins(sighting.plan) if sighting else None,

@@ -26,7 +26,7 @@ __all__ = ["Sighting", "Sightings", "read_profile_of", "read_sightings"]
 
 _log = logging.getLogger(__name__)
 
-_SAVE_EVERY_S = 2.0
+_SAVE_EVERY_S = 1.0
 _MOST_DEVICES = 10_000
 """On a broker that lets everybody in, anybody can make names up."""
 
@@ -53,7 +53,7 @@ class _Document(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sightings:
-    """Keeps account of devices, on disk every two seconds where something has changed.
+    """Keeps account of devices, on disk every second where something has changed.
 
     Args:
         directory: of the run; what an earlier aggregator kept there is gone on with.
