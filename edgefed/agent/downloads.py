@@ -57,6 +57,11 @@ class Downloads:
         self._received_bytes = 0
         self._reconnected = False
 
+    @property
+    def held_bytes(self) -> int:
+        """How much of what is being fetched is here."""
+        return sum(blob.received_bytes for blob in self._arriving.values())
+
     def receive(self, payload: bytes) -> None:
         """Takes a broadcast chunk; one that is malformed, or for something not wanted here, is left aside."""
         try:

@@ -3,6 +3,7 @@
 ::
 
     <state>/agent.lock                        one agent per directory
+    <state>/updates/                          a release on its way; see `updater`
     <state>/plans.json                        what came of earlier plans
     <state>/privacy.json                      the privacy that was spent; see `privacy_ledger`
     <state>/parts/<sha256>                    rank layers of the global adapter, and .part files on their way

@@ -73,6 +73,7 @@ class Reception:
         tell: sends a message to a device.
         perform: carries out actions of the round machine.
         is_removed: tells whether the operator wants nothing more of a device.
+        releases: broadcasts new releases of the agent.
         sealing: opens updates, which then have to be sealed for it; None where they come unsealed.
     """
 
@@ -92,6 +93,7 @@ class Reception:
         tell: Callable[[str, DownMessage], None],
         perform: Callable[[tuple[events.Action, ...]], None],
         is_removed: Callable[[str], bool] = lambda _: False,
+        releases: Broadcast | None = None,
         sealing: SealingKey | None = None,
     ) -> None:
         self._sealing = sealing
@@ -105,9 +107,9 @@ class Reception:
         self._exchange = exchange
         self._directory = directory
         self._intake = intake
-        self._broadcast = broadcast
         self._sightings = sightings
         self._is_removed = is_removed
+        self._broadcasts = (broadcast,) if releases is None else (broadcast, releases)
         self._tell = tell
         self._perform = perform
         self._echo = Echo(tell)
@@ -217,7 +219,8 @@ class Reception:
         elif isinstance(word, Decline):
             self._decline(device, word)
         elif isinstance(word, PartsWanted):
-            self._broadcast.want(device, {part.sha256: Ranges(part.missing) for part in word.parts})
+            for broadcast in self._broadcasts:  # each has what it has on offer
+                broadcast.want(device, {part.sha256: Ranges(part.missing) for part in word.parts})
         elif isinstance(word, UpdateOffer):
             self._consider(device, word)
         else:

@@ -30,6 +30,7 @@ from edgefed.coordinator.notices import Notices
 from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.outbox import Outbox
 from edgefed.coordinator.reception import Reception
+from edgefed.coordinator.rollout_desk import RolloutDesk
 from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.sightings import Sightings
 from edgefed.coordinator.steward import Steward
@@ -52,6 +53,8 @@ _log = logging.getLogger(__name__)
 
 _LONGEST_WAIT_S = 1.0
 _LINGER_S = 2.0
+_RELEASE_CHUNKS_IN_FLIGHT = 2
+"""Few, so that what is more urgent does not queue behind them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +138,23 @@ class Aggregator:
             perform=self._perform,
             let_go=self._intake.give_up_on,
         )
+        self._releases = Broadcast(
+            transport,
+            self._topics,
+            chunk_bytes=options.transfers.chunk_bytes,
+            settle_s=options.transfers.broadcast_settle_s,
+            in_flight=_RELEASE_CHUNKS_IN_FLIGHT,
+            gives_way=lambda: self._intake.busy or self._broadcast.busy,
+        )
+        self._rollouts = RolloutDesk(
+            run,
+            self._directory,
+            signed=options.broker.signed,
+            sightings=self._sightings,
+            roster=lambda: self._steward.roster,
+            broadcast=self._releases,
+            tell=self._outbox.tell,
+        )
         self._reception = Reception(
             options,
             model,
@@ -149,6 +169,7 @@ class Aggregator:
             tell=self._outbox.tell,
             perform=self._perform,
             is_removed=self._steward.has_removed,
+            releases=self._releases,
             sealing=sealing,
         )
         self._traffic = RoundTraffic(lambda: self._intake.received_bytes, lambda: self._broadcast.sent_bytes)
@@ -165,7 +186,7 @@ class Aggregator:
             AdapterError: a state on disk is damaged.
             FleetTaken: another aggregator serves the fleet.
         """
-        for background in (self._pump(), self._broadcast.run(), self._outbox.run()):
+        for background in (self._pump(), self._broadcast.run(), self._releases.run(), self._outbox.run()):
             self._spawn(background)
         try:
             self._directory.remove_leftovers()
@@ -238,6 +259,7 @@ class Aggregator:
         else:
             await self._take(item)
         self._steward.look()
+        self._rollouts.look()
         self._sightings.save(self._steward.busy)
         self._notices.post_state(self._describe())
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from edgefed.coordinator.run_directory import RunDirectory
-from edgefed.devices.profile import DeviceProfile
+from edgefed.devices.profile import DeviceProfile, ReleaseState
 from edgefed.errors import StoreError
 from edgefed.files import replace_file
 from edgefed.protocol.messages.manifest import Plan
@@ -38,12 +38,17 @@ class Sighting(msgspec.Struct, frozen=True, kw_only=True):
         seen_unix_s: when it was last heard, by the aggregator's wall clock.
         state: what it said it is doing; None where it has not said so yet.
         plan: what it last joined a round with.
+        architecture, python: of the machine, from its profile; "" before there is one.
+        release: what it says of the latest release that it was offered.
         busy: whether the aggregator waits for it, or still takes an update that it may be working on.
     """
 
     seen_unix_s: float
     state: DeviceState | None = None
     plan: Plan | None = None
+    architecture: str = ""
+    python: str = ""
+    release: ReleaseState | None = None
     busy: bool = False
 
 
@@ -88,11 +93,16 @@ class Sightings:
         """A device has said what it is. Raises `StoreError` where that cannot be kept."""
         if device in self._devices or len(self._devices) < _MOST_DEVICES:
             _write(self._directory.profile(device), profile)
+            self._keep(device, architecture=profile.architecture, python=profile.python, release=profile.release)
 
     def forget(self, device: str) -> None:
         """A device was removed."""
         self._changed = self._devices.pop(device, None) is not None or self._changed
         self._directory.profile(device).unlink(missing_ok=True)
+
+    def all(self) -> Mapping[str, Sighting]:
+        """Returns what is known of every device, by id."""
+        return self._devices
 
     def is_at_work(self, device: str) -> bool:
         """Whether a device last said that it works on a task."""

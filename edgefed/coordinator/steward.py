@@ -84,6 +84,11 @@ class Steward:
         for device, entry in sorted(self._roster.devices.items()):
             self._tell(device, entry)
 
+    @property
+    def roster(self) -> Roster:
+        """The one that is obeyed."""
+        return self._roster
+
     def has_removed(self, device: str) -> bool:
         """Whether nothing more is wanted of a device. What it retains at the broker is then taken away."""
         removed = self._roster.entry(device).duty == "removed"

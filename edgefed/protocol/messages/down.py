@@ -14,6 +14,7 @@ __all__ = [
     "Duty",
     "Pong",
     "Refused",
+    "ReleaseOffered",
     "RoundAnswer",
     "Standing",
     "UploadGrant",
@@ -109,8 +110,30 @@ class Standing(Wire, frozen=True, kw_only=True, tag="standing"):
     reason: Text = ""
 
 
+class ReleaseOffered(Wire, frozen=True, kw_only=True, tag="release-offered"):
+    """A release of the agent is to be had here; what becomes of it stands in the device's profile.
+
+    It is said again until the device has answered, and costs nothing where it knows already.
+
+    Attributes:
+        run: that parts are asked for in.
+        rollout: id of the operator's wish; the same release may be offered again under another.
+        sha256: of the bundle's file, which is broadcast as a part of an adapter is.
+        size_bytes: of it.
+        name: what people call the release.
+        number: of the release.
+    """
+
+    run: RunId
+    rollout: RunId
+    sha256: Sha256
+    size_bytes: PositiveCount
+    name: Text
+    number: PositiveCount
+
+
 RoundAnswer = Accepted | Refused | UploadGrant | UploadProgress | Acknowledged
-DownMessage = RoundAnswer | Pong | Standing
+DownMessage = RoundAnswer | Pong | Standing | ReleaseOffered
 
 
 def decode_down(payload: bytes) -> DownMessage:
