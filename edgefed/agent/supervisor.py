@@ -30,6 +30,7 @@ from edgefed.protocol.messages.retained import FederationFinished, RoundMessage,
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Connected, ConnectionLost, Message, Transport
+from edgefed.updates.health import HealthFile
 
 __all__ = ["Supervisor"]
 
@@ -67,6 +68,7 @@ class Supervisor:
         self._state = state
         self._worker = worker
         self._instruments = instruments
+        self._health = HealthFile(state.path)
         self._leave_when_finished = leave_when_finished
         self._board = Announcements()
         self._network = NetworkProbe(transport, self._topics, options.device)
@@ -87,6 +89,7 @@ class Supervisor:
             DeviceIdTaken: another live agent uses this device id.
             TransportError: the broker refuses what the agent needs.
         """
+        self._health.started()
         reader = asyncio.create_task(self._read(), name="read")
         rounds = asyncio.create_task(self._take_part_in_rounds(), name="rounds")
         try:
@@ -109,9 +112,11 @@ class Supervisor:
                 except MessageError as error:
                     _log.warning("on %s: %s", event.topic, error)
             elif isinstance(event, Connected):
+                self._health.connected()
                 self._participation.ask_again()
                 self._reappear()
             elif isinstance(event, ConnectionLost):
+                self._health.disconnected()
                 self._participation.interrupt()
                 _log.warning("connection to the broker lost: %s", event.reason)
 
