@@ -34,6 +34,7 @@ from edgefed.protocol.messages.up import UpMessage
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Connected, ConnectionLost, Message, Transport
+from edgefed.updates.health import HealthFile
 from edgefed.updates.places import Home
 
 __all__ = ["Supervisor"]
@@ -74,6 +75,7 @@ class Supervisor:
         self._state = state
         self._worker = worker
         self._instruments = instruments
+        self._health = HealthFile(state.path)
         self._leave_when_finished = leave_when_finished
         self._board = Announcements()
         self._network = NetworkProbe(transport, self._topics, options.device)
@@ -103,6 +105,7 @@ class Supervisor:
             DeviceIdTaken: another live agent uses this device id.
             TransportError: the broker refuses what the agent needs.
         """
+        self._health.started()
         reader = asyncio.create_task(self._read(), name="read")
         rounds = asyncio.create_task(self._take_part_in_rounds(), name="rounds")
         try:
@@ -126,10 +129,12 @@ class Supervisor:
                 except MessageError as error:
                     _log.warning("on %s: %s", event.topic, error)
             elif isinstance(event, Connected):
+                self._health.connected()
                 self._participation.ask_again()
                 self._updater.ask_again()
                 self._reappear()
             elif isinstance(event, ConnectionLost):
+                self._health.disconnected()
                 self._participation.interrupt()
                 _log.warning("connection to the broker lost: %s", event.reason)
 

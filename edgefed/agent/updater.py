@@ -201,7 +201,8 @@ class Updater:
         try:
             bundle = open_bundle(path, verifier, fleet=self._options.fleet, now_unix_s=time.time())
             _check_fits(bundle.release)
-            bundle.release.check_successor_of(record.highest_number)
+            if bundle.id != record.latest:
+                bundle.release.check_successor_of(record.highest_number)
         except UpdateError:
             path.unlink(missing_ok=True)
             raise
@@ -280,7 +281,7 @@ def _outcome(offer: ReleaseOffered, result: Result) -> ReleaseState:
 
 
 def _is_about(result: Result, offer: ReleaseOffered) -> bool:
-    return result.bundle == offer.sha256
+    return offer.sha256 == result.bundle or f"{offer.sha256}{SUFFIX}" == result.file
 
 
 def _known(record: Record, offer: ReleaseOffered) -> Result | None:

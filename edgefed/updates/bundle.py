@@ -38,12 +38,17 @@ class Bundle:
     Attributes:
         path: the file.
         release: what it is.
-        id: sha256 of what was signed: the same for the same release, whenever it was signed.
+        document: what was signed: the release, as it was written.
     """
 
     path: Path
     release: Release
-    id: str
+    document: bytes
+
+    @property
+    def id(self) -> str:
+        """Sha256 of what was signed: the same for the same release, whenever it was signed."""
+        return hashlib.sha256(self.document).hexdigest()
 
 
 def make_bundle(
@@ -104,7 +109,7 @@ def make_bundle(
     release = _decoded(document, str(path))
     manifest = signer.sign(release_topic(fleet), document, at_unix_s)
     replace_file(path, written(release, manifest, lock, files))
-    return Bundle(path, release, hashlib.sha256(document).hexdigest())
+    return Bundle(path, release, document)
 
 
 def open_bundle(path: Path, verifier: Verifier, *, fleet: str, now_unix_s: float) -> Bundle:
@@ -128,7 +133,7 @@ def open_bundle(path: Path, verifier: Verifier, *, fleet: str, now_unix_s: float
             if release.fleet != fleet:
                 raise UpdateError(f"{path} is for fleet {release.fleet}, and this device is of fleet {fleet}")
             reader.rest(release)
-            return Bundle(path, release, hashlib.sha256(document).hexdigest())
+            return Bundle(path, release, document)
     except OSError as error:
         raise UpdateError(f"{path} cannot be read: {error.strerror or error}") from error
 

@@ -7,6 +7,7 @@
     /opt/edgefed/venv -> environments/<name>        by first boot and the installer: what the agent runs in
     /opt/edgefed/venv.old                           there while a new environment is on trial: the way back
     /opt/edgefed/updates/record.json                by the installer, for the agent to read: `updates.record`
+    /opt/edgefed/updates/trial.json                 by the installer: what is on trial
 
 The agent's own directory is its own: the installer, which is root, takes a bundle out of it without following any link
 there, and writes nothing into it. Where an agent runs from another kind of installation there is no home, and nothing
@@ -36,16 +37,6 @@ class Home:
         return self.path / "venv"
 
     @property
-    def way_back(self) -> Path:
-        """The link as it was, while a new environment is on trial."""
-        return self.path / "venv.old"
-
-    @property
-    def environments(self) -> Path:
-        """Where the environments are."""
-        return self.path / "environments"
-
-    @property
     def updates(self) -> Path:
         """The installer's own directory."""
         return self.path / "updates"
@@ -54,6 +45,11 @@ class Home:
     def record(self) -> Path:
         """What the installer has done."""
         return self.updates / "record.json"
+
+    @property
+    def trial(self) -> Path:
+        """What it has begun and not closed."""
+        return self.updates / "trial.json"
 
 
 def incoming(state: Path) -> Path:

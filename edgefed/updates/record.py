@@ -1,4 +1,4 @@
-"""What the installer remembers and the agent may read: one document, replaced whole, in root's directory."""
+"""What the installer remembers and the agent may read; and which release is in use, as the environment itself says."""
 
 from __future__ import annotations
 
@@ -8,43 +8,50 @@ from msgspec import field
 from edgefed.errors import UpdateError
 from edgefed.files import replace_file
 from edgefed.updates.places import Home
-from edgefed.updates.release import Result
+from edgefed.updates.release import MANIFEST, Result
 
-__all__ = ["Installed", "Record", "read_record", "write_record"]
+__all__ = ["MAX_TRIES", "Record", "Trial", "read_record", "read_trial", "release_in_use", "write_record", "write_trial"]
 
-
-class Installed(msgspec.Struct, frozen=True, kw_only=True):
-    """The release that runs.
-
-    Attributes:
-        release: its name.
-        version: of edgefed in it.
-        number: of the release.
-        id: sha256 of what was signed.
-        environment: name of its directory among the environments.
-    """
-
-    release: str
-    version: str
-    number: int
-    id: str
-    environment: str
+MAX_TRIES = 3
+"""A release that was begun so often and is not installed is not tried again; one that was rolled back is not either."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """All that the installer remembers.
 
     Attributes:
-        installed: the release that an update has brought; None while the board runs what was flashed.
-        highest_number: of all releases that ran here; older ones are refused.
+        highest_number: of all releases that were found good here; older ones are refused.
+        latest: id of the one that was found good last; it may come again.
         result: what came of the latest bundle.
-        tries: how often each release that is not installed was tried, by its id.
+        tries: how often each release was begun that is not in use, by its id.
     """
 
-    installed: Installed | None = None
     highest_number: int = 0
+    latest: str = ""
     result: Result | None = None
     tries: dict[str, int] = field(default_factory=dict)
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle that is being installed: what of it is known so far.
+
+    Attributes:
+        file: its name where the agent has put it.
+        began_unix_s: when its installation began.
+        bundle: sha256 of the file.
+        id: of the release.
+        release: its name.
+        number: of the release.
+        environment: name of its environment.
+    """
+
+    file: str
+    began_unix_s: float
+    bundle: str = ""
+    id: str = ""
+    release: str = ""
+    number: int = 0
+    environment: str = ""
 
 
 def read_record(home: Home) -> Record:
@@ -57,14 +64,40 @@ def read_record(home: Home) -> Record:
         return msgspec.json.decode(home.record.read_bytes(), type=Record)
     except FileNotFoundError:
         return Record()
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UpdateError(
-            f"{home.record} cannot be read: {error}; without it an old release could be played again: move it away, "
-            "and flash the board anew"
+            f"{home.record} cannot be read: {error}; without it, older releases could be played again: flash the board "
+            "with new wheels, then remove it"
         ) from None
 
 
 def write_record(home: Home, record: Record) -> None:
     """Replaces what the installer remembers; it survives a power cut once this returns."""
-    home.updates.mkdir(mode=0o755, parents=True, exist_ok=True)
     replace_file(home.record, [msgspec.json.encode(record)], mode=0o644)
+
+
+def read_trial(home: Home) -> Trial | None:
+    """Returns the trial that is not closed yet; None where there is none.
+
+    Raises:
+        UpdateError: it is damaged, or cannot be read.
+    """
+    try:
+        return msgspec.json.decode(home.trial.read_bytes(), type=Trial)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UpdateError(f"{home.trial} cannot be read: {error}: remove it") from None
+
+
+def write_trial(home: Home, trial: Trial) -> None:
+    """Says what is about to be tried; it survives a power cut once this returns."""
+    replace_file(home.trial, [msgspec.json.encode(trial)], mode=0o644)
+
+
+def release_in_use(home: Home) -> bytes:
+    """Returns the document of the release that the agent is started from; nothing where that is what was flashed."""
+    try:
+        return (home.link / "wheels" / MANIFEST).read_bytes()
+    except OSError:
+        return b""

@@ -101,7 +101,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """What came of installing a bundle.
 
     Attributes:
-        bundle: sha256 of the bundle's file.
+        bundle: sha256 of the bundle's file; empty where it could not be read.
+        file: its name where the agent had put it.
         release: name of the release; empty where the bundle could not be trusted to say it.
         number: of the release; 0 likewise.
         outcome: `installed`, `rolled-back` (it did not come up, and the old one is back), or `refused` (nothing was
@@ -112,6 +113,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     bundle: str
+    file: str
     release: str = ""
     number: int = 0
     outcome: Outcome
