@@ -60,6 +60,7 @@ SUBCOMMANDS: Mapping[str, Mapping[str, str]] = {
         "resume": "edgefed.cli.fleet_roster:resume",
         "drain": "edgefed.cli.fleet_roster:drain",
         "remove": "edgefed.cli.fleet_roster:remove",
+        "update": "edgefed.cli.fleet_update:update",
         "token": "edgefed.cli.fleet_claims:token",
         "admit": "edgefed.cli.fleet_claims:admit",
         "broker-config": "edgefed.cli.fleet_broker:broker_config",

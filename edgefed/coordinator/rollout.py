@@ -34,6 +34,7 @@ class OfferedBundle(msgspec.Struct, frozen=True, kw_only=True):
         sha256, size_bytes: of its file.
         name, number, version: of the release, and of edgefed in it.
         architecture, python: of the machines, as `release.json` has them.
+        lock_sha256: of the list of its wheels.
     """
 
     sha256: str
@@ -43,6 +44,12 @@ class OfferedBundle(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     architecture: str
     python: str
+    lock_sha256: str
+
+    @property
+    def contents(self) -> tuple[str, str, str]:
+        """What a bundle that was made again of the same wheels has in common with this one."""
+        return self.architecture, self.python, self.lock_sha256
 
 
 class Rollout(msgspec.Struct, frozen=True, kw_only=True):

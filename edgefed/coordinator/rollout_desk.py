@@ -28,7 +28,7 @@ from edgefed.protocol.messages.down import DownMessage, ReleaseOffered
 
 _Document = TypeVar("_Document", Rollout, Progress)
 
-__all__ = ["RolloutDesk", "read_progress", "read_rollout", "write_rollout"]
+__all__ = ["RolloutDesk", "candidate_of", "read_progress", "read_rollout", "write_rollout"]
 
 _log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class RolloutDesk:
     def _candidates(self) -> dict[str, Candidate]:
         roster = self._roster()
         return {
-            device: _candidate(sighting, roster.entry(device).labels)
+            device: candidate_of(sighting, roster.entry(device).labels)
             for device, sighting in self._sightings.all().items()
             if roster.entry(device).duty != "removed"
         }
@@ -189,7 +189,8 @@ def _kept_progress(directory: RunDirectory) -> Progress:
     return _read(path, Progress) if path.exists() else Progress()
 
 
-def _candidate(sighting: Sighting, labels: dict[str, str]) -> Candidate:
+def candidate_of(sighting: Sighting, labels: dict[str, str]) -> Candidate:
+    """Returns a device as far as a rollout is concerned."""
     state = sighting.state
     return Candidate(
         online=state is not None and state.status not in ("lost", "disconnected"),
