@@ -26,7 +26,9 @@
     ├── NoPlan                  13   no allowed plan fits the machine, the deadline or the disk
     ├── FleetTaken              14   another live aggregator serves this fleet
     ├── FlashError              15   a board cannot take the agent, or what it should take is wrong
-    └── NotAdmitted             16   a board's claim to be a device of the fleet was refused
+    ├── NotAdmitted             16   a board's claim to be a device of the fleet was refused
+    └── UpdateError             18   a release of the agent is not what it should be, or cannot be installed
+        └── SignatureError           it is not signed by the fleet's aggregator
 
 Exit codes 0 (done), 2 (wrong command line) and 130 (interrupted) come from outside this tree.
 """
@@ -55,8 +57,10 @@ __all__ = [
     "NotAdmitted",
     "Outdated",
     "PayloadTooLarge",
+    "SignatureError",
     "StoreError",
     "TransportError",
+    "UpdateError",
     "WireError",
     "WorkerDied",
     "WorkerError",
@@ -197,3 +201,13 @@ class NotAdmitted(EdgefedError):
     """A board's claim to be a device of the fleet was refused."""
 
     exit_code = 16
+
+
+class UpdateError(EdgefedError):
+    """A release of the agent is not what it should be, or cannot be installed."""
+
+    exit_code = 18
+
+
+class SignatureError(UpdateError):
+    """A release is not signed by the fleet's aggregator."""

@@ -1,4 +1,4 @@
-"""The round topic as the agent sees it: the next announcement, and whether a round is still the one in force."""
+"""What is in force for this device: the next announcement, whether a round is still open, what the operator wants."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from edgefed.protocol.messages.down import Standing
 from edgefed.protocol.messages.retained import FederationFinished, RoundMessage, RoundOpen
 
 __all__ = ["Announcements", "RoundIsOver"]
@@ -23,6 +24,7 @@ class Announcements:
     def __init__(self) -> None:
         self._latest: RoundMessage | None = None
         self._seen = True
+        self._standing: Standing | None = None
         self._changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -34,10 +36,21 @@ class Announcements:
         again = self._latest is not None and not _moved_on(self._latest, message)
         self._latest = message
         self._seen = False
-        task = asyncio.ensure_future(self._notify())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tell_waiters()
         return again
+
+    def stand(self, standing: Standing) -> None:
+        """Takes what the operator wants of this device. Who gets tasks again looks at the open round once more."""
+        was_held = self._standing is not None and self._standing.duty != "active"
+        self._standing = standing
+        if was_held and standing.duty == "active" and self._latest is not None:
+            self._seen = False
+        self._tell_waiters()
+
+    def why_held(self, run: str) -> str:
+        """Returns why this device gets no task of a run; "" where it does."""
+        standing = self._standing
+        return "" if standing is None or standing.run != run or standing.duty == "active" else standing.reason
 
     async def next(self) -> RoundMessage:
         """Returns the latest announcement that was not returned before."""
@@ -78,7 +91,7 @@ class Announcements:
             await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 return work.result()
-            raise RoundIsOver(why)
+            raise RoundIsOver(self._removed() or why)
         finally:
             for task in (work, watch):
                 task.cancel()
@@ -86,7 +99,20 @@ class Announcements:
 
     async def _until(self, moved_on: Callable[[RoundMessage], bool]) -> None:
         async with self._changed:
-            await self._changed.wait_for(lambda: self._latest is not None and moved_on(self._latest))
+            await self._changed.wait_for(
+                lambda: self._latest is not None and (moved_on(self._latest) or bool(self._removed()))
+            )
+
+    def _removed(self) -> str:
+        """Returns why even what was begun must end; "" where it need not."""
+        if self._latest is None or self._standing is None or self._standing.duty != "removed":
+            return ""
+        return self.why_held(self._latest.run)
+
+    def _tell_waiters(self) -> None:
+        task = asyncio.ensure_future(self._notify())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _notify(self) -> None:
         async with self._changed:

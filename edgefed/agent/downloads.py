@@ -59,6 +59,11 @@ class Downloads:
         self._reconnected = False
         self._disk_error: OSError | None = None
 
+    @property
+    def held_bytes(self) -> int:
+        """How much of what is being fetched is here."""
+        return sum(blob.received_bytes for blob in self._arriving.values())
+
     def receive(self, payload: bytes) -> None:
         """Takes a broadcast chunk; one that is malformed, or for something not wanted here, is left aside."""
         try:

@@ -151,6 +151,7 @@ class Participation:
             check_sealing(self._options, announced)
             while not await self._answered(announced):
                 _log.info("round %d: once more, from the start", announced.round)
+            note = self._board.why_held(announced.run)
         except RoundIsOver as over:
             note = str(over)
         except _NotSelected as refusal:
@@ -173,7 +174,8 @@ class Participation:
             self._state.keep_only(announced.run, (part.sha256 for part in announced.manifest.parts))
             for left_over in self._state.offers(announced.run):
                 await self._deliver(announced, left_over)
-            if (announced.run, announced.round) not in self._done:
+            held = self._board.why_held(announced.run)
+            if not held and (announced.run, announced.round) not in self._done:
                 await self._supervised.until_allowed(announced)
                 await self._room.until_there_is(announced)
                 offer = await self._do_round(announced)

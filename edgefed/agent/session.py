@@ -22,6 +22,7 @@ from edgefed.transport.base import Message
 from edgefed.transport.mqtt import connect_mqtt
 from edgefed.transport.options import guarded_client_id
 from edgefed.transport.signed import signed_as_told, will_as_told
+from edgefed.updates.places import Home, own_home
 
 if TYPE_CHECKING:
     from edgefed.security.authorship import Authorship
@@ -30,7 +31,12 @@ __all__ = ["authorship_as_told", "run_agent"]
 
 
 async def run_agent(
-    options: AgentOptions, *, once: bool = False, wait_for_broker: bool = True, worker: WorkerProcess | None = None
+    options: AgentOptions,
+    *,
+    once: bool = False,
+    wait_for_broker: bool = True,
+    worker: WorkerProcess | None = None,
+    home: Home | None = None,
 ) -> None:
     """Runs an agent until it is cancelled, or with `once` until the federation is over.
 
@@ -39,6 +45,7 @@ async def run_agent(
         once: return when the federation is over.
         wait_for_broker: keep trying when no broker answers at first.
         worker: who trains; without one, the worker that comes with edgefed.
+        home: where this agent is installed; without one, where this process runs from, if an installer made that.
 
     Raises:
         DataError: the examples are not where the options say.
@@ -62,7 +69,16 @@ async def run_agent(
             transport = signed_as_told(connected, authorship)
             gpu = options.worker.device != "cpu"
             instruments = await asyncio.to_thread(find_instruments, Path(options.root), gpu=gpu)
-            supervisor = Supervisor(options, transport, presence, state, worker, instruments, leave_when_finished=once)
+            supervisor = Supervisor(
+                options,
+                transport,
+                presence,
+                state,
+                worker,
+                instruments,
+                home=home or own_home(),
+                leave_when_finished=once,
+            )
             try:
                 await supervisor.run()
             except DeviceIdTaken:

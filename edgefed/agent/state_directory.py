@@ -3,6 +3,9 @@
 ::
 
     <state>/agent.lock                        one agent per directory
+    <state>/health.json                       whether the agent is connected; see `updates.health`
+    <state>/updates/                          a release on its way; see `updater`
+    <state>/updates/incoming/                 releases that have come; see `updates.places`
     <state>/plans.json                        what came of earlier plans
     <state>/privacy.json                      the privacy that was spent; see `privacy_ledger`
     <state>/parts/<sha256>                    rank layers of the global adapter, and .part files on their way

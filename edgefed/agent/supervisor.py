@@ -11,6 +11,8 @@ import contextlib
 import logging
 from pathlib import Path
 
+import msgspec
+
 from edgefed.agent.announcements import Announcements
 from edgefed.agent.network_probe import NetworkProbe
 from edgefed.agent.options import AgentOptions
@@ -20,16 +22,20 @@ from edgefed.agent.presence import Presence
 from edgefed.agent.privacy_ledger import PrivacyLedger
 from edgefed.agent.profiler import Profiler
 from edgefed.agent.state_directory import StateDirectory
+from edgefed.agent.updater import Updater
 from edgefed.agent.worker_process import WorkerProcess
 from edgefed.devices.instruments import Instruments
 from edgefed.devices.sampling import Sampler
 from edgefed.errors import MessageError, TransportError
 from edgefed.protocol.chunks import is_chunk
-from edgefed.protocol.messages.down import Pong, decode_down
+from edgefed.protocol.messages.down import Pong, ReleaseOffered, Standing, decode_down
 from edgefed.protocol.messages.retained import FederationFinished, RoundMessage, decode_round
+from edgefed.protocol.messages.up import UpMessage
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Connected, ConnectionLost, Message, Transport
+from edgefed.updates.health import HealthFile
+from edgefed.updates.places import Home
 
 __all__ = ["Supervisor"]
 
@@ -46,6 +52,7 @@ class Supervisor:
         state: where things are kept.
         worker: who trains.
         instruments: the machine's sensors.
+        home: where this agent is installed; None where no installer looks after it.
         leave_when_finished: return from `run` once the federation is over, instead of waiting for the next one.
     """
 
@@ -58,6 +65,7 @@ class Supervisor:
         worker: WorkerProcess,
         instruments: Instruments,
         *,
+        home: Home | None = None,
         leave_when_finished: bool = False,
     ) -> None:
         self._options = options
@@ -67,6 +75,7 @@ class Supervisor:
         self._state = state
         self._worker = worker
         self._instruments = instruments
+        self._health = HealthFile(state.path)
         self._leave_when_finished = leave_when_finished
         self._board = Announcements()
         self._network = NetworkProbe(transport, self._topics, options.device)
@@ -76,6 +85,15 @@ class Supervisor:
         yardstick = self._profiler.yardstick
         self._participation = Participation(
             options, transport, presence, state, worker, self._board, planning, ledger, yardstick, self._new_sampler
+        )
+        self._updater = Updater(
+            options,
+            transport,
+            state.path,
+            home,
+            send=self._send,
+            publish=self._publish_profile,
+            idle=lambda: presence.state.status in ("init", "ready", "sleeping"),
         )
         self._tried: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -87,6 +105,7 @@ class Supervisor:
             DeviceIdTaken: another live agent uses this device id.
             TransportError: the broker refuses what the agent needs.
         """
+        self._health.started()
         reader = asyncio.create_task(self._read(), name="read")
         rounds = asyncio.create_task(self._take_part_in_rounds(), name="rounds")
         try:
@@ -97,6 +116,7 @@ class Supervisor:
             for task in (reader, rounds, *self._tasks):
                 task.cancel()
             await asyncio.gather(reader, rounds, *self._tasks, return_exceptions=True)
+            await self._updater.end()
             await self._worker.end()
 
     # --- what arrives ---------------------------------------------------------------------------------------------
@@ -109,9 +129,12 @@ class Supervisor:
                 except MessageError as error:
                     _log.warning("on %s: %s", event.topic, error)
             elif isinstance(event, Connected):
+                self._health.connected()
                 self._participation.ask_again()
+                self._updater.ask_again()
                 self._reappear()
             elif isinstance(event, ConnectionLost):
+                self._health.disconnected()
                 self._participation.interrupt()
                 _log.warning("connection to the broker lost: %s", event.reason)
             elif event.topic == self._presence.topic:
@@ -132,6 +155,7 @@ class Supervisor:
     async def _hear(self, message: Message) -> None:
         if self._topics.is_blob(message.topic):
             self._participation.receive(message.payload)
+            self._updater.receive(message.payload)
         elif message.topic == self._topics.round:
             if message.payload and self._board.post(decode_round(message.payload)):
                 self._participation.say_again()
@@ -141,6 +165,10 @@ class Supervisor:
             answer = decode_down(message.payload)
             if isinstance(answer, Pong):
                 self._network.hear(answer)
+            elif isinstance(answer, Standing):
+                self._board.stand(answer)
+            elif isinstance(answer, ReleaseOffered):
+                self._updater.hear(answer)
             else:
                 self._participation.hear(answer)
 
@@ -153,6 +181,7 @@ class Supervisor:
         await self._publish_profile()
         await self._know_the_machine()
         await self._presence.show(self._transport, "ready")
+        self._updater.begin()
         while True:
             announced = await self._next_announcement()
             if isinstance(announced, FederationFinished):
@@ -213,4 +242,8 @@ class Supervisor:
 
     async def _publish_profile(self) -> None:
         topic = self._topics.device(self._options.device, "profile")
-        await self._transport.publish(topic, encode(self._profiler.profile()), retain=True)
+        profile = msgspec.structs.replace(self._profiler.profile(), release=self._updater.state)
+        await self._transport.publish(topic, encode(profile), retain=True)
+
+    async def _send(self, message: UpMessage) -> None:
+        await self._transport.publish(self._topics.device(self._options.device, "up"), encode(message))

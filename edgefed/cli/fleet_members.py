@@ -1,4 +1,4 @@
-"""`edgefed fleet init | enroll | rotate | revoke | list`: who belongs to a fleet."""
+"""`edgefed fleet init | enroll | rotate | revoke`: who belongs to a fleet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ import typer
 if TYPE_CHECKING:
     from edgefed.security.fleet_directory import Issued
 
-__all__ = ["DAYS_OPTION", "FLEET_OPTION", "enroll", "init", "list_members", "revoke", "rotate"]
+__all__ = [
+    "DAYS_OPTION",
+    "FLEET_OPTION",
+    "certificate_json",
+    "certificate_row",
+    "certificate_state",
+    "enroll",
+    "init",
+    "revoke",
+    "rotate",
+]
 
 FLEET_OPTION: Any = typer.Option("--fleet", "-f", help="The fleet's directory.", file_okay=False)
 DAYS_OPTION: Any = typer.Option("--days", help="For how many days the certificate counts.", min=1, max=36500)
@@ -115,33 +125,6 @@ def revoke(
     _tell_broker(fleet)
 
 
-def list_members(
-    fleet: Annotated[Path, FLEET_OPTION] = Path(),
-    everything: Annotated[bool, typer.Option("--all", help="Every certificate, not just everybody's newest.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Write one JSON document.")] = False,
-) -> None:
-    """List who has which certificate, and until when it counts.
-
-    Examples:
-      edgefed fleet list --fleet kitchen
-      edgefed fleet list -f kitchen --all --json
-    """
-    from edgefed.cli.output import told_where, write_json, write_table
-    from edgefed.security.fleet_directory import FleetDirectory
-
-    now = _now()
-    with told_where(fleet):
-        directory = FleetDirectory(fleet)
-        entries = directory.issued()
-    newest = {entry.identity: entry for entry in entries}
-    shown = [entry for entry in entries if everything or newest[entry.identity] is entry]
-    if json:
-        write_json({"fleet": directory.fleet, "certificates": [_as_json(entry, newest, now) for entry in shown]})
-        return
-    header = ("name", "role", "state", "ends", "days left", "serial")
-    write_table(header, [tuple(_as_row(entry, newest, now)) for entry in shown])
-
-
 def _give(
     name: str,
     fleet: Path,
@@ -176,7 +159,8 @@ def _now() -> datetime:
     return datetime.now(timezone.utc)
 
 
-def _state(entry: Issued, newest: dict[Any, Issued], now: datetime) -> str:
+def certificate_state(entry: Issued, newest: dict[Any, Issued], now: datetime) -> str:
+    """Returns in one or two words whether a certificate counts."""
     if entry.revoked is not None:
         return "revoked"
     if entry.ends <= now:
@@ -188,9 +172,10 @@ def _state(entry: Issued, newest: dict[Any, Issued], now: datetime) -> str:
     return "ends soon" if entry.ends - now < _ENDS_SOON else "in force"
 
 
-def _as_row(entry: Issued, newest: dict[Any, Issued], now: datetime) -> list[object]:
+def certificate_row(entry: Issued, newest: dict[Any, Issued], now: datetime) -> list[object]:
+    """Returns what is told of a certificate: name, role, state, end, days left, serial."""
     left = max(0, (entry.ends - now).days)
-    state = _state(entry, newest, now)
+    state = certificate_state(entry, newest, now)
     return [
         entry.identity.common_name,
         entry.identity.role,
@@ -201,11 +186,12 @@ def _as_row(entry: Issued, newest: dict[Any, Issued], now: datetime) -> list[obj
     ]
 
 
-def _as_json(entry: Issued, newest: dict[Any, Issued], now: datetime) -> dict[str, object]:
+def certificate_json(entry: Issued, newest: dict[Any, Issued], now: datetime) -> dict[str, object]:
+    """Returns a certificate's dates, state and serial number."""
     return {
         "name": entry.identity.common_name,
         "role": entry.identity.role,
-        "state": _state(entry, newest, now),
+        "state": certificate_state(entry, newest, now),
         "begins": entry.begins.isoformat(),
         "ends": entry.ends.isoformat(),
         "revoked": entry.revoked.isoformat() if entry.revoked else None,

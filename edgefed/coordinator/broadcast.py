@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from edgefed.protocol.chunks import CHUNK_HEADER_BYTES, Ranges, encode_chunk
@@ -19,6 +19,7 @@ from edgefed.transport.base import Transport
 __all__ = ["Broadcast"]
 
 _CHUNKS_IN_FLIGHT = 8
+_LOOK_AGAIN_S = 0.2
 
 
 class Broadcast:
@@ -29,13 +30,26 @@ class Broadcast:
         topics: of the fleet.
         chunk_bytes: data per message; less where the broker takes less.
         settle_s: how long the first request waits for those of the other participants.
+        in_flight: chunks that the broker may not have confirmed yet.
+        gives_way: tells whether something more urgent is on its way, which this waits for.
     """
 
-    def __init__(self, transport: Transport, topics: Topics, *, chunk_bytes: int, settle_s: float) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        topics: Topics,
+        *,
+        chunk_bytes: int,
+        settle_s: float,
+        in_flight: int = _CHUNKS_IN_FLIGHT,
+        gives_way: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._transport = transport
         self._topics = topics
         self._chunk_bytes = chunk_bytes
         self._settle_s = settle_s
+        self._in_flight = in_flight
+        self._gives_way = gives_way
         self._files: dict[str, Path] = {}
         self._sizes: dict[str, int] = {}
         self._pending: dict[str, Ranges] = {}
@@ -43,6 +57,11 @@ class Broadcast:
         self._wanted = asyncio.Event()
         self._everybody_asked = asyncio.Event()
         self.sent_bytes = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits for something."""
+        return any(self._pending.values())
 
     def offer(self, files: Mapping[str, Path]) -> None:
         """Takes the parts that may be asked for, in order of rank; earlier ones are forgotten."""
@@ -75,10 +94,15 @@ class Broadcast:
                     await asyncio.wait_for(self._everybody_asked.wait(), self._settle_s)
                 self._awaited.clear()
             self._wanted.clear()
-            await asyncio.gather(*(self._lane() for _ in range(_CHUNKS_IN_FLIGHT)))
+            await asyncio.gather(*(self._lane() for _ in range(self._in_flight)))
 
     async def _lane(self) -> None:
-        while (piece := self._take()) is not None:
+        while True:
+            while self._gives_way():  # noqa: ASYNC110 - what it waits for is many things
+                await asyncio.sleep(_LOOK_AGAIN_S)
+            piece = self._take()
+            if piece is None:
+                return
             sha256, path, lo, hi, total_bytes = piece
             payload = encode_chunk(sha256, lo, total_bytes, _read(path, lo, hi))
             await self._transport.publish(self._topics.blob(sha256), payload)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from edgefed.protocol.messages.down import Duty
+
 __all__ = [
     "Accept",
     "Action",
@@ -23,6 +25,7 @@ __all__ = [
     "Merge",
     "Merged",
     "Refuse",
+    "RosterRead",
     "Stop",
     "Tick",
     "Update",
@@ -111,7 +114,28 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     reason: str
 
 
-Event = Begin | DeviceJoined | DeviceLeft | DeviceReturned | UpdateReceived | EvaluationReceived | Merged | Tick | Stop
+class RosterRead(msgspec.Struct, frozen=True, tag="roster"):
+    """The operator's wishes have changed.
+
+    Attributes:
+        held: every device that gets no new task, with what is wanted of it, sorted; all others may take part.
+    """
+
+    held: tuple[tuple[str, Duty], ...]
+
+
+Event = (
+    Begin
+    | DeviceJoined
+    | DeviceLeft
+    | DeviceReturned
+    | UpdateReceived
+    | EvaluationReceived
+    | Merged
+    | Tick
+    | Stop
+    | RosterRead
+)
 
 
 # --- actions: what to do about it -------------------------------------------------------------------------------------

@@ -80,6 +80,11 @@ class Intake:
         self._spent_s: dict[tuple[str, str], float] = {}
         self.received_bytes = 0
 
+    @property
+    def busy(self) -> bool:
+        """Whether an update is on its way, or waits for its turn."""
+        return bool(self._active or self._waiting or self._finishing)
+
     def offer(self, device: str, offer: UpdateOffer) -> None:
         """Takes an offer that is welcome; the device is told when it may send."""
         if device in self._finishing:

@@ -34,6 +34,10 @@ class Outbox:
         """Publishes a retained message."""
         self._queue.put_nowait((topic, encode(message), True))
 
+    def clear(self, topic: str) -> None:
+        """Takes away what the broker has retained on a topic."""
+        self._queue.put_nowait((topic, b"", True))
+
     async def drained(self) -> None:
         """Returns once the broker has everything."""
         await self._queue.join()

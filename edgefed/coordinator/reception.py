@@ -23,13 +23,25 @@ from edgefed.coordinator.offers import judge_offer
 from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.refusals import Refusals
 from edgefed.coordinator.run_directory import RunDirectory
+from edgefed.coordinator.sightings import Sightings
 from edgefed.coordinator.store import Store
 from edgefed.coordinator.word_limit import WordLimit
+from edgefed.devices.profile import DeviceProfile
 from edgefed.errors import AdapterError, ChunkError, MessageError
 from edgefed.protocol.chunks import Ranges, is_chunk
 from edgefed.protocol.messages.down import Acknowledged, DownMessage, Refused
 from edgefed.protocol.messages.retained import decode_device_state
-from edgefed.protocol.messages.up import Decline, EvaluationReport, Join, PartsWanted, Ping, UpdateOffer, decode_up
+from edgefed.protocol.messages.up import (
+    Decline,
+    EvaluationReport,
+    Join,
+    PartsWanted,
+    Ping,
+    RoundWord,
+    UpdateOffer,
+    decode_up,
+)
+from edgefed.protocol.messages.wire import decode
 from edgefed.protocol.tasks import ModelReference
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Message
@@ -57,9 +69,11 @@ class Reception:
         options: what `federation.toml` says.
         model: the base model with its fingerprint.
         run: id of this run; messages of other runs are not for us.
-        store, ledger, exchange, directory, intake, broadcast: the aggregator's.
+        store, ledger, exchange, directory, intake, broadcast, sightings: the aggregator's.
         tell: sends a message to a device.
         perform: carries out actions of the round machine.
+        is_removed: tells whether the operator wants nothing more of a device.
+        releases: broadcasts new releases of the agent.
         sealing: opens updates, which then have to be sealed for it; None where they come unsealed.
     """
 
@@ -74,9 +88,12 @@ class Reception:
         directory: RunDirectory,
         intake: Intake,
         broadcast: Broadcast,
+        sightings: Sightings,
         *,
         tell: Callable[[str, DownMessage], None],
         perform: Callable[[tuple[events.Action, ...]], None],
+        is_removed: Callable[[str], bool] = lambda _: False,
+        releases: Broadcast | None = None,
         sealing: SealingKey | None = None,
     ) -> None:
         self._sealing = sealing
@@ -90,7 +107,9 @@ class Reception:
         self._exchange = exchange
         self._directory = directory
         self._intake = intake
-        self._broadcast = broadcast
+        self._sightings = sightings
+        self._is_removed = is_removed
+        self._broadcasts = (broadcast,) if releases is None else (broadcast, releases)
         self._tell = tell
         self._perform = perform
         self._echo = Echo(tell)
@@ -106,11 +125,11 @@ class Reception:
             MessageError: it does not decode.
         """
         topic = self._topics.parse_device(message.topic)
-        if topic is None or topic.channel == "profile":
-            return  # that a profile is its device's was seen to on the way
-        if topic.channel == "state":
-            if self._may_speak(topic.device):
-                self._hear_state(topic.device, message.payload)
+        if topic is None:
+            return
+        if topic.channel in ("state", "profile"):
+            if message.payload and self._may_speak(topic.device) and not self._is_removed(topic.device):
+                self._hear_retained(topic.device, topic.channel, message.payload)
         elif is_chunk(message.payload):
             self._intake.chunk(topic.device, message.payload)
         else:
@@ -124,7 +143,8 @@ class Reception:
         verdict = judge_offer(self._ledger.state, self._rules, device, offer.round)
         if verdict not in ("wanted", "late"):
             path.unlink(missing_ok=True)
-            self._drop(device, offer, "its round closed before it had arrived")
+            removed = verdict == "removed"
+            self._drop(device, offer, _WHY_DROPPED[verdict] if removed else "its round closed before it had arrived")
             return
         try:  # whoever takes updates in does nothing else meanwhile, so the verdict holds until the end
             path = await asyncio.to_thread(self._opened, device, offer, path)
@@ -156,10 +176,13 @@ class Reception:
 
     # --- messages -------------------------------------------------------------------------------------------------
 
-    def _hear_state(self, device: str, payload: bytes) -> None:
-        if not payload:
+    def _hear_retained(self, device: str, channel: str, payload: bytes) -> None:
+        if channel == "profile":
+            self._sightings.hear_profile(device, decode(payload, DeviceProfile, "device profile"))
             return
-        status = decode_device_state(payload).status
+        state = decode_device_state(payload)
+        self._sightings.hear_state(device, state)
+        status = state.status
         if status in ("lost", "disconnected"):
             self._intake.give_up_on(device)
             self._perform(self._ledger.apply(events.DeviceLeft(device)))
@@ -184,14 +207,20 @@ class Reception:
             self._echo.answer(device, word)
         elif not self._may_speak(device):
             return
-        elif word.run != self._run:
+        else:
+            self._sightings.hear(device)
+            self._hear_of_a_round(device, word)
+
+    def _hear_of_a_round(self, device: str, word: RoundWord) -> None:
+        if word.run != self._run:
             self._answer_a_stranger(device, word)
         elif isinstance(word, Join):
             self._join(device, word)
         elif isinstance(word, Decline):
             self._decline(device, word)
         elif isinstance(word, PartsWanted):
-            self._broadcast.want(device, {part.sha256: Ranges(part.missing) for part in word.parts})
+            for broadcast in self._broadcasts:  # each has what it has on offer
+                broadcast.want(device, {part.sha256: Ranges(part.missing) for part in word.parts})
         elif isinstance(word, UpdateOffer):
             self._consider(device, word)
         else:
@@ -215,6 +244,7 @@ class Reception:
             _log.warning("device %s may not take part: %s", device, reason)
             self._tell(device, Refused(run=self._run, round=join.round, reason=reason, final=True))
             return
+        self._sightings.hear_plan(device, join.plan)
         self._perform(self._ledger.apply(events.DeviceJoined(device)))
 
     def _decline(self, device: str, decline: Decline) -> None:
@@ -317,6 +347,7 @@ _WHY_DROPPED: dict[str, str] = {
     "dropped": "its round is over",
     "duplicate": "another update of this device for this round is in",
     "unknown": "the device was not accepted into this round",
+    "removed": "the operator has removed the device from the fleet",
 }
 
 

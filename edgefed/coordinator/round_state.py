@@ -8,6 +8,7 @@ from typing import Literal
 
 from edgefed.coordinator.events import Update
 from edgefed.coordinator.selection import Selection
+from edgefed.protocol.messages.down import Duty
 from edgefed.protocol.messages.retained import Phase
 
 __all__ = ["Rules", "State"]
@@ -62,6 +63,7 @@ class State:
         evaluations: (loss, target tokens) of the adapter that this round started from, by device.
         losses: (round, loss) of each evaluated adapter; round 0 is the base model.
         finished_reason: why it ended.
+        held: devices that get no new task, and what the operator wants of them, sorted.
     """
 
     phase: Phase = "gathering"
@@ -80,6 +82,7 @@ class State:
     evaluations: tuple[tuple[str, float, int], ...] = ()
     losses: tuple[tuple[int, float], ...] = ()
     finished_reason: str = ""
+    held: tuple[tuple[str, Duty], ...] = ()
 
     @property
     def best(self) -> tuple[int, float] | None:

@@ -31,11 +31,13 @@ from edgefed.coordinator.events import (
     Merge,
     Merged,
     Refuse,
+    RosterRead,
     Stop,
     UpdateReceived,
 )
 from edgefed.coordinator.offers import judge_offer
 from edgefed.coordinator.round_state import Rules, State
+from edgefed.protocol.messages.down import Duty
 
 __all__ = ["next_deadline", "recover", "step"]
 
@@ -59,16 +61,10 @@ def step(state: State, event: Event, now_s: float, rules: Rules) -> tuple[State,
         return _after_merge(state, event, now_s, rules)
     if isinstance(event, DeviceJoined):
         state, actions = _join(state, event.device, now_s, rules)
-    elif isinstance(event, DeviceLeft):
-        state, actions = _leave(state, event.device), ()
-    elif isinstance(event, DeviceReturned):
-        state, actions = _return(state, event.device), ()
-    elif isinstance(event, UpdateReceived):
-        state, actions = _receive(state, event, rules), ()
-    elif isinstance(event, EvaluationReceived):
-        state, actions = _evaluate(state, event), ()
+    elif isinstance(event, RosterRead):
+        state, actions = _obey(state, event)
     else:
-        actions = ()
+        state, actions = _note(state, event, rules), ()
     state, more = _advance(state, now_s, rules)
     return state, (*actions, *more)
 
@@ -101,7 +97,13 @@ def _open(
     state: State, round_: int, kind: Literal["train", "evaluate"], now_s: float
 ) -> tuple[State, tuple[Action, ...]]:
     opened = State(
-        round=round_, kind=kind, opened_at_s=now_s, carried=state.carried, owed=state.owed, losses=state.losses
+        round=round_,
+        kind=kind,
+        opened_at_s=now_s,
+        carried=state.carried,
+        owed=state.owed,
+        losses=state.losses,
+        held=state.held,
     )
     return opened, (Announce(),)
 
@@ -110,7 +112,42 @@ def _finish(state: State, reason: str) -> tuple[State, tuple[Action, ...]]:
     return replace(state, phase="finished", outstanding=(), overdue=(), finished_reason=reason), (Finish(reason),)
 
 
+def _obey(state: State, event: RosterRead) -> tuple[State, tuple[Action, ...]]:
+    """Takes who is held out of what has not begun, and who is removed out of what has."""
+    if event.held == state.held:
+        return state, ()
+    held = dict(event.held)
+    removed = {device for device, duty in event.held if duty == "removed"}
+    obeyed = replace(
+        state,
+        held=event.held,
+        candidates=tuple(device for device in state.candidates if device not in held),
+        participants=tuple(
+            device for device in state.participants if device not in removed or device in state.delivered
+        ),
+        outstanding=tuple(device for device in state.outstanding if device not in removed),
+        overdue=tuple(device for device in state.overdue if device not in removed),
+        owed=frozenset(pair for pair in state.owed if pair[1] not in removed),
+    )
+    return obeyed, tuple(Refuse(device, _WHY_HELD[held[device]]) for device in state.candidates if device in held)
+
+
+def _note(state: State, event: Event, rules: Rules) -> State:
+    if isinstance(event, DeviceLeft):
+        return _leave(state, event.device)
+    if isinstance(event, DeviceReturned):
+        return _return(state, event.device)
+    if isinstance(event, UpdateReceived):
+        return _receive(state, event, rules)
+    if isinstance(event, EvaluationReceived):
+        return _evaluate(state, event)
+    return state
+
+
 def _join(state: State, device: str, now_s: float, rules: Rules) -> tuple[State, tuple[Action, ...]]:
+    duty = dict(state.held).get(device)
+    if duty is not None and device not in state.participants:  # who takes part already may ask again
+        return state, (Refuse(device, _WHY_HELD[duty]),)
     if state.phase == "gathering":
         known = device in state.candidates
         return state if known else replace(state, candidates=_with(state.candidates, device)), ()
@@ -243,6 +280,13 @@ def _after_merge(state: State, event: Merged, now_s: float, rules: Rules) -> tup
     if rules.final_evaluation:
         return _open(merged, state.round + 1, "evaluate", now_s)
     return _finish(merged, f"all {rules.rounds} rounds are done")
+
+
+_WHY_HELD: dict[Duty, str] = {
+    "paused": "the operator has paused this device",
+    "draining": "the operator lets this device run dry: it gets no new task",
+    "removed": "the operator has removed this device from the fleet",
+}
 
 
 # --- small helpers ----------------------------------------------------------------------------------------------------

@@ -4,6 +4,11 @@
 
     <directory>/store.sqlite        journal, answers, merged rounds (edgefed.coordinator.store)
     <directory>/sealing.key         what updates are sealed for, with `sealed = true`; it is made for this run
+    <directory>/roster.json         what the operator wants of each device; the command line writes it
+    <directory>/update.json, update-progress.json, releases/
+                                    a release of the agent on its way over the fleet (edgefed.coordinator.rollout_desk)
+    <directory>/devices.json        what was last heard of each device
+    <directory>/profiles/<device>.json
     <directory>/history.jsonl       one line per round, for people and plots
     <directory>/incoming/<device>/  updates on their way
     <directory>/updates/            whole updates that wait for their merge
@@ -52,12 +57,26 @@ class RunDirectory:
         self.updates = path / "updates"
         self.states = path / "global"
         self.sealing_key = path / "sealing.key"
+        self.roster = path / "roster.json"
+        self.rollout = path / "update.json"
+        self.rollout_progress = path / "update-progress.json"
+        self._releases = path / "releases"
+        self.sightings = path / "devices.json"
+        self._profiles = path / "profiles"
         self.history = path / "history.jsonl"
         self.report = path / "report.html"
         self.adapter = path / "adapter"
         self.best_adapter = path / "adapter-best"
         for directory in (self.incoming, self.updates, self.states):
             directory.mkdir(parents=True, exist_ok=True)
+
+    def profile(self, device: str) -> Path:
+        """Where a device's profile is kept."""
+        return self._profiles / f"{device}.json"
+
+    def release(self, sha256: str) -> Path:
+        """Where a bundle is kept while it is offered."""
+        return self._releases / f"{sha256}.bundle"
 
     def state(self, merged_rounds: int) -> Path:
         """The state after so many merged rounds."""

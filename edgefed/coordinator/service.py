@@ -30,7 +30,10 @@ from edgefed.coordinator.notices import Notices
 from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.outbox import Outbox
 from edgefed.coordinator.reception import Reception
+from edgefed.coordinator.rollout_desk import RolloutDesk
 from edgefed.coordinator.run_directory import RunDirectory, disk_trouble_told
+from edgefed.coordinator.sightings import Sightings
+from edgefed.coordinator.steward import Steward
 from edgefed.coordinator.store import Store
 from edgefed.errors import EdgefedError, MessageError
 from edgefed.protocol.messages.down import Accepted, Refused
@@ -50,6 +53,8 @@ _log = logging.getLogger(__name__)
 
 _LONGEST_WAIT_S = 1.0
 _LINGER_S = 2.0
+_RELEASE_CHUNKS_IN_FLIGHT = 2
+"""Few, so that what is more urgent does not queue behind them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +129,34 @@ class Aggregator:
             broke=lambda error: self._spawn(self._inbox.put(_Broken(error))),
             max_payload_bytes=lambda: transport.max_payload_bytes,
         )
+        self._sightings = Sightings(self._directory)
+        self._steward = Steward(
+            run,
+            self._topics,
+            self._directory,
+            self._ledger,
+            self._outbox,
+            self._sightings,
+            perform=self._perform,
+            let_go=self._intake.give_up_on,
+        )
+        self._releases = Broadcast(
+            transport,
+            self._topics,
+            chunk_bytes=options.transfers.chunk_bytes,
+            settle_s=options.transfers.broadcast_settle_s,
+            in_flight=_RELEASE_CHUNKS_IN_FLIGHT,
+            gives_way=lambda: self._intake.busy or self._broadcast.busy,
+        )
+        self._rollouts = RolloutDesk(
+            run,
+            self._directory,
+            signed=options.broker.signed,
+            sightings=self._sightings,
+            roster=lambda: self._steward.roster,
+            broadcast=self._releases,
+            tell=self._outbox.tell,
+        )
         self._reception = Reception(
             options,
             model,
@@ -134,8 +167,11 @@ class Aggregator:
             self._directory,
             self._intake,
             self._broadcast,
+            self._sightings,
             tell=self._outbox.tell,
             perform=self._perform,
+            is_removed=self._steward.has_removed,
+            releases=self._releases,
             sealing=sealing,
         )
         self._traffic = RoundTraffic(lambda: self._intake.received_bytes, lambda: self._broadcast.sent_bytes)
@@ -162,7 +198,7 @@ class Aggregator:
         return self._ledger.state.finished_reason
 
     async def _federate(self) -> None:
-        for background in (self._pump(), self._broadcast.run(), self._outbox.run()):
+        for background in (self._pump(), self._broadcast.run(), self._releases.run(), self._outbox.run()):
             self._spawn(background)
         try:
             self._directory.remove_leftovers()
@@ -170,9 +206,9 @@ class Aggregator:
             await self._take_the_fleet()
             await self._transport.subscribe(self._topics.every_device("up"))
             await self._transport.subscribe(self._topics.every_device("state"))
-            if self._options.broker.signed:  # nobody else would notice that one is forged
-                await self._transport.subscribe(self._topics.every_device("profile"))
+            await self._transport.subscribe(self._topics.every_device("profile"))
             self._perform(rounds.recover(self._ledger.state) or self._ledger.apply(events.Begin()))
+            self._steward.begin()
             while not self._finished:
                 await self._turn()
             await self._linger()
@@ -235,6 +271,9 @@ class Aggregator:
                 await asyncio.sleep(0.05)  # a deadline that is over, and a machine that waits for a device
         else:
             await self._take(item)
+        self._steward.look()
+        self._rollouts.look()
+        self._sightings.save(self._steward.busy)
         self._notices.post_state(self._describe())
 
     async def _take(self, item: Event | _Arrived | _MergeDone | _Broken) -> None:
@@ -291,6 +330,7 @@ class Aggregator:
                 await self._take(await asyncio.wait_for(self._inbox.get(), left_s))
             except asyncio.TimeoutError:
                 break
+        self._sightings.save(self._steward.busy, at_once=True)
         await self._outbox.drained()
 
     # --- actions --------------------------------------------------------------------------------------------------
@@ -323,6 +363,7 @@ class Aggregator:
     def _show_again(self) -> None:
         """After a reconnect: a broker that was restarted may have forgotten what it had retained."""
         self._notices.forget_posted()
+        self._steward.show_again()
         state = self._ledger.state
         if state.round and state.phase in ("gathering", "training"):
             self._notices.post_round(state, self._exchange.load(self._directory.state(state.round - 1)).manifest)

@@ -9,6 +9,7 @@ import platform
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import psutil
@@ -23,7 +24,7 @@ from edgefed.devices.network import NetworkProfile
 from edgefed.devices.sensors import PowerProfile, ThermalProfile
 from edgefed.devices.storage import StorageProfile
 
-__all__ = ["DeviceProfile", "RealParts", "read_profile"]
+__all__ = ["DeviceProfile", "RealParts", "ReleaseState", "read_profile"]
 
 
 class RealParts(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +36,28 @@ class RealParts(msgspec.Struct, frozen=True, kw_only=True):
     compute: ComputeProfile | None = None
     network: NetworkProfile | None = None
     power_mode: str | None = None
+
+
+class ReleaseState(msgspec.Struct, frozen=True, kw_only=True):
+    """What has become of a release that this device was offered.
+
+    Attributes:
+        rollout: the operator's wish that it belongs to.
+        bundle: sha256 of its file.
+        name, number: of the release.
+        state: its bytes are on their way; they are here and checked, and the installer has them; it is `installed`;
+            it did not come up, and the old one is back; or nothing was changed.
+        received_bytes: that have come, while it is on its way.
+        reason: why, where it was not installed.
+    """
+
+    rollout: str
+    bundle: str
+    name: str
+    number: int
+    state: Literal["fetching", "delivered", "installed", "rolled-back", "refused"]
+    received_bytes: int = 0
+    reason: str = ""
 
 
 class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +94,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
             `power.mode` are then that board's, from its sheet, and what was measured stands under `real`.
         real: what was measured where a board is emulated.
         flashed: what put edgefed on this board; null where it was installed in another way.
+        release: what has become of the latest release that this device was offered.
     """
 
     edgefed_version: str
@@ -102,6 +126,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):
     emulated: str | None = None
     real: RealParts | None = None
     flashed: Flashed | None = None
+    release: ReleaseState | None = None
 
 
 def read_profile(state_directory: Path, *, quantization: str, max_rank: int, root: Path = Path("/")) -> DeviceProfile:

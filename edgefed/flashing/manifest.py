@@ -39,8 +39,8 @@ RECORD = FLASH_RECORD
 WHEELHOUSE = "/opt/edgefed/wheelhouse"
 WIFI = "/etc/NetworkManager/system-connections/edgefed-wifi.nmconnection"
 _WANTS = "/etc/systemd/system/multi-user.target.wants"
-_UNITS = ("edgefed-agent.service", "edgefed-firstboot.service")
-_PROGRAMS = ("/opt/edgefed/bin/first-boot",)
+_UNITS = ("edgefed-agent.service", "edgefed-firstboot.service", "edgefed-update.path")
+_PROGRAMS = "/opt/edgefed/bin/"
 _PUBLIC, _PROGRAM, _SECRET = 0o644, 0o755, 0o600
 
 
@@ -175,7 +175,7 @@ def _constant_files() -> Iterator[File]:
     for source in tree.rglob("*"):
         if source.is_file():
             path = f"/{source.relative_to(tree)}"
-            yield File(path, source.read_bytes(), _PROGRAM if path in _PROGRAMS else _PUBLIC)
+            yield File(path, source.read_bytes(), _PROGRAM if path.startswith(_PROGRAMS) else _PUBLIC)
 
 
 def _own_files(installation: Installation) -> Iterator[File]:

@@ -6,8 +6,8 @@ topic                   device       aggregator  observer    claim
 aggregator/state        hears        both        hears
 round                   hears        says        hears
 blob/<any>              hears        says
-device/<own>/state      both         hears       hears
-device/<own>/profile    says         hears       hears
+device/<own>/state      both         both        hears
+device/<own>/profile    says         both        hears
 device/<own>/up         says         hears
 device/<own>/down       hears        says
 claim/<own>/up                       hears                   says
@@ -15,7 +15,8 @@ claim/<own>/down                     says                    hears
 ======================  ===========  ==========  ==========  =========
 
 What is not in it is forbidden. A device hears its own state, because that is how a second agent of the same device is
-found out; nobody but the aggregator and observers hears those of others.
+found out; nobody but the aggregator and observers hears those of others. The aggregator takes away what the broker has
+retained of a device that the operator removed.
 
 The rules name each member, instead of a pattern that every certificate of the authority would fit: who has been taken
 back, or was never entered, may say and hear nothing, even over a connection that is still up.
@@ -67,8 +68,8 @@ def _aggregator(_name: str, topics: Topics) -> Iterator[tuple[str, Access]]:
     yield topics.aggregator_state, "both"
     yield topics.round, "says"
     yield topics.every_blob, "says"
-    yield topics.every_device("state"), "hears"
-    yield topics.every_device("profile"), "hears"
+    yield topics.every_device("state"), "both"
+    yield topics.every_device("profile"), "both"
     yield topics.every_device("up"), "hears"
     yield topics.every_device("down"), "says"
     yield topics.claim("+", "up"), "hears"

@@ -17,6 +17,7 @@ from edgefed.coordinator.options import FederationOptions, Transfers
 from edgefed.coordinator.reception import Reception
 from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.selection import Selection
+from edgefed.coordinator.sightings import Sightings
 from edgefed.coordinator.store import Store
 from edgefed.errors import MessageError
 from edgefed.models.checkpoint import fingerprint
@@ -66,6 +67,7 @@ class Desk:
             directory,
             intake,
             Broadcast(transport, topics, chunk_bytes=1024, settle_s=0.0),
+            Sightings(directory),
             tell=self._tell,
             perform=lambda _: None,
         )

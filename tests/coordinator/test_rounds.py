@@ -22,6 +22,7 @@ from edgefed.coordinator.events import (
     Merge,
     Merged,
     Refuse,
+    RosterRead,
     Stop,
     Tick,
     Update,
@@ -633,3 +634,53 @@ def test_recovery_repeats_what_the_phase_asks_for() -> None:
     assert recover(federation.state) == (Merge(1, (update("a"),)),)
     federation.happens(30.0, Merged(1))
     assert recover(federation.state) == (Finish("all 1 rounds are done"),)
+
+
+# --- what the operator wishes -----------------------------------------------------------------------------------------
+
+
+def test_who_is_paused_while_gathering_is_told_and_not_selected() -> None:
+    federation = Federation(rules())
+    federation.happens(0.0, Begin(), DeviceJoined("a"), DeviceJoined("b"))
+    told = federation.happens(1.0, RosterRead((("b", "paused"),)))
+    assert told == [Refuse("b", "the operator has paused this device")]
+    assert federation.happens(2.0, DeviceJoined("b")) == told
+    assert [action.device for action in federation.happens(10.0, Tick()) if isinstance(action, Accept)] == ["a"]
+
+
+@pytest.mark.parametrize("duty", ["paused", "draining"])
+def test_who_is_held_finishes_what_it_has_and_gets_no_other(duty: Any) -> None:
+    federation = Federation(rules())
+    federation.begins("a", "b")
+    assert federation.happens(11.0, RosterRead((("b", duty),))) == []
+    assert federation.happens(12.0, DeviceJoined("b")) == [Accept("b", 98.0)], "its acceptance may have got lost"
+    assert judge_offer(federation.state, federation.rules, "b", 1) == "wanted"
+    merging = federation.happens(13.0, received("a"), received("b"))
+    assert merging == [Merge(1, (update("a"), update("b")))]
+    told = federation.next_round("a", "b", now_s=20.0)
+    assert [action.device for action in told if isinstance(action, Accept)] == ["a"]
+    assert federation.state.held == (("b", duty),)
+
+
+def test_nobody_waits_for_who_is_removed() -> None:
+    federation = Federation(rules(late="discount"))
+    federation.begins("a", "b", "c")
+    federation.happens(11.0, received("c"), received("a"))
+    assert federation.state.outstanding == ("b",)
+    told = federation.happens(12.0, RosterRead((("b", "removed"), ("c", "removed"))))
+    assert told == [Merge(1, (update("c"), update("a")))], "what was acknowledged counts"
+    assert judge_offer(federation.state, federation.rules, "b", 1) == "removed"
+    assert judge_offer(federation.state, federation.rules, "c", 1) == "duplicate"
+    assert not federation.state.owed
+
+
+def test_who_is_resumed_joins_the_open_round() -> None:
+    federation = Federation(rules())
+    federation.begins("a", "b")
+    federation.happens(11.0, RosterRead((("b", "removed"),)))
+    federation.happens(12.0, DeviceReturned("b"))
+    assert federation.state.outstanding == ("a",)
+    assert judge_offer(federation.state, federation.rules, "b", 1) == "removed"
+    federation.happens(13.0, RosterRead(()))
+    assert federation.happens(14.0, DeviceJoined("b")) == [Accept("b", 96.0)]
+    assert judge_offer(federation.state, federation.rules, "b", 1) == "wanted"

@@ -20,6 +20,7 @@ from edgefed.coordinator.events import (
     Merge,
     Merged,
     Refuse,
+    RosterRead,
     Stop,
     Tick,
     Update,
@@ -29,6 +30,7 @@ from edgefed.coordinator.offers import judge_offer
 from edgefed.coordinator.round_state import Rules, State
 from edgefed.coordinator.rounds import next_deadline, recover, step
 from edgefed.coordinator.selection import Selection
+from edgefed.protocol.messages.down import Duty
 
 DEVICES = ("a", "b", "c", "d")
 
@@ -91,6 +93,7 @@ class RoundMachine(RuleBasedStateMachine):
                 self.last_merge = action
             elif isinstance(action, Accept):
                 assert action.device in self.state.outstanding
+                assert action.device not in dict(self.state.held) or action.device in before.participants
                 self.expected.add(action.device)
             elif isinstance(action, Refuse):
                 assert action.device not in self.state.outstanding
@@ -112,6 +115,8 @@ class RoundMachine(RuleBasedStateMachine):
                 self.expected.add(event.device)
         elif isinstance(event, UpdateReceived) and event.update.round == before.round:
             self.expected.discard(event.update.device)
+        elif isinstance(event, RosterRead):
+            self.expected -= {device for device, duty in event.held if duty == "removed"}
 
     # --- events ---------------------------------------------------------------------------------------------------
 
@@ -132,6 +137,15 @@ class RoundMachine(RuleBasedStateMachine):
     def a_device_returns(self, device: str) -> None:
         self.happens(DeviceReturned(device))
 
+    @rule(duties=st.dictionaries(devices, st.sampled_from(["paused", "draining", "removed"]), max_size=2))
+    def the_operator_wishes(self, duties: dict[str, Duty]) -> None:
+        before = self.state
+        self.happens(RosterRead(tuple(sorted(duties.items()))))
+        removed = {device for device, duty in duties.items() if duty == "removed"}
+        if before.phase != "finished":
+            assert not removed & {*self.state.candidates, *self.state.outstanding}
+            assert self.state.updates == before.updates
+
     @rule(device=devices, age=st.integers(-1, 3), loss=st.sampled_from([None, 0.5, 2.0]))
     def an_update_arrives(self, device: str, age: int, loss: float | None) -> None:
         round_ = self.state.round - age
@@ -142,7 +156,7 @@ class RoundMachine(RuleBasedStateMachine):
         before = self.state
         update = Update(device=device, round=round_, sha256="", examples=1, rank=1, held_rank=1)
         self.happens(UpdateReceived(update, loss, 7))
-        if verdict in ("duplicate", "dropped", "unknown"):
+        if verdict in ("duplicate", "dropped", "unknown", "removed"):
             assert self.state.updates == before.updates
             assert self.state.carried + self.state.waiting == before.carried + before.waiting
 

@@ -47,9 +47,10 @@ class Home:
 
     def boot(self) -> str:
         command = ["sh", str(SCRIPT), str(self.path), "1"]
-        done = subprocess.run(command, capture_output=True, text=True, env=self.environment, timeout=PATIENCE_S)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        said = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        done = subprocess.run(command, **said, text=True, env=self.environment, timeout=PATIENCE_S, check=False)
+        assert done.returncode == 0, done.stdout
+        return str(done.stdout)
 
     def interrupted_build(self) -> None:
         """Leaves what a power cut in the middle of a build leaves: an environment without its mark."""

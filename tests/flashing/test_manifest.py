@@ -18,7 +18,9 @@ from edgefed.flashing.wifi import Wifi
 from tests.flashing.small_boards import HERE
 
 FILES = Path(agent_toml.__file__).parent / "files"
-AGENT, FIRST_BOOT = (FILES / f"etc/systemd/system/edgefed-{name}.service" for name in ("agent", "firstboot"))
+SYSTEM = FILES / "etc/systemd/system"
+AGENT, FIRST_BOOT, UPDATE = (SYSTEM / f"edgefed-{name}.service" for name in ("agent", "firstboot", "update"))
+WATCH = SYSTEM / "edgefed-update.path"
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here")
 
 
@@ -45,8 +47,12 @@ def test_everything_is_written_with_its_mode(wheelhouse: Path) -> None:
         "/etc/systemd/system.conf.d/50-edgefed-watchdog.conf": "644",
         "/etc/systemd/system/edgefed-agent.service": "644",
         "/etc/systemd/system/edgefed-firstboot.service": "644",
+        "/etc/systemd/system/edgefed-update.path": "644",
+        "/etc/systemd/system/edgefed-update.service": "644",
         "/etc/udev/rules.d/70-edgefed-power.rules": "644",
+        "/opt/edgefed/bin/environment": "755",
         "/opt/edgefed/bin/first-boot": "755",
+        "/opt/edgefed/bin/update": "755",
         "/opt/edgefed/wheelhouse/edgefed-1.0-py3-none-any.whl": "644",
         "/opt/edgefed/wheelhouse/needed_part-1.2-py3-none-any.whl": "644",
         "/opt/edgefed/wheelhouse/pip-24.0-py3-none-any.whl": "644",
@@ -62,7 +68,8 @@ def test_everything_is_written_with_its_mode(wheelhouse: Path) -> None:
     assert record.files["/etc/edgefed/tls/key.pem"].mode == "0600"
     assert set(record.files) == {file.path for file in planned.files}
     assert set(record.links) == {
-        f"/etc/systemd/system/multi-user.target.wants/edgefed-{unit}.service" for unit in ("agent", "firstboot")
+        f"/etc/systemd/system/multi-user.target.wants/edgefed-{unit}"
+        for unit in ("agent.service", "firstboot.service", "update.path")
     }
 
 
@@ -87,17 +94,20 @@ def test_a_damaged_record_is_told() -> None:
 @needs_systemd
 def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
     shutil.copytree(FILES, tmp_path, dirs_exist_ok=True)
-    for program in ("opt/edgefed/venv/bin/python", *(f"usr/bin/{name}" for name in ("systemd-sysusers", "udevadm"))):
+    for program in (
+        "opt/edgefed/venv/bin/python",
+        *(f"usr/bin/{name}" for name in ("systemd-sysusers", "udevadm", "flock")),
+    ):
         (tmp_path / program).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy("/bin/true", tmp_path / program)
     shutil.copy("/bin/true", tmp_path / "usr/bin/systemd-tmpfiles")
     units = tmp_path / "usr/lib/systemd/system"
     units.mkdir(parents=True)
-    for target in ("basic", "multi-user", "network-online", "sysinit", "time-sync", "shutdown"):
+    for target in ("basic", "multi-user", "network-online", "sysinit", "time-sync", "shutdown", "paths"):
         (units / f"{target}.target").write_text("[Unit]\nDefaultDependencies=no\n")
     (tmp_path / "usr/lib/systemd/system/-.slice").touch()
     command = ["systemd-analyze", "verify", f"--root={tmp_path}", "--man=no"]
-    checked = [f"/etc/systemd/system/{unit.name}" for unit in (AGENT, FIRST_BOOT)]
+    checked = [f"/etc/systemd/system/{unit.name}" for unit in (AGENT, FIRST_BOOT, UPDATE, WATCH)]
     done = subprocess.run([*command, *checked], capture_output=True, text=True, check=False)
     ours = [line for line in done.stderr.splitlines() if "edgefed" in line]
     assert (done.returncode, ours) == (0, [])
@@ -108,7 +118,7 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
 
 
 @needs_systemd
-@pytest.mark.parametrize("unit", [AGENT, FIRST_BOOT])
+@pytest.mark.parametrize("unit", [AGENT, FIRST_BOOT, UPDATE])
 def test_the_units_are_not_exposed(unit: Path) -> None:
     command = ["systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=40", str(unit)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -11,9 +11,12 @@ __all__ = [
     "Accepted",
     "Acknowledged",
     "DownMessage",
+    "Duty",
     "Pong",
     "Refused",
+    "ReleaseOffered",
     "RoundAnswer",
+    "Standing",
     "UploadGrant",
     "UploadProgress",
     "decode_down",
@@ -89,8 +92,48 @@ class Pong(Wire, frozen=True, kw_only=True, tag="pong"):
     refused: Text = ""
 
 
+Duty = Literal["active", "paused", "draining", "removed"]
+"""What an operator wants of a device: tasks; none for now; none after the one it has; nothing more, at once."""
+
+
+class Standing(Wire, frozen=True, kw_only=True, tag="standing"):
+    """Whether this device gets tasks in a run. Retained, so that it also reaches a device that was away.
+
+    Attributes:
+        run: that it is about.
+        duty: what the operator wants.
+        reason: why, in words to be logged and shown; "" where it is `active`.
+    """
+
+    run: RunId
+    duty: Duty
+    reason: Text = ""
+
+
+class ReleaseOffered(Wire, frozen=True, kw_only=True, tag="release-offered"):
+    """A release of the agent is to be had here; what becomes of it stands in the device's profile.
+
+    It is said again until the device has answered, and costs nothing where it knows already.
+
+    Attributes:
+        run: that parts are asked for in.
+        rollout: id of the operator's wish; the same release may be offered again under another.
+        sha256: of the bundle's file, which is broadcast as a part of an adapter is.
+        size_bytes: of it.
+        name: what people call the release.
+        number: of the release.
+    """
+
+    run: RunId
+    rollout: RunId
+    sha256: Sha256
+    size_bytes: PositiveCount
+    name: Text
+    number: PositiveCount
+
+
 RoundAnswer = Accepted | Refused | UploadGrant | UploadProgress | Acknowledged
-DownMessage = RoundAnswer | Pong
+DownMessage = RoundAnswer | Pong | Standing | ReleaseOffered
 
 
 def decode_down(payload: bytes) -> DownMessage:

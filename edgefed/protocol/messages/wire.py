@@ -11,7 +11,8 @@ Strict on the way in: a message of an unknown type, with a missing field, a wron
     device/<id>/state    retained.py  DeviceState
     device/<id>/profile               DeviceProfile (edgefed.devices.profile)
     device/<id>/up       up.py        Join | Decline | PartsWanted | UpdateOffer | EvaluationReport | Ping
-    device/<id>/down     down.py      Accepted | Refused | UploadGrant | UploadProgress | Acknowledged | Pong
+    device/<id>/down     down.py      Accepted | Refused | UploadGrant | UploadProgress | Acknowledged | Pong |
+                                      ReleaseOffered | Standing (retained)
     claim/<name>/up      claims.py    Claim
     claim/<name>/down    claims.py    Admitted | ClaimRefused
 """

@@ -1,0 +1,211 @@
+"""`edgefed fleet label | pause | resume | drain | remove`: what an operator wants of devices."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgefed.cli.fleet_list import CONFIG_OPTION, JSON_OPTION, LABEL_OPTION, RUN_OPTION
+
+if TYPE_CHECKING:
+    from edgefed.protocol.messages.down import Duty
+
+__all__ = ["drain", "label", "pause", "remove", "resume"]
+
+_DEVICES: Any = typer.Argument(help="Device ids.", show_default=False)
+_REASON: Any = typer.Option("--reason", help="Why; the devices log and show it.")
+_YES: Any = typer.Option("--yes", "-y", help="Do not ask.")
+
+
+def label(
+    device: Annotated[str, typer.Argument(help="A device id.")],
+    labels: Annotated[list[str], typer.Argument(help="KEY=VALUE to set a label, KEY= to take it away.")],
+    run: Annotated[Path | None, RUN_OPTION] = None,
+    config: Annotated[Path | None, CONFIG_OPTION] = None,
+    json: Annotated[bool, JSON_OPTION] = False,
+) -> None:
+    """Give a device labels, by which the other commands choose devices.
+
+    Examples:
+      edgefed fleet label board-07 room=lab power=mains --run edgefed-run
+      edgefed fleet label board-07 room= -c federation.toml
+    """
+    from edgefed.cli.fleet_devices import known_devices, one_of, run_directory
+    from edgefed.cli.output import write_json
+    from edgefed.coordinator.roster import change_roster, parse_labels
+
+    changes = parse_labels(labels, removable=True)
+    directory = run_directory(run, config)
+    one_of(known_devices(directory), device)
+    roster = change_roster(directory / "roster.json", lambda before: before.with_labels([device], changes))
+    now = roster.entry(device).labels
+    if json:
+        write_json({"device": device, "labels": now})
+    else:
+        typer.echo(f"{device}: {' '.join(f'{key}={value}' for key, value in now.items()) or 'no labels'}")
+
+
+def pause(
+    devices: Annotated[list[str] | None, _DEVICES] = None,
+    labels: Annotated[list[str] | None, LABEL_OPTION] = None,
+    reason: Annotated[str, _REASON] = "",
+    run: Annotated[Path | None, RUN_OPTION] = None,
+    config: Annotated[Path | None, CONFIG_OPTION] = None,
+    yes: Annotated[bool, _YES] = False,
+    json: Annotated[bool, JSON_OPTION] = False,
+) -> None:
+    """Give devices no new task for now. What they are working on, they finish and deliver.
+
+    It holds until `edgefed fleet resume`, also over a restart of the aggregator, and can be said while none is running.
+    You are asked where devices are chosen by label.
+
+    Examples:
+      edgefed fleet pause board-07 --run edgefed-run --reason 'the lab is too warm'
+      edgefed fleet pause --label room=lab -c federation.toml --yes
+    """
+    _say("paused", devices, labels, reason, _place(run, config), ask=bool(labels) and not yes, as_json=json)
+
+
+def resume(
+    devices: Annotated[list[str] | None, _DEVICES] = None,
+    labels: Annotated[list[str] | None, LABEL_OPTION] = None,
+    run: Annotated[Path | None, RUN_OPTION] = None,
+    config: Annotated[Path | None, CONFIG_OPTION] = None,
+    yes: Annotated[bool, _YES] = False,
+    json: Annotated[bool, JSON_OPTION] = False,
+) -> None:
+    """Give devices tasks again that were paused, drained or removed; they join the round that is open.
+
+    Examples:
+      edgefed fleet resume board-07 --run edgefed-run
+      edgefed fleet resume --label room=lab -c federation.toml
+    """
+    _say("active", devices, labels, "", _place(run, config), ask=bool(labels) and not yes, as_json=json)
+
+
+def drain(
+    devices: Annotated[list[str] | None, _DEVICES] = None,
+    labels: Annotated[list[str] | None, LABEL_OPTION] = None,
+    reason: Annotated[str, _REASON] = "",
+    run: Annotated[Path | None, RUN_OPTION] = None,
+    config: Annotated[Path | None, CONFIG_OPTION] = None,
+    yes: Annotated[bool, _YES] = False,
+    json: Annotated[bool, JSON_OPTION] = False,
+) -> None:
+    """Let devices finish the task they have, and give them no other: before they are switched off or serviced.
+
+    `edgefed fleet list` shows them as `draining`, and as `drained` once nothing of theirs is awaited any more. You are
+    asked where devices are chosen by label.
+
+    Examples:
+      edgefed fleet drain board-07 --run edgefed-run
+      edgefed fleet drain --label room=lab -c federation.toml --reason 'new shelves' --yes
+    """
+    _say("draining", devices, labels, reason, _place(run, config), ask=bool(labels) and not yes, as_json=json)
+
+
+def remove(
+    devices: Annotated[list[str] | None, _DEVICES] = None,
+    labels: Annotated[list[str] | None, LABEL_OPTION] = None,
+    reason: Annotated[str, _REASON] = "",
+    run: Annotated[Path | None, RUN_OPTION] = None,
+    config: Annotated[Path | None, CONFIG_OPTION] = None,
+    fleet: Annotated[Path | None, typer.Option("--fleet", "-f", help="The fleet's directory.", file_okay=False)] = None,
+    revoke: Annotated[bool, typer.Option("--revoke", help="Take their certificates back too; needs --fleet.")] = False,
+    yes: Annotated[bool, _YES] = False,
+    json: Annotated[bool, JSON_OPTION] = False,
+) -> None:
+    """Take devices out of the federation at once.
+
+    What they are working on counts no more, unless it was acknowledged already; what the broker retains of them is
+    cleared. `edgefed fleet resume` takes them in again, but gives back no certificate.
+
+    Examples:
+      edgefed fleet remove board-07 --run edgefed-run
+      edgefed fleet remove board-07 -c federation.toml --fleet kitchen --revoke --yes
+    """
+    from edgefed.errors import ConfigError
+
+    if revoke and fleet is None:
+        raise ConfigError("--revoke takes certificates back: name the fleet's directory with --fleet")
+    chosen = _say("removed", devices, labels, reason, _place(run, config), ask=not yes, as_json=json)
+    if revoke and fleet is not None:
+        _revoke(fleet, chosen)
+
+
+def _place(run: Path | None, config: Path | None) -> Path:
+    from edgefed.cli.fleet_devices import run_directory
+
+    return run_directory(run, config)
+
+
+def _say(
+    duty: Duty,
+    devices: list[str] | None,
+    labels: list[str] | None,
+    reason: str,
+    run: Path,
+    *,
+    ask: bool,
+    as_json: bool,
+) -> list[str]:
+    """Writes the wish down and returns of whom."""
+    from edgefed.cli.output import write_json
+    from edgefed.coordinator.roster import change_roster
+
+    chosen = _chosen(run, devices or [], labels or [])
+    if ask:
+        typer.confirm(f"{_WORDS[duty]}: {', '.join(chosen)}. Go on?", abort=True, err=True)
+    now_unix_s = time.time()
+    change_roster(
+        run / "roster.json",
+        lambda before: before.with_duty(chosen, duty, reason=reason.strip(), now_unix_s=now_unix_s),
+    )
+    if as_json:
+        write_json({"standing": duty, "devices": chosen})
+    else:
+        for device in chosen:
+            typer.echo(f"{device}: {_WORDS[duty]}")
+    return chosen
+
+
+_WORDS: dict[str, str] = {
+    "active": "gets tasks again",
+    "paused": "gets no new task until it is resumed",
+    "draining": "finishes its task and gets no other",
+    "removed": "is removed from the federation",
+}
+
+
+def _chosen(run: Path, devices: list[str], labels: list[str]) -> list[str]:
+    from edgefed.cli.fleet_devices import known_devices, one_of
+    from edgefed.coordinator.roster import parse_labels
+    from edgefed.errors import ConfigError
+
+    if not devices and not labels:
+        raise ConfigError("which devices? Name them, or choose them with --label KEY=VALUE")
+    known = known_devices(run)
+    wanted = parse_labels(labels).items()
+    named = [one_of(known, device) for device in devices] if devices else list(known.values())
+    chosen = [one.device for one in named if wanted <= one.entry.labels.items()]
+    if not chosen:
+        raise ConfigError(f"no device has the labels {' '.join(labels)}")
+    return sorted(set(chosen))
+
+
+def _revoke(fleet: Path, devices: list[str]) -> None:
+    from datetime import datetime, timezone
+
+    from edgefed.cli.output import told_where
+    from edgefed.security.fleet_directory import FleetDirectory
+    from edgefed.security.identities import Identity
+
+    with told_where(fleet):
+        directory = FleetDirectory(fleet)
+        for device in devices:
+            serials = directory.revoke(Identity("device", device), now=datetime.now(timezone.utc))
+            typer.echo(f"revoked {', '.join(f'{serial:x}' for serial in serials)} of {device}", err=True)
+    typer.echo(f"the broker has to learn of it: edgefed fleet broker-config mosquitto --fleet {fleet}", err=True)

@@ -1,0 +1,90 @@
+"""The installer's process: `python -m edgefed.cli.update_process HOME CONFIG [--stays SECONDS] [--comes SECONDS]`.
+
+It runs as root, started by `/opt/edgefed/bin/update`, whenever the agent has put a release into its directory. It
+trusts what root has written: the agent's configuration, and the authority that this names. It trusts nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import stat
+import sys
+from pathlib import Path
+
+from edgefed.agent.options import AgentOptions
+from edgefed.config import read_agent
+from edgefed.errors import ConfigError, EdgefedError, SignatureError, UpdateError
+from edgefed.security.signatures import Verifier, read_verifier
+from edgefed.updates.installer import Board, Installer
+from edgefed.updates.places import Home
+from edgefed.updates.service import Service
+from edgefed.updates.trial import Patience
+
+__all__ = ["main"]
+
+_LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"
+
+
+def main(arguments: list[str]) -> int:
+    """Installs what has come, and returns the exit code."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=_LOG_FORMAT)
+    patience = Patience()
+    parser = argparse.ArgumentParser(prog="update_process", description="Install releases of the agent.")
+    parser.add_argument("home", type=Path, help="where edgefed is installed")
+    parser.add_argument("config", type=Path, help="the agent's agent.toml")
+    parser.add_argument("--stays", type=float, default=patience.stays_s, help="seconds that a connection has to last")
+    parser.add_argument("--comes", type=float, default=patience.comes_s, help="seconds until one has lasted so long")
+    given = parser.parse_args(arguments)
+    try:
+        _check_ours(given.config.resolve())
+        options = read_agent(given.config)
+        board = Board(
+            home=Home(given.home.resolve()),
+            fleet=options.fleet,
+            state=Path(options.state).absolute(),
+            verifier=lambda: _verifier(options),
+        )
+        Installer(board, Service(), Patience(stays_s=given.stays, comes_s=given.comes)).run()
+    except EdgefedError as error:
+        sys.stderr.write(f"edgefed: {error}\n")
+        return error.exit_code
+    return 0
+
+
+def _verifier(options: AgentOptions) -> Verifier:
+    """Returns one that trusts the authority of the device's fleet.
+
+    Raises:
+        UpdateError: the fleet does not sign, or somebody else than root could have put the authority there.
+    """
+    if not options.broker.signed:
+        raise SignatureError(
+            "this fleet does not sign ([broker] signed = false), and code is not installed from whoever may come: "
+            "update the board by flashing it"
+        )
+    authority = Path(options.broker.tls_ca).resolve()
+    for path in (authority, *authority.parents):
+        _check_ours(path)
+    try:
+        return read_verifier(authority)
+    except ConfigError as error:
+        raise UpdateError(str(error)) from error
+
+
+def _check_ours(path: Path) -> None:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UpdateError(f"{path} cannot be read: {error.strerror}") from error
+    others_write = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
+    if status.st_uid not in (0, os.geteuid()) or others_write:
+        raise UpdateError(
+            f"{path} could be changed by others than root, and whoever changes the authority decides what is "
+            f"installed: chown root {path}; chmod go-w {path}"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
