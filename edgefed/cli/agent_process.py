@@ -1,4 +1,4 @@
-"""The agent's process proper: `python -m edgefed.cli.agent_process CONFIG [--once] [--require-broker] [-v]`.
+"""The agent's process proper: `python -m edgefed.cli.agent_process CONFIG [OPTION]...`, with `edgefed agent`'s options.
 
 `edgefed agent` checks its arguments and becomes this program: without the command line's libraries an idle agent is a
 quarter smaller, and on a board with 4 GB that is what counts.
@@ -15,17 +15,16 @@ from edgefed.agent.service_manager import ServiceManager, service_manager
 from edgefed.agent.session import run_agent
 from edgefed.config import read_agent
 from edgefed.errors import EdgefedError
+from edgefed.logs import start_logging, tell_failure
 from edgefed.stopping import Stopped, run_stoppable
 
-__all__ = ["LOG_FORMAT", "main"]
-
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+__all__ = ["main"]
 
 
 def main(arguments: list[str]) -> int:
     """Runs the agent and returns its exit code."""
     level = logging.DEBUG if "-vv" in arguments else logging.INFO if "-v" in arguments else logging.WARNING
-    logging.basicConfig(level=level, stream=sys.stderr, format=LOG_FORMAT)
+    start_logging(level, as_json="--log-json" in arguments)
     manager = service_manager()
     try:
         options = read_agent(Path(arguments[0]))
@@ -33,7 +32,7 @@ def main(arguments: list[str]) -> int:
     except Stopped as stopped:
         return stopped.exit_code
     except EdgefedError as error:
-        sys.stderr.write(f"edgefed: {error}\n")
+        tell_failure(str(error), error.exit_code)
         return error.exit_code
     return 0
 

@@ -10,6 +10,7 @@ import msgspec
 from edgefed.cli.profile_view import describe_board, human
 from edgefed.devices.profile import DeviceProfile
 from edgefed.errors import MessageError
+from edgefed.logs import printable
 from edgefed.protocol.messages.retained import (
     AggregatorState,
     DeviceState,
@@ -76,14 +77,14 @@ def describe_aggregator(state: AggregatorState) -> str:
         parts.append(f"{state.silenced} times a device was silenced")
     if state.note:
         parts.append(state.note)
-    return " · ".join(parts)
+    return printable(" · ".join(parts))
 
 
 def describe_refusals(state: AggregatorState) -> list[str]:
     """Returns one line for each of the latest refusals, newest last: time, device, round, what, why."""
     return [
         f"{datetime.fromtimestamp(one.unix_s, timezone.utc):%Y-%m-%d %H:%M:%S}Z  {one.device}, round {one.round}: "
-        f"{one.what}: {one.reason}"
+        f"{one.what}: {printable(one.reason)}"
         for one in state.refusals
     ]
 
@@ -151,7 +152,7 @@ class FleetView:
                     str(state.round or ""),
                     progress,
                     "" if state.loss is None else f"{state.loss:.3f}",
-                    state.note,
+                    printable(state.note),
                 )
             )
         return rows
