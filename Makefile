@@ -8,12 +8,15 @@ TORCH ?=
 INDEX_URL ?=
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
+DEB_ARCH ?=
+DEB_PYTHON ?=
+DEB_WHEELHOUSE ?=
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check lint mosquitto clean FORCE
+.PHONY: help venv demo test check deb lint mosquitto clean FORCE
 
 # A file's tests stay together: what its fixtures start is started once.
 WORKERS := --numprocesses=logical --maxprocesses=4 --dist=loadfile
@@ -40,6 +43,9 @@ help: ## Say what can be made
 	@echo "  INDEX_URL=https://...    a package index to look in as well: of CPU, CUDA or Jetson builds of torch"
 	@echo "  PIP_FLAGS=...            anything else for pip, such as --index-url or --find-links"
 	@echo "  PYTEST_FLAGS='-k name'   for pytest, in make test"
+	@echo "  DEB_ARCH=arm64           make deb for this architecture: amd64 or arm64"
+	@echo "  DEB_PYTHON=3.12          make deb for systems with this Python: 3.10, 3.11 (Debian 12), 3.12 or 3.13"
+	@echo "  DEB_WHEELHOUSE=wheels    make deb with the wheels in this directory instead of fetching them"
 
 venv: $(INSTALLED) ## Set up everything for development in .venv
 
@@ -58,6 +64,11 @@ test: $(INSTALLED) mosquitto lint ## Check everything and run every test
 	$(BIN)/pytest $(WORKERS) $(PYTEST_FLAGS)
 
 check: $(INSTALLED) lint ## Check style, types and layers, without the tests
+
+deb: $(INSTALLED) ## Build the agent's Debian package in dist
+	$(BIN)/python -m tools.debian.build $(if $(DEB_ARCH),--architecture $(DEB_ARCH)) \
+		$(if $(DEB_PYTHON),--python $(DEB_PYTHON)) $(if $(DEB_WHEELHOUSE),--wheelhouse $(DEB_WHEELHOUSE)) \
+		--pip-flags="$(PIP_FLAGS)" dist
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,16 @@ from tools.mosquitto import RunningMosquitto, running_mosquitto
 # which takes seconds on a fresh one.
 settings.register_profile("edgefed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("edgefed")
+
+
+@pytest.fixture(autouse=True)
+def _log_goes_where_it_went() -> Iterator[None]:
+    """Takes back what a command that runs in this process does to the log."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture

@@ -208,13 +208,15 @@ class Participation:
             except WorkerOutOfMemory as error:
                 if planned.candidate is None:  # it rests on the owner's word alone: there is nothing to lower
                     raise
-                _log.warning("round %d: %s; planning a notch lower", announced.round, error)
+                about = {"round": announced.round, "error": error}
+                _log.warning("round %(round)d: %(error)s; planning a notch lower", about)
                 await asyncio.to_thread(self._planning.ran_out, planned)
             except WorkerDied as error:
                 if died:
                     raise
                 died = True
-                _log.warning("round %d: %s; trying once more", announced.round, error)
+                about = {"round": announced.round, "error": error}
+                _log.warning("round %(round)d: %(error)s; trying once more", about)
         raise CannotTakePart(f"memory ran out with {_MOST_PLANS} plans, each lower than the one before")
 
     async def _do_planned(
@@ -332,7 +334,8 @@ class Participation:
         self._state.settle(answer.run, answer.round, used=used)
         self._done.add((answer.run, answer.round))
         level = logging.INFO if used else logging.WARNING
-        _log.log(level, "round %d: %s %s", answer.round, word.outcome, word.reason)
+        about = {"round": answer.round, "outcome": word.outcome, "reason": word.reason}
+        _log.log(level, "round %(round)d: %(outcome)s %(reason)s", about)
 
 
 def _worked_s(record: RoundRecord) -> float:

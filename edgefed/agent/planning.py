@@ -123,7 +123,8 @@ class Planning:
             micro_batch_size=choice.micro_batch_size,
             gradient_checkpointing=choice.gradient_checkpointing,
         )
-        _log.info("round %d: %s: %s", announced.round, in_words(choice), reason)
+        about = {"round": announced.round, "plan": in_words(choice), "reason": reason}
+        _log.info("round %(round)d: %(plan)s: %(reason)s", about)
         worked_on = machine if profile.emulated is None else _measured(profile, choice)
         return Planned(plan, reason, chosen, machine, worked_on, workload)
 

@@ -72,7 +72,8 @@ class SupervisedWork:
         """
         if not (found := self._guard.objections(stopped=stopped)):
             return
-        _log.info("round %d: sleeping: %s", announced.round, "; ".join(found))
+        about = {"round": announced.round, "reason": "; ".join(found)}
+        _log.info("round %(round)d: sleeping: %(reason)s", about)
         await self._presence.show(self._transport, "sleeping", round=announced.round, note="; ".join(found))
         await self._board.while_open(announced, self._guard.until_allowed(stopped=stopped))
 
@@ -91,7 +92,7 @@ class SupervisedWork:
             try:
                 finished = await self._uninterrupted(announced, work)
             except _Forbidden as reason:
-                _log.warning("round %d: %s", announced.round, reason)
+                _log.warning("round %(round)d: %(reason)s", {"round": announced.round, "reason": reason})
                 windows += await _finish(sampler)
             else:
                 windows += await _finish(sampler)
@@ -132,7 +133,8 @@ class SupervisedWork:
     async def _show_progress(self, reports: asyncio.Queue[Progress]) -> None:
         while True:
             report = await reports.get()
-            _log.debug("%s: step %d of %d", report.stage, report.step, report.steps)
+            about = {"stage": report.stage, "step": report.step, "steps": report.steps}
+            _log.debug("%(stage)s: step %(step)d of %(steps)d", about)
             await self._presence.progress(
                 self._transport, step=report.step, steps=report.steps, loss=report.loss, note=report.stage
             )

@@ -185,7 +185,7 @@ class Supervisor:
         while True:
             announced = await self._next_announcement()
             if isinstance(announced, FederationFinished):
-                _log.info("the federation is over: %s", announced.reason)
+                _log.info("the federation is over: %(reason)s", {"reason": announced.reason})
                 if self._leave_when_finished and self._state.knows(announced.run):
                     return  # an end that the broker kept from an earlier federation is not ours
                 await self._presence.show(self._transport, "ready", note=f"finished: {announced.reason}")

@@ -23,6 +23,7 @@ def agent(
         Path | None,
         typer.Option(help="A file of `edgefed fleet token`: enroll with it first, where that is not done yet."),
     ] = None,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log a JSON object a line.")] = False,
 ) -> None:
     """Run the agent of one device.
 
@@ -36,6 +37,7 @@ def agent(
     Examples:
       edgefed -v agent --config agent.toml         says on stderr what it does
       edgefed agent --config agent.toml --once     for one federation
+      edgefed -v agent -c agent.toml --log-json    for a program that collects logs
       edgefed agent --enroll board-07.token        a new board's first start; does no harm later
     """
     import logging
@@ -43,12 +45,14 @@ def agent(
     import sys
 
     from edgefed.config import read_agent
+    from edgefed.logs import start_logging
 
+    level = logging.getLogger().getEffectiveLevel()
+    start_logging(level, as_json=log_json)
     options = read_agent(config)  # a mistake in it is told here
     if enroll is not None:
         _enroll(options, enroll, wait_for_broker=not require_broker)
-    level = logging.getLogger().getEffectiveLevel()
-    flags = {"--once": once, "--require-broker": require_broker}
+    flags = {"--once": once, "--require-broker": require_broker, "--log-json": log_json}
     arguments = [str(config), *(flag for flag, wanted in flags.items() if wanted)]
     verbose = {logging.INFO: ["-v"], logging.DEBUG: ["-vv"]}.get(level, [])
     os.execv(sys.executable, [sys.executable, "-m", "edgefed.cli.agent_process", *arguments, *verbose])

@@ -1,4 +1,4 @@
-"""One board's claim as a process of its own: `python -m edgefed.cli.enroll_process CONFIG TOKEN [-v]`.
+"""One board's claim as a process of its own: `python -m edgefed.cli.enroll_process CONFIG TOKEN [-v] [--log-json]`.
 
 `edgefed.cli.agent_process` starts it, on boards that were flashed with a claim token.
 """
@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 from edgefed.agent.enrollment import enroll_board
-from edgefed.cli.agent_process import set_up_logging
+from edgefed.cli.agent_process import log_as_told
 from edgefed.config import read_agent
 from edgefed.errors import EdgefedError
+from edgefed.logs import tell_failure
 from edgefed.security.tokens import read_token
 from edgefed.stopping import Stopped, run_stoppable
 
@@ -23,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 def main(arguments: list[str]) -> int:
     """Asks until there is an answer, writes what it brings, and returns the exit code."""
-    set_up_logging(arguments)
+    log_as_told(arguments)
     config, token = map(Path, arguments[:2])
     try:
         options = read_agent(config)
@@ -31,8 +32,9 @@ def main(arguments: list[str]) -> int:
     except Stopped:
         return 1  # in good order or not: it is not enrolled
     except (EdgefedError, OSError) as error:
-        sys.stderr.write(f"edgefed: {error}\n")
-        return error.exit_code if isinstance(error, EdgefedError) else 1
+        code = error.exit_code if isinstance(error, EdgefedError) else 1
+        tell_failure(str(error), code)
+        return code
     _log.info("enrolled as %s of fleet %s (key %s)", options.device, options.fleet, key[:16])
     return 0
 

@@ -10,6 +10,7 @@ import msgspec
 from edgefed.cli.profile_view import describe_board, human
 from edgefed.devices.profile import DeviceProfile
 from edgefed.errors import MessageError
+from edgefed.logs import printable
 from edgefed.protocol.messages.retained import (
     AggregatorState,
     DeviceState,
@@ -80,14 +81,14 @@ def describe_aggregator(state: AggregatorState) -> str:
         parts.append(f"{state.outdated} out of date")
     if state.note:
         parts.append(state.note)
-    return " · ".join(parts)
+    return printable(" · ".join(parts))
 
 
 def describe_refusals(state: AggregatorState) -> list[str]:
     """Returns one line for each of the latest refusals, newest last: time, device, round, what, why."""
     return [
         f"{datetime.fromtimestamp(one.unix_s, timezone.utc):%Y-%m-%d %H:%M:%S}Z  {one.device}, round {one.round}: "
-        f"{one.what}: {one.reason}"
+        f"{one.what}: {printable(one.reason)}"
         for one in state.refusals
     ]
 
@@ -169,7 +170,7 @@ class FleetView:
                     str(state.round or ""),
                     progress,
                     "" if state.loss is None else f"{state.loss:.3f}",
-                    state.note,
+                    printable(state.note),
                 )
             )
         return rows

@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 
 from edgefed import __version__
 from edgefed.errors import EdgefedError
+from edgefed.logs import start_logging, tell_failure
 from edgefed.stopping import Stopped
 
 __all__ = ["COMMANDS", "main"]
@@ -132,7 +133,7 @@ def _run() -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    typer.echo(f"edgefed: {message}", err=True)
+    tell_failure(message, code)
     return code
 
 
@@ -208,4 +209,4 @@ def _common(
 ) -> None:
     """Federated fine-tuning of small language models on the devices that hold the data, over MQTT."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    start_logging(level)

@@ -11,6 +11,7 @@ from pathlib import Path
 import typer
 
 from edgefed.errors import ConfigError
+from edgefed.logs import printable
 
 __all__ = ["told_where", "write_json", "write_table"]
 
@@ -19,7 +20,7 @@ def write_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
     """Writes a table to stdout: drawn on a terminal, tab-separated lines with the header first elsewhere."""
     if not sys.stdout.isatty():
         for row in (header, *rows):
-            typer.echo("\t".join(str(cell) for cell in row))
+            typer.echo("\t".join(printable(str(cell)) for cell in row))
         return
     from rich import box
     from rich.console import Console
@@ -31,13 +32,14 @@ def write_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
         numeric = all(isinstance(row[index], int | float) for row in rows)
         table.add_column(name, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(printable(str(cell))) for cell in row))
     Console().print(table)
 
 
 def write_json(document: object) -> None:
     """Writes one JSON document to stdout."""
-    typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
+    text = json.dumps(document, ensure_ascii=False, indent=2)
+    typer.echo("\n".join(map(printable, text.split("\n"))))  # a new line within a string is escaped already
 
 
 @contextmanager

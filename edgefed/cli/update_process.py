@@ -16,6 +16,7 @@ from pathlib import Path
 from edgefed.agent.options import AgentOptions
 from edgefed.config import read_agent
 from edgefed.errors import ConfigError, EdgefedError, SignatureError, UpdateError
+from edgefed.logs import start_logging, tell_failure
 from edgefed.security.signatures import Verifier, read_verifier
 from edgefed.updates.installer import Board, Installer
 from edgefed.updates.places import Home
@@ -24,12 +25,10 @@ from edgefed.updates.trial import Patience
 
 __all__ = ["main"]
 
-_LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"
-
 
 def main(arguments: list[str]) -> int:
     """Installs what has come, and returns the exit code."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=_LOG_FORMAT)
+    start_logging(logging.INFO)
     patience = Patience()
     parser = argparse.ArgumentParser(prog="update_process", description="Install releases of the agent.")
     parser.add_argument("home", type=Path, help="where edgefed is installed")
@@ -48,7 +47,7 @@ def main(arguments: list[str]) -> int:
         )
         Installer(board, Service(), Patience(stays_s=given.stays, comes_s=given.comes)).run()
     except EdgefedError as error:
-        sys.stderr.write(f"edgefed: {error}\n")
+        tell_failure(str(error), error.exit_code)
         return error.exit_code
     return 0
 

@@ -28,6 +28,7 @@ class Credibility:
     def weigh(self, device: str, evaluation: EvaluationRecord) -> tuple[float, int]:
         """Returns the loss in nats per target token and how many tokens it weighs; none where it cannot be true."""
         if not 0 <= evaluation.loss <= _LARGEST_LOSS:
-            _log.warning("device %s: an evaluated loss of %g cannot be and weighs nothing", device, evaluation.loss)
+            about = {"device": device, "loss": evaluation.loss}
+            _log.warning("device %(device)s: an evaluated loss of %(loss)g cannot be and weighs nothing", about)
             return 0.0, 0
         return evaluation.loss, min(evaluation.target_tokens, self._most_tokens)

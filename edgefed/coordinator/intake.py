@@ -107,7 +107,7 @@ class Intake:
         try:
             upload.blob.receive(decode_chunk(payload))
         except ChunkError as error:
-            _log.warning("device %s: %s", device, error)
+            _log.warning("device %(device)s: %(error)s", {"device": device, "error": error})
             return
         self.received_bytes += len(payload)
         upload.heard_at_s = time.monotonic()
@@ -185,7 +185,7 @@ class Intake:
         try:
             path = await asyncio.to_thread(upload.blob.finish)
         except ChunkError as error:
-            _log.warning("device %s: %s", device, error)
+            _log.warning("device %(device)s: %(error)s", {"device": device, "error": error})
             del self._finishing[device]
             self.offer(device, upload.offer)
             return

@@ -192,7 +192,8 @@ class Reception:
     def _may_speak(self, device: str) -> bool:
         hearing = self._limit.hear(device)
         if hearing == "silenced":
-            _log.warning("device %s sends more than %d messages a minute", device, self._messages_per_minute)
+            about = {"device": device, "limit": self._messages_per_minute}
+            _log.warning("device %(device)s sends more than %(limit)d messages a minute", about)
             self.refusals.take_silenced(device, self._ledger.state.round, self._messages_per_minute)
         return hearing == "heard"
 
@@ -241,14 +242,15 @@ class Reception:
             return  # it will see the present announcement and join that
         if self._model.fingerprint != join.fingerprint:
             reason = self._wrong_model(join.model, join.fingerprint)
-            _log.warning("device %s may not take part: %s", device, reason)
+            _log.warning("device %(device)s may not take part: %(reason)s", {"device": device, "reason": reason})
             self._tell(device, Refused(run=self._run, round=join.round, reason=reason, final=True))
             return
         self._sightings.hear_plan(device, join.plan)
         self._perform(self._ledger.apply(events.DeviceJoined(device)))
 
     def _decline(self, device: str, decline: Decline) -> None:
-        _log.warning("device %s does not take part in round %d: %r", device, decline.round, decline.reason)
+        about = {"device": device, "round": decline.round, "reason": decline.reason}
+        _log.warning("device %(device)s does not take part in round %(round)d: %(reason)s", about)
         if decline.round == self._ledger.state.round:
             self._intake.give_up_on(device)
             self._perform(self._ledger.apply(events.DeviceLeft(device)))
@@ -298,7 +300,8 @@ class Reception:
     # --- answers --------------------------------------------------------------------------------------------------
 
     def _reject(self, device: str, offer: UpdateOffer, reason: str) -> None:
-        _log.warning("device %s: update of round %d rejected: %s", device, offer.round, reason)
+        about = {"device": device, "round": offer.round, "reason": reason}
+        _log.warning("device %(device)s: update of round %(round)d rejected: %(reason)s", about)
         answer = _answer(device, offer, "rejected", reason)
         self._store.add_answer(answer)
         self.refusals.take_answer(msgspec.structs.replace(answer, received_unix_s=time.time()))

@@ -358,7 +358,8 @@ class Aggregator:
         self._traffic = RoundTraffic(lambda: self._intake.received_bytes, lambda: self._broadcast.sent_bytes)
         state = self._ledger.state
         self._notices.post_round(state, merged.manifest)
-        _log.info("round %d of %d is open (%s)", state.round, self._options.rounds, state.kind)
+        about = {"round": state.round, "rounds": self._options.rounds, "kind": state.kind}
+        _log.info("round %(round)d of %(rounds)d is open (%(kind)s)", about)
 
     def _show_again(self) -> None:
         """After a reconnect: a broker that was restarted may have forgotten what it had retained."""
@@ -371,7 +372,9 @@ class Aggregator:
             self._notices.post_end(state.round, state.finished_reason)
 
     async def _merge(self, action: events.Merge) -> None:
-        _log.info("round %d: merging %d updates", action.round, len(action.updates))
+        _log.info(
+            "round %(round)d: merging %(updates)d updates", {"round": action.round, "updates": len(action.updates)}
+        )
         record, state = await asyncio.to_thread(
             merge_round,
             self._exchange,
@@ -404,7 +407,7 @@ class Aggregator:
         if state.best is not None and state.best[0]:
             self._exchange.export(self._directory.state(state.best[0]), self._directory.best_adapter)
         self._notices.post_end(state.round, reason)
-        _log.info("the federation is over: %s", reason)
+        _log.info("the federation is over: %(reason)s", {"reason": reason})
         self._finished = True
 
     # --- what others see ------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from edgefed.errors import FlashError
 from edgefed.files import hash_file
 from edgefed.flashing.board import Board
 
-__all__ = ["Wheel", "lock", "read_wheelhouse", "unfit"]
+__all__ = ["Wheel", "lock", "pip_options", "read_wheelhouse", "unfit"]
 
 _NAME = re.compile(
     r"(?P<name>[A-Za-z0-9][A-Za-z0-9._]*)-(?P<version>[A-Za-z0-9_.!+]+)(-\d[A-Za-z0-9_.]*)?"
@@ -84,6 +84,18 @@ def lock(wheels: Iterable[Wheel]) -> str:
     for wheel in wheels:
         hashes[f"{wheel.name}=={wheel.version}"].append(f"--hash=sha256:{wheel.sha256}")
     return "".join(f"{pin} {' '.join(sorted(given))}\n" for pin, given in sorted(hashes.items()))
+
+
+def pip_options(board: Board) -> list[str]:
+    """Returns what makes `pip download` fetch wheels for a board instead of for the machine that it runs on."""
+    platforms = [f"linux_{board.architecture}"]
+    if board.glibc is not None:
+        # pip takes a name of this kind as it stands: one for each C library that wheels are commonly built for.
+        minors = [minor for minor in (17, 24, 26, 27, 28, 31, 34, 35, 39) if (2, minor) <= board.glibc]
+        platforms += [f"manylinux_2_{minor}_{board.architecture}" for minor in minors]
+    version = f"{board.python[0]}.{board.python[1]}"
+    options = ["--only-binary=:all:", "--python-version", version]
+    return [*options, *(word for platform in platforms for word in ("--platform", platform))]
 
 
 def unfit(wheel: Wheel, board: Board) -> str:
@@ -161,14 +173,8 @@ def _some(problems: Sequence[str]) -> str:
 
 
 def _way_out(directory: Path, board: Board) -> str:
-    tags = [f"--platform linux_{board.architecture}"]
-    if board.glibc is not None:
-        # pip takes a name of this kind as it stands: one for each C library that wheels are commonly built for.
-        minors = [minor for minor in (17, 24, 26, 27, 28, 31, 34, 35, 39) if (2, minor) <= board.glibc]
-        tags += [f"--platform manylinux_2_{minor}_{board.architecture}" for minor in minors]
-    version = f"{board.python[0]}.{board.python[1]}"
     return (
-        f"fill it with: pip download --dest {directory} --only-binary=:all: --python-version {version} "
-        f"{' '.join(tags)} edgefed pip (to train, it needs 'edgefed[train]': fetch that with the pip of a machine of "
-        "the board's kind, as pip asks the machine that it runs on what torch needs)"
+        f"fill it with: pip download --dest {directory} {' '.join(pip_options(board))} edgefed pip (to train, it needs "
+        "'edgefed[train]': fetch that with the pip of a machine of the board's kind, as pip asks the machine that it "
+        "runs on what torch needs)"
     )

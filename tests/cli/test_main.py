@@ -128,9 +128,8 @@ class TestExitCodes:
     ("flags", "level"), [((), logging.WARNING), (("-v",), logging.INFO), (("-vvv",), logging.DEBUG)]
 )
 def test_verbosity(monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], level: int) -> None:
-    asked = {}
-    monkeypatch.setattr(logging, "basicConfig", lambda **settings: asked.update(settings))
     raising(monkeypatch, EdgefedError("so"))
     run(monkeypatch, *flags, "init")
-    assert asked["level"] == level
-    assert asked["stream"] is sys.stderr
+    root = logging.getLogger()
+    assert root.level == level
+    assert sys.stderr in [handler.stream for handler in root.handlers if isinstance(handler, logging.StreamHandler)]

@@ -45,10 +45,10 @@ class Run:
         self.log = tmp_path / "aggregator.log"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, **environment: str) -> subprocess.Popen[bytes]:
+    def start(self, *options: str, **environment: str) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "edgefed", "-v", "aggregator", "--config", str(self.config)],
+                [sys.executable, "-m", "edgefed", "-v", "aggregator", "--config", str(self.config), *options],
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **environment},
@@ -320,6 +320,32 @@ def test_settings_that_changed_under_a_run_are_named(tmp_path: Path, model: Path
     again = run.start()
     assert again.wait(PATIENCE_S) == 9
     assert "method" in run.log.read_text().splitlines()[-1]
+
+
+def test_its_log_as_json_says_every_state_and_what_devices_said(
+    tmp_path: Path, model: Path, mosquitto: RunningMosquitto
+) -> None:
+    evil = "\x1b[2J\nERROR forged\x9b"
+    selection = "expected_devices = 2\n"
+    toml = federation_toml(model, tmp_path / "run", mosquitto.port, selection=selection).replace("= 3", "= 1", 1)
+    run = Run(tmp_path, toml)
+    try:
+        run.start("--log-json")
+        pair = devices(model, tmp_path, mosquitto.port, count=2)
+        pair[1].offer_edit = lambda offer: msgspec.structs.replace(offer, model=evil, fingerprint="0" * 64)
+        finish(run, pair)
+    finally:
+        run.end()
+    *lines, farewell = run.log.read_text().split("\n")[:-1]
+    assert all(line.isprintable() for line in lines)
+    assert "the adapter is in" in farewell, "which stdout says"
+    entries = [json.loads(line) for line in lines]
+    warnings = [entry for entry in entries if entry["level"] == "WARNING"]
+    (rejected,) = [entry["fields"] for entry in warnings if "update of round 1 rejected" in entry["message"]]
+    assert (rejected["device"], rejected["round"]) == ("dev-1", 1)
+    assert repr(evil) in rejected["reason"]
+    states = [entry["fields"] for entry in entries if entry["logger"] == "edgefed.cli.aggregator"]
+    assert {state["phase"] for state in states} >= {"gathering", "finished"}
 
 
 def test_no_broker_is_said_in_words(tmp_path: Path, model: Path) -> None:

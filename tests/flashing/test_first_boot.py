@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ensurepip
 import os
 import shutil
 import subprocess
@@ -13,15 +12,10 @@ import pytest
 
 from edgefed.flashing import manifest
 from edgefed.flashing.wheelhouse import lock, read_wheelhouse
-from tests.flashing.small_boards import HERE, make_wheel
+from tests.flashing.small_boards import HERE, make_wheel, pip_wheel
 
 SCRIPT = Path(manifest.__file__).parent / "files/opt/edgefed/bin/first-boot"
 PATIENCE_S = 40
-
-
-def pip_wheel() -> Path | None:
-    places = (Path(ensurepip.__file__).parent / "_bundled", Path("/usr/share/python-wheels"))
-    return next((wheel for place in places for wheel in place.glob("pip-*.whl")), None)
 
 
 class Home:
@@ -99,6 +93,33 @@ def test_the_environment_is_built_once_and_beside_it_one_of_other_wheels(home: H
     assert (home.path / "venv").readlink() != first
     assert len(list((home.path / "environments").iterdir())) == 1, "the old one is gone"
     assert len(home.told.read_text().splitlines()) == 3
+
+
+def test_an_installer_tries_once_and_starts_the_agent_itself(home: Home) -> None:
+    home.boot()
+    first = (home.path / "venv").readlink()
+    make_wheel(home.wheels, "another_part")
+    home.flash()
+    wheel = home.path / "wheelhouse/another_part-1.0-py3-none-any.whl"
+    whole = wheel.read_bytes()
+    wheel.write_bytes(whole + b" ")
+    command = ["sh", "-c", f"umask 077; exec sh {SCRIPT} {home.path} once"]
+
+    def install() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, capture_output=True, text=True, env=home.environment, timeout=PATIENCE_S)
+
+    assert install().returncode != 0
+    assert (home.path / "venv").readlink() == first
+    wheel.write_bytes(whole)
+    assert install().returncode == 0
+    assert (home.path / "venv").readlink() != first
+    environments = home.path / "environments"
+    assert len(list(environments.iterdir())) == 2, "the agent still runs from the old one"
+    assert all(path.stat().st_mode & 0o044 for path in environments.rglob("*")), "the agent's user reads it"
+    assert len(home.told.read_text().splitlines()) == 2, "only at the first boot"
+
+    home.boot()
+    assert len(list(environments.iterdir())) == 1
 
 
 def test_a_damaged_wheel_is_told_tried_again_and_leaves_the_old_environment(home: Home) -> None:
