@@ -24,7 +24,8 @@
     ├── NoPlan                  13   no allowed plan fits the machine, the deadline or the disk
     ├── FleetTaken              14   another live aggregator serves this fleet
     ├── FlashError              15   a board cannot take the agent, or what it should take is wrong
-    └── NotAdmitted             16   a board's claim to be a device of the fleet was refused
+    ├── NotAdmitted             16   a board's claim to be a device of the fleet was refused
+    └── ProblemsFound           17   `edgefed doctor` found something that stops the agent
 
 Exit codes 0 (done), 2 (wrong command line) and 130 (interrupted) come from outside this tree.
 """
@@ -51,6 +52,7 @@ __all__ = [
     "NoPlan",
     "NotAdmitted",
     "PayloadTooLarge",
+    "ProblemsFound",
     "StoreError",
     "TransportError",
     "WireError",
@@ -185,3 +187,9 @@ class NotAdmitted(EdgefedError):
     """A board's claim to be a device of the fleet was refused."""
 
     exit_code = 16
+
+
+class ProblemsFound(EdgefedError):
+    """`edgefed doctor` found something that stops the agent."""
+
+    exit_code = 17
