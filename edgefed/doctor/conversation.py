@@ -169,7 +169,7 @@ def _about_aggregator(options: AgentOptions, heard: _Heard, took_s: float) -> Fi
     if heard.aggregator is not None:
         return note(f"the aggregator of this fleet is {heard.aggregator.status}", "the agent waits until it is back")
     return note(
-        "no aggregator has ever been at this broker for the fleet", "the agent waits: start `edgefed aggregator`"
+        "the broker knows of no aggregator of the fleet", "the agent waits: start `edgefed aggregator`"
     )
 
 
@@ -186,7 +186,7 @@ def _about_clocks(heard: _Heard) -> list[Finding]:
 def _about_agent(heard: _Heard) -> list[Finding]:
     state = heard.device
     if state is None:
-        return [ok("no agent of this device has ever been at this broker")]
+        return [ok("the broker knows of no agent of this device")]
     if state.status in ("lost", "disconnected"):
         return [ok(f"the device's agent is not connected now ({state.status})")]
     where = f"process {state.pid} on {state.host}" if state.host else "its process"

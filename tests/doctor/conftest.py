@@ -11,7 +11,7 @@ from edgefed.doctor.examination import CHECKS, Check, Examined, examine, meet_bo
 from edgefed.doctor.findings import Board
 
 AGENT = """\
-device = "board-07"
+device = "{device}"
 fleet = "test"
 state = "state"
 root = "{root}"
@@ -27,10 +27,10 @@ MakeBoard = Callable[..., Board]
 def board(tmp_path: Path) -> MakeBoard:
     """Makes a board with an agent.toml, and a file system of its own below `root`."""
 
-    def make(more: str = "", *, root: Path = tmp_path / "root", **how: Any) -> Board:
+    def make(more: str = "", *, device: str = "board-07", root: Path = tmp_path / "root", **how: Any) -> Board:
         root.mkdir(exist_ok=True)
         config = tmp_path / "agent.toml"
-        config.write_text(AGENT.format(root=root, more=more))
+        config.write_text(AGENT.format(device=device, root=root, more=more))
         (tmp_path / "data.jsonl").write_text('{"dialogue": "hello", "summary": "hi"}\n' * 3)
         met = meet_board(config, kernel_patience_s=60)
         return dataclasses.replace(met, **{"run": lambda _command: None, **how})
