@@ -98,7 +98,11 @@ async def _talk(options: AgentOptions, transport: Transport) -> list[Finding]:
             await asyncio.wait_for(heard.answered.wait(), _ANSWER_S)
         took_s = time.perf_counter() - started_s
     except (BrokerRefused, Disconnected) as error:
-        return [problem(f"the broker lets the device in, and not speak: {error}", _ask_the_operator(options))]
+        return [
+            problem(
+                f"the broker lets the device in, and not speak: {error.__cause__ or error}", _ask_the_operator(options)
+            )
+        ]
     finally:
         listener.cancel()
         await asyncio.gather(listener, return_exceptions=True)
@@ -168,9 +172,7 @@ def _about_aggregator(options: AgentOptions, heard: _Heard, took_s: float) -> Fi
         )
     if heard.aggregator is not None:
         return note(f"the aggregator of this fleet is {heard.aggregator.status}", "the agent waits until it is back")
-    return note(
-        "the broker knows of no aggregator of the fleet", "the agent waits: start `edgefed aggregator`"
-    )
+    return note("the broker knows of no aggregator of the fleet", "the agent waits: start `edgefed aggregator`")
 
 
 def _about_clocks(heard: _Heard) -> list[Finding]:
