@@ -14,7 +14,14 @@ from edgefed.agent.options import AgentOptions
 from edgefed.doctor.findings import Board, Finding, Findings, note, ok, problem, utc
 from edgefed.errors import ConfigError
 from edgefed.files import check_private
-from edgefed.security.certificates import common_name, fingerprint, read_certificate, read_key
+from edgefed.security.certificates import (
+    PrivateKey,
+    common_name,
+    fingerprint,
+    read_certificate,
+    read_key,
+    signs_messages,
+)
 from edgefed.transport.options import Broker
 
 __all__ = ["look_at_certificate"]
@@ -111,15 +118,23 @@ def _about_key(options: AgentOptions, ours: x509.Certificate) -> Findings:
     except ConfigError as error:
         yield _about_unusable_key(options.broker, error)
     else:
-        if key.public_key() != ours.public_key():
-            yield problem(
-                f"{file} is not the key of {options.broker.tls_certificate}",
-                "copy both again, from the same place; the key that a certificate is of cannot be made again",
-            )
-        else:
-            yield ok(
-                f"the key is the certificate's, and nobody else may read it (key {fingerprint(key.public_key())[:16]})"
-            )
+        yield _about_usable_key(options, ours, key)
+
+
+def _about_usable_key(options: AgentOptions, ours: x509.Certificate, key: PrivateKey) -> Finding:
+    file = options.broker.tls_key
+    if key.public_key() != ours.public_key():
+        return problem(
+            f"{file} is not the key of {options.broker.tls_certificate}",
+            "copy both again, from the same place; the key that a certificate is of cannot be made again",
+        )
+    if options.broker.signed and not signs_messages(key):
+        return problem(
+            f"{file} cannot sign messages, which takes an Ed25519 or P-256 key, and [broker] signed is on",
+            _AGAIN.format(options.device),
+        )
+    known_by = fingerprint(key.public_key())[:16]
+    return ok(f"the key is the certificate's, and nobody else may read it (key {known_by})")
 
 
 def _about_unusable_key(broker: Broker, error: ConfigError) -> Finding:

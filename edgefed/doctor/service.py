@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from edgefed.doctor.access import READ, WRITE, find_user
 from edgefed.doctor.findings import Board, Findings, note, ok, problem
 
 __all__ = ["look_at_service"]
@@ -38,6 +39,7 @@ def look_at_service(board: Board) -> Findings:
             f"{_AGENT} is {agent.get('UnitFileState') or 'not enabled'}: it does not start with the board",
             f"systemctl enable {_AGENT}",
         )
+    yield from _about_user(board, agent.get("User", ""))
     yield from _about_interpreter(agent)
 
 
@@ -80,6 +82,32 @@ def _about_first_boot(board: Board, agent: Mapping[str, str]) -> Findings:
             yield note(f"the first boot is building the agent's environment{told}", "look again in some minutes")
     else:
         yield ok("the first boot has built the agent's environment")
+
+
+def _about_user(board: Board, name: str) -> Findings:
+    """Yields which files the service's user cannot use: whoever copies them onto a board is often root."""
+    user = find_user(name) if name else None
+    if name and user is None:
+        yield problem(f"{_AGENT} runs as {name}, and there is no such user", "systemd-sysusers edgefed.conf")
+    if user is None:
+        return
+    for path, bits in _files_of(board):
+        if path.exists() and not user.may(bits, path):
+            what = "read" if bits == READ else "write"
+            yield problem(
+                f"{name}, as whom the service runs the agent, may not {what} {path}",
+                f"chown {name} {path}, and let {name} into the directories above it",
+            )
+
+
+def _files_of(board: Board) -> list[tuple[Path, int]]:
+    """Returns what the agent uses, and the permissions that it needs."""
+    if board.options is None:
+        return [(board.config, READ)]
+    broker, data = board.options.broker, board.options.data
+    names = (broker.tls_ca, broker.tls_certificate, broker.tls_key, broker.password_file, data.path, data.validation)
+    read = [(Path(name), READ) for name in names if name]
+    return [(board.config, READ), *read, (Path(board.options.state), READ | WRITE)]
 
 
 def _about_interpreter(agent: Mapping[str, str]) -> Findings:

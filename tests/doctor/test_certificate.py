@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from edgefed.doctor.examination import Examined
 from edgefed.doctor.findings import Board
+from edgefed.security.certificates import certificate_pem, issue, key_pem
 from edgefed.security.fleet_directory import FleetDirectory, Lifetimes
 from edgefed.security.identities import BROKER, Identity
 
@@ -117,6 +118,19 @@ def test_a_key_that_signs_no_messages(board: MakeBoard, look: Look, files: Path,
     found = look(board(TLS + f"signed = {str(signed).lower()}\n"), "certificate").findings[-1]
     assert found.status == status
     assert "of another kind" in found.seen
+
+
+@pytest.mark.parametrize(("signed", "status"), [(True, "problem"), (False, "ok")])
+def test_a_key_on_a_curve_that_signs_no_messages(
+    board: MakeBoard, look: Look, files: Path, tmp_path: Path, signed: bool, status: str
+) -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    authority = FleetDirectory(tmp_path / "fleet")._authority()
+    made = issue(authority, Identity("device", "board-07"), key.public_key(), days=90, now=now())
+    (files / "certificate.pem").write_bytes(certificate_pem(made))
+    (files / "key.pem").write_bytes(key_pem(key))
+    found = look(board(TLS + f"signed = {str(signed).lower()}\n"), "certificate").findings[-1]
+    assert found.status == status
 
 
 @pytest.mark.parametrize("name", ["ca.pem", "certificate.pem", "key.pem"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ Look = Callable[[Board, str], Examined]
 
 RUNNING = {
     "LoadState": "loaded", "UnitFileState": "enabled", "ActiveState": "active", "SubState": "running",
-    "Result": "success", "ExecMainStatus": "0", "NRestarts": "0", "ConditionResult": "yes", "User": "edgefed",
+    "Result": "success", "ExecMainStatus": "0", "NRestarts": "0", "ConditionResult": "yes", "User": "",
     "ExecStart": f"{{ path={sys.executable} ; argv[]={sys.executable} -m edgefed.cli.agent_process ; status=0/0 }}",
 }  # fmt: skip
 DONE = {"LoadState": "loaded", "UnitFileState": "enabled", "ActiveState": "inactive", "Result": "success"}
@@ -102,6 +103,23 @@ def test_a_first_boot_that_is_at_it(on_systemd: Callable[..., Board], look: Look
     examined = look(on_systemd(agent, {**DONE, "ActiveState": "active"}, journal), "service")
     assert examined.findings[0].status == "note"
     assert "from 12 wheels" in examined.findings[0].seen
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the files would not be root's")
+def test_files_that_were_copied_by_root(on_systemd: Callable[..., Board], look: Look, tmp_path: Path) -> None:
+    made = on_systemd({**RUNNING, "User": "nobody"})
+    (tmp_path / "state").mkdir()
+    tmp_path.chmod(0o700)
+    said = [finding.seen for finding in look(made, "service").findings if finding.status == "problem"]
+    whom = "nobody, as whom the service runs the agent, may not"
+    names = ("read", "agent.toml"), ("read", "data.jsonl"), ("write", "state")
+    assert said == [f"{whom} {what} {tmp_path / name}" for what, name in names]
+
+
+def test_a_user_that_there_is_not(on_systemd: Callable[..., Board], look: Look) -> None:
+    found = look(on_systemd({**RUNNING, "User": "no-such-user"}), "service").findings[-1]
+    assert found.status == "problem"
+    assert "there is no such user" in found.seen
 
 
 def test_another_python_than_the_agents(on_systemd: Callable[..., Board], look: Look) -> None:
