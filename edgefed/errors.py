@@ -27,6 +27,7 @@
     ├── FleetTaken              14   another live aggregator serves this fleet
     ├── FlashError              15   a board cannot take the agent, or what it should take is wrong
     ├── NotAdmitted             16   a board's claim to be a device of the fleet was refused
+    ├── ProblemsFound           17   `edgefed doctor` found something that stops the agent
     └── UpdateError             18   a release of the agent is not what it should be, or cannot be installed
         └── SignatureError           it is not signed by the fleet's aggregator
 
@@ -57,6 +58,7 @@ __all__ = [
     "NotAdmitted",
     "Outdated",
     "PayloadTooLarge",
+    "ProblemsFound",
     "SignatureError",
     "StoreError",
     "TransportError",
@@ -201,6 +203,12 @@ class NotAdmitted(EdgefedError):
     """A board's claim to be a device of the fleet was refused."""
 
     exit_code = 16
+
+
+class ProblemsFound(EdgefedError):
+    """`edgefed doctor` found something that stops the agent."""
+
+    exit_code = 17
 
 
 class UpdateError(EdgefedError):

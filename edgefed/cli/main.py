@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, str] = {
     "broker": "edgefed.cli.broker:broker",
     "aggregator": "edgefed.cli.aggregator:aggregator",
     "agent": "edgefed.cli.agent:agent",
+    "doctor": "edgefed.cli.doctor:doctor",
     "profile": "edgefed.cli.profile:profile",
     "boards": "edgefed.cli.boards:boards",
     "plan": "edgefed.cli.plan:plan",

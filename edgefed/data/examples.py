@@ -16,7 +16,7 @@ from typing import Any
 
 from edgefed.errors import DataError
 
-__all__ = ["SUFFIXES", "Example", "read_examples", "read_rows", "texts_of_json_lines"]
+__all__ = ["SUFFIXES", "Example", "count_examples", "read_examples", "read_rows", "texts_of_json_lines"]
 
 SUFFIXES = (".csv", ".jsonl", ".ndjson")
 
@@ -67,6 +67,15 @@ def read_examples(path: Path, *, source_field: str, target_field: str) -> list[E
         DataError: with file, line and field, where something is missing or is not text.
     """
     return [Example(r.text(source_field), r.text(target_field)) for r in _records(path)]
+
+
+def count_examples(path: Path) -> int:
+    """Return how many examples a file or a directory has, whatever their fields are.
+
+    Raises:
+        DataError: with file and line, where something cannot be read.
+    """
+    return sum(1 for _ in _records(path))
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

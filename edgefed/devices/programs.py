@@ -13,10 +13,10 @@ Run = Callable[[Sequence[str]], "str | None"]
 _PATIENCE_S = 1.0
 
 
-def run_program(command: Sequence[str]) -> str | None:
-    """Returns what a program prints; None where it is not there, fails, or takes longer than a second."""
+def run_program(command: Sequence[str], *, patience_s: float = _PATIENCE_S) -> str | None:
+    """Returns what a program prints; None where it is not there, fails, or takes longer than `patience_s`."""
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_PATIENCE_S, check=True)
+        done = subprocess.run(command, capture_output=True, timeout=patience_s, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.decode(errors="replace")

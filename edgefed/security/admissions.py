@@ -230,7 +230,10 @@ class Admissions:
         if record.holder is not None:
             self._check_holder(record.holder, identity, key, now)
         elif record.expires <= now:
-            raise NotAdmitted(f"the token has expired on {record.expires:%Y-%m-%d %H:%M} UTC: ask for a new one")
+            raise NotAdmitted(
+                f"the token has expired on {record.expires:%Y-%m-%d %H:%M} UTC, and the fleet's clock says "
+                f"{now:%Y-%m-%d %H:%M}: ask for a new one"
+            )
         elif identity in self._directory.members(now):
             raise NotAdmitted(f"{identity.name} is enrolled already, with another key")
         return Candidate(identity, key, claim.token, known=record.holder is not None)

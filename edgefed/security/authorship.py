@@ -198,7 +198,8 @@ def read_authorship(
     signer = read_signer(certificate, key)
     if signer.identity != own:
         raise ConfigError(
-            f"{certificate} is of {signer.identity.common_name}, and messages are to be signed as {own.common_name}"
+            f"{certificate} is of {signer.identity.common_name}, and messages are to be signed as {own.common_name}: "
+            f"name the certificate and the key of {own.common_name} in [broker]"
         )
     return Authorship(topics, signer, read_verifier(ca, revocations), Memory.open(memory))
 

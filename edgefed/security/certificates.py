@@ -46,6 +46,7 @@ __all__ = [
     "read_certificate",
     "read_key",
     "read_revocation_list",
+    "signs_messages",
 ]
 
 _BACKDATED = timedelta(hours=1)
@@ -53,6 +54,9 @@ _BACKDATED = timedelta(hours=1)
 
 _MAX_REQUEST_BYTES = 64 * 1024
 _MIN_RSA_BITS = 2048
+_SIGNING = ("device", "aggregator")
+"""Whoever says something; the keys of others are for TLS only."""
+
 _HOST = re.compile(r"(?=.{1,253}\Z)\w(?:[\w-]*\w)?(?:\.\w(?:[\w-]*\w)?)*", re.ASCII)
 
 PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
@@ -118,7 +122,8 @@ def key_of_request(pem: bytes, identity: Identity, where: str) -> PublicKey:
         where: its file, for messages.
 
     Raises:
-        ConfigError: it is no request, is not signed by its own key, is for somebody else, or has a weak key.
+        ConfigError: it is no request, is not signed by its own key, is for somebody else, or has a key that is weak or
+            of a kind that whoever it is for cannot use.
     """
     if len(pem) > _MAX_REQUEST_BYTES:
         raise ConfigError(f"{where}: a signing request has at most {_MAX_REQUEST_BYTES} bytes, this has {len(pem)}")
@@ -133,7 +138,7 @@ def key_of_request(pem: bytes, identity: Identity, where: str) -> PublicKey:
     if [str(name.value) for name in names] != [identity.common_name]:
         found = ", ".join(repr(str(name.value)) for name in names) or "nobody"
         raise ConfigError(f"{where}: the request is for {found}, not for {identity.common_name!r}")
-    return _strong(key, where)
+    return _usable(key, identity, where)
 
 
 def issue(
@@ -301,6 +306,24 @@ def _is_signed_by(revoked: x509.CertificateRevocationList, authority: x509.Certi
     key = authority.public_key()
     # Nobody signs a list with a key of another kind.
     return isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey) and revoked.is_signature_valid(key)
+
+
+def signs_messages(key: object) -> bool:
+    """Whether messages can be signed with a key, private or public: see `security.signatures`."""
+    if isinstance(key, ec.EllipticCurvePublicKey | ec.EllipticCurvePrivateKey):
+        return isinstance(key.curve, ec.SECP256R1)
+    return isinstance(key, ed25519.Ed25519PublicKey | ed25519.Ed25519PrivateKey)
+
+
+def _usable(key: object, identity: Identity, where: str) -> PublicKey:
+    strong = _strong(key, where)
+    if identity.role in _SIGNING and not signs_messages(strong):
+        kind = f"a key on {strong.curve.name}" if isinstance(strong, ec.EllipticCurvePublicKey) else "an RSA key"
+        raise ConfigError(
+            f"{where}: the request is for {kind}, and members sign their messages ([broker] signed) with Ed25519 or "
+            "P-256 keys: make one (openssl genpkey -algorithm ed25519) and a request for it"
+        )
+    return strong
 
 
 def _strong(key: object, where: str) -> PublicKey:

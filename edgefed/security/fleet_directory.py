@@ -326,6 +326,11 @@ class FleetDirectory:
 
     def _authority(self) -> Authority:
         file = self.path / "ca" / "ca.key"
+        if not file.exists():
+            raise ConfigError(
+                f"{file} is not here, and without the authority's key nobody can be enrolled or revoked: bring it here "
+                "from where it is kept; once it is lost, make a new fleet"
+            )
         check_private(file)
         key = certificates.read_key(file.read_bytes(), str(file))
         certificate = certificates.read_certificate(self.ca_file.read_bytes(), str(self.ca_file))

@@ -69,7 +69,10 @@ def write_mosquitto(fleet: FleetDirectory, output: Path, options: MosquittoOptio
     members = fleet.members(now)
     source = fleet.place(BROKER)
     if BROKER not in members:
-        raise ConfigError("the broker has no certificate in force: `edgefed fleet rotate role:broker` gives it one")
+        raise ConfigError(
+            f"the broker has no certificate in force, by this machine's clock ({now:%Y-%m-%d %H:%M} UTC): "
+            "`edgefed fleet rotate role:broker` gives it one"
+        )
     if not (source / KEY_FILE).exists():
         raise ConfigError(f"{source / KEY_FILE} is not here: `edgefed fleet rotate role:broker` makes a new one")
     check_private(source / KEY_FILE)

@@ -11,7 +11,7 @@ later version's message checks fields that it does not know, and one who knows n
 aside.
 
 The certificate travels along (DER, base64): who trusts the fleet's authority needs nobody else's keys. Keys that
-edgefed makes are Ed25519 (RFC 8032); for elliptic curve keys it is ECDSA with SHA-256.
+edgefed makes are Ed25519 (RFC 8032); for keys on P-256 it is ECDSA with SHA-256.
 """
 
 from __future__ import annotations
@@ -72,12 +72,14 @@ class Signer:
         key: its private key.
 
     Raises:
-        ConfigError: the key is not the certificate's.
+        ConfigError: the key is not the certificate's, or of a kind that signs no messages.
     """
 
     def __init__(self, certificate: x509.Certificate, key: certificates.PrivateKey) -> None:
         if certificate.public_key() != key.public_key():
             raise ConfigError("the private key is not the one of the certificate")
+        if not certificates.signs_messages(key):
+            raise ConfigError("messages are signed with Ed25519 or P-256 keys, and this is on another curve")
         self.identity = Identity.parse(certificates.common_name(certificate))
         self._key = key
         self._certificate = base64.b64encode(certificate.public_bytes(serialization.Encoding.DER))

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import datetime, timezone
 
 from paho.mqtt.enums import MQTTProtocolVersion
@@ -22,7 +22,7 @@ from edgefed.transport.base import (
 from edgefed.transport.mqtt_connection import ConnectionEnded, MqttConnection, NoAnswer, VersionRefused
 from edgefed.transport.mqtt_inbox import MqttInbox
 from edgefed.transport.mqtt_options import MqttOptions
-from edgefed.transport.tls_problems import explain_unreachable
+from edgefed.transport.tls_problems import explain_refusal, explain_unreachable
 
 __all__ = ["MqttOptions", "MqttTransport", "connect_mqtt"]
 
@@ -112,7 +112,8 @@ class MqttTransport:
         while True:
             connection = await self._ready()
             with contextlib.suppress(ConnectionEnded):
-                await connection.subscribe(topic_filter)
+                with self._explained():
+                    await connection.subscribe(topic_filter)
                 self._subscriptions[topic_filter] = None
                 return
 
@@ -154,13 +155,21 @@ class MqttTransport:
             limit = self._limit(connection)
             if len(payload) > limit:
                 raise PayloadTooLarge(len(payload), limit)
-            with contextlib.suppress(ConnectionEnded):
+            with contextlib.suppress(ConnectionEnded), self._explained():
                 return await connection.publish(topic, payload, retain)
         raise Disconnected(
             f"{_MAX_SENDS} connections to {self._options.address} in a row ended while a message of {len(payload)} "
             f"bytes to {topic} was under way. Either another client uses the client id {self._options.client_id!r}, "
             "or the broker does not take packets of this size (then set max_payload_bytes to its limit)"
         )
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Says of what the broker forbids whom it may take us for."""
+        try:
+            yield
+        except BrokerRefused as error:
+            raise BrokerRefused(f"{error}; {explain_refusal(self._options)}") from error
 
     async def _publish_final(self, final: Message) -> None:
         if self._connection is None:

@@ -153,7 +153,7 @@ class MqttConnection:
         self.ended.set_result(lost)
         self._io.stop()
         if not self._connack.done():
-            self._connack.set_exception(NoAnswer(f"the connection was closed: {lost.reason}"))
+            self._connack.set_exception(NoAnswer(lost.reason))
             self._connack.exception()  # nobody may be waiting any more
         self._slots.turn_away(lambda: ConnectionEnded(lost.reason))
         for waiter in self._acks.values():

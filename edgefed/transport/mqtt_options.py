@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from edgefed.errors import ConfigError
-from edgefed.files import check_private
 from edgefed.transport.base import DEFAULT_MAX_PAYLOAD_BYTES
+from edgefed.transport.tls_files import make_tls_context
 
 __all__ = ["MqttOptions"]
 
@@ -87,18 +86,8 @@ class MqttOptions:
         Raises:
             ConfigError: A file is missing or is not what its option says, or others than its owner can read the key.
         """
-        try:
-            if self.tls_key is not None:
-                check_private(Path(self.tls_key))
-            context = ssl.create_default_context(cafile=self.tls_ca)
-            context.sslsocket_class = _TlsSocket
-            if self.tls_cert is not None:
-                context.load_cert_chain(self.tls_cert, self.tls_key)
-        except OSError as error:  # ssl.SSLError is one
-            raise ConfigError(
-                f"MQTT options: cannot use tls_ca={self.tls_ca!r}, tls_cert={self.tls_cert!r}, "
-                f"tls_key={self.tls_key!r}: {error}"
-            ) from error
+        context = make_tls_context(self.tls_ca, self.tls_cert, self.tls_key)
+        context.sslsocket_class = _TlsSocket
         return context
 
 

@@ -9,11 +9,15 @@ from __future__ import annotations
 import ssl
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgefed.transport.mqtt_connection import NoAnswer
 from edgefed.transport.mqtt_options import MqttOptions
 
-__all__ = ["explain_unreachable"]
+if TYPE_CHECKING:
+    from cryptography import x509
+
+__all__ = ["explain_refusal", "explain_unreachable"]
 
 # Of X509_verify_cert_error_string(3); the ssl module has no names for them.
 _NOT_YET_VALID, _EXPIRED, _WRONG_PURPOSE = 9, 10, 26
@@ -38,10 +42,29 @@ def explain_unreachable(options: MqttOptions, error: BaseException, now: datetim
     return "is it running, and do host, port and TLS fit it?"
 
 
+def explain_refusal(options: MqttOptions) -> str:
+    """Returns whom the broker may take us for, where it forbids what we are about to do."""
+    if options.tls_cert is None:
+        return f"check what the broker allows user {options.username!r}" if options.username else "check its rules"
+    from cryptography import x509
+
+    try:
+        ours = x509.load_pem_x509_certificate(Path(options.tls_cert).read_bytes())
+    except (OSError, ValueError):
+        return "check its rules"
+    return (
+        f"our certificate {options.tls_cert} is of {ours.subject.rfc4514_string()}: if that is who this should be, the "
+        "broker needs its newest rules (`edgefed fleet broker-config`)"
+    )
+
+
 def _about_theirs(options: MqttOptions, code: int, now: datetime) -> str:
     if code in (_NOT_YET_VALID, _EXPIRED):
         when = "has ended" if code == _EXPIRED else "does not count yet"
-        return f"its certificate {when} at {_clock(now)}, which is this machine's clock: is the clock right?"
+        return (
+            f"by this machine's clock, which says {_clock(now)}, its certificate {when}: is the clock right? If it is, "
+            "the fleet's operator has to give the broker a new one: edgefed fleet rotate role:broker"
+        )
     if code in _FOREIGN:
         return (
             f"its certificate is not of the authority in {options.tls_ca or 'this system'}: it is another fleet's "
@@ -78,10 +101,23 @@ def _about_ours(file: Path, options: MqttOptions, now: datetime) -> str:
             ours.verify_directly_issued_by(authority)
         except (ValueError, TypeError, InvalidSignature):
             return f"our certificate {file} is not of the fleet's authority in {options.tls_ca}: it is another fleet's"
+    if not _is_for_clients(ours):
+        return f"our certificate {file} is not a member's, but a broker's or an authority's: name our own"
     return (
         f"it closes a connection so when it does not accept a certificate: ours ({file}) may have been revoked, or the "
         "broker's clock may be wrong"
     )
+
+
+def _is_for_clients(certificate: x509.Certificate) -> bool:
+    from cryptography import x509
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    try:
+        uses = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return True  # it says nothing of its use, so it may be used for anything
+    return ExtendedKeyUsageOID.CLIENT_AUTH in uses
 
 
 def _clock(when: datetime) -> str:

@@ -45,6 +45,25 @@ def test_every_command_has_examples_as_written(edgefed: Run, command: str) -> No
         assert line.strip() in done.out
 
 
+def test_keys_that_cannot_sign_are_refused_to_devices(edgefed: Run, kitchen: Path, tmp_path: Path) -> None:
+    request = tmp_path / "board.csr"
+    for name, code in (("board-07", 3), ("observer:dashboard", 0)):
+        made = f"openssl req -new -newkey rsa:2048 -nodes -subj /CN={name} -keyout {tmp_path / 'key'} -out {request}"
+        subprocess.run(made.split(), check=True, capture_output=True)
+        done = edgefed("fleet", "enroll", name, "-f", kitchen, "--csr", request)
+        assert done.code == code
+    refused = edgefed("fleet", "rotate", "role:aggregator", "-f", kitchen, "--csr", request).err
+    assert "not for 'role:aggregator'" in refused
+    assert "board-07" not in listed(edgefed, kitchen)
+
+
+def test_without_the_authoritys_key(edgefed: Run, kitchen: Path) -> None:
+    (kitchen / "ca" / "ca.key").unlink()
+    for command in (("enroll", "board-07"), ("revoke", "role:aggregator"), ("token", "board-07", "-o", "x.token")):
+        done = edgefed("fleet", *command, "-f", kitchen)
+        assert (done.code, "ca.key is not here, and without the authority's key" in done.err) == (3, True)
+
+
 def test_without_a_second_word(edgefed: Run) -> None:
     done = edgefed("fleet")
     assert done.code == 2

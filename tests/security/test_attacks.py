@@ -305,7 +305,7 @@ def bundle(tmp_path: Path, secured: Secured, certificate: bytes, key: bytes) -> 
         (not_yet, r"our certificate .* counts from .*, and this machine's clock says .*: is the clock right\?"),
         (revoked, "may have been revoked, or the broker's clock may be wrong"),
         (made_by_a_member, "is not of the fleet's authority"),
-        (the_brokers_own, "may have been revoked"),
+        (the_brokers_own, "is not a member's, but a broker's or an authority's"),
     ],
 )
 async def test_a_certificate_that_does_not_count(secured: Secured, tmp_path: Path, make: object, hint: str) -> None:

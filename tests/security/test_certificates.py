@@ -133,7 +133,7 @@ def test_a_request_becomes_a_certificate(tmp_path: Path, authority: Authority) -
     public = certificates.key_of_request(certificates.make_request(key, DEVICE), DEVICE, "x.csr")
     assert public == key.public_key()
     made = subprocess.run(
-        ["openssl", "req", "-new", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=board-07", "-keyout", tmp_path / "k"],
+        ["openssl", "req", "-new", "-newkey", "ed25519", "-nodes", "-subj", "/CN=board-07", "-keyout", tmp_path / "k"],
         capture_output=True,
         check=True,
     )
@@ -175,6 +175,25 @@ def test_a_request_that_is_none(pem: bytes) -> None:
 def test_a_weak_key(key: rsa.RSAPrivateKey, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         certificates.key_of_request(request_of(key, "board-07"), DEVICE, "x.csr")
+
+
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        (rsa.generate_private_key(65537, 2048), "an RSA key"),
+        (ec.generate_private_key(ec.SECP384R1()), "a key on secp384r1"),
+    ],
+    ids=["rsa", "curve"],
+)
+def test_a_key_that_signs_no_messages_is_refused_to_whoever_says_something(
+    key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, kind: str
+) -> None:
+    for identity in (DEVICE, AGGREGATOR):
+        with pytest.raises(ConfigError, match=rf"x\.csr: the request is for {kind}, and members sign"):
+            certificates.key_of_request(request_of(key, identity.common_name), identity, "x.csr")
+    for identity in (Identity("observer", "dashboard"), BROKER):
+        found = certificates.key_of_request(request_of(key, identity.common_name), identity, "x.csr")
+        assert found == key.public_key()
 
 
 def test_keys_are_read_back_and_nothing_of_a_bad_one_is_told() -> None:

@@ -124,6 +124,11 @@ def test_keys_on_a_curve_sign_too_and_others_do_not() -> None:
         )
 
 
+def test_a_curve_whose_signatures_nobody_would_read_is_refused_before_it_signs() -> None:
+    with pytest.raises(ConfigError, match="Ed25519 or P-256 keys"):
+        member(DEVICE, key=ec.generate_private_key(ec.SECP384R1()))
+
+
 def test_from_files(tmp_path: Path) -> None:
     key = certificates.new_key("device")
     made = certificates.issue(AUTHORITY, DEVICE, key.public_key(), days=30, now=NOW)

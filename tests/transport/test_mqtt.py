@@ -159,7 +159,7 @@ async def test_tls_with_a_client_certificate(tmp_path: Path) -> None:
         with pytest.raises(BrokerUnreachable, match=r"do host, port and TLS fit it\?"):
             async with connect_mqtt(options(process.port, connect_timeout_s=2)):
                 pass
-        with pytest.raises(ConfigError, match=r"cannot use tls_ca='.*missing\.pem'"):
+        with pytest.raises(ConfigError, match=r"tls_ca: there is no file .*missing\.pem"):
             async with connect_mqtt(options(process.port, tls_ca=str(tmp_path / "missing.pem"))):
                 pass
 

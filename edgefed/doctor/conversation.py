@@ -1,0 +1,202 @@
+"""A word with the broker and the aggregator in the device's name, which nothing remembers afterwards.
+
+It asks as `edgefed profile` does: one ping on the device's `up` topic, which the aggregator answers on `down`. So a
+device that may not speak or hear there is found out, and so are clocks that differ, since answers are signed with the
+time. Brokers tell of forbidden messages only in MQTT 5, and Mosquitto never tells of forbidden subscriptions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgefed.agent.options import AgentOptions
+from edgefed.doctor.findings import Board, Finding, note, ok, problem
+from edgefed.errors import BrokerRefused, BrokerUnreachable, ConfigError, Disconnected, MessageError
+from edgefed.protocol.messages.down import Pong, decode_down
+from edgefed.protocol.messages.retained import (
+    AggregatorState,
+    DeviceState,
+    decode_aggregator_state,
+    decode_device_state,
+)
+from edgefed.protocol.messages.up import Ping
+from edgefed.protocol.messages.wire import encode
+from edgefed.protocol.topics import Topics
+from edgefed.security.identities import AGGREGATOR
+from edgefed.security.signatures import Verifier, read_signer, read_verifier
+from edgefed.transport.base import Message, Transport
+from edgefed.transport.mqtt import MqttTransport, connect_mqtt
+from edgefed.transport.mqtt_options import MqttOptions
+from edgefed.transport.tls_problems import explain_unreachable
+
+__all__ = ["converse"]
+
+_ANSWER_S = 3.0
+_MUCH_SKEW_S = 60.0
+
+
+@dataclass(slots=True)
+class _Heard:
+    """What came in: the states that the broker keeps, and the aggregator's answer."""
+
+    nonce: str
+    aggregator: AggregatorState | None = None
+    device: DeviceState | None = None
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
+    not_listened_to: str = ""
+    skew_s: float | None = None
+
+
+async def converse(board: Board, mqtt: MqttOptions) -> list[Finding]:
+    """Returns what the broker and the aggregator answer to the device.
+
+    Args:
+        board: whose name it is done in.
+        mqtt: the connection.
+    """
+    assert board.options is not None
+    try:
+        async with connect_mqtt(mqtt) as transport:
+            findings = [_about_limit(board.options, transport)]
+            return findings + await _talk(board.options, transport)
+    except BrokerUnreachable as error:
+        cause = error.__cause__ or error
+        return [problem(f"no MQTT answer: {cause}", explain_unreachable(mqtt, cause, board.now()))]
+    except BrokerRefused as error:
+        return [problem(str(error), _ask_the_operator(board.options))]
+    except ConfigError as error:
+        return [problem(str(error), "see the check of the certificate")]
+
+
+def _about_limit(options: AgentOptions, transport: MqttTransport) -> Finding:
+    limit = transport.max_payload_bytes
+    said = f"the broker takes the connection (MQTT), and messages of up to {limit} bytes"
+    if limit < options.broker.max_payload_bytes:
+        return note(
+            f"{said}; agent.toml allows {options.broker.max_payload_bytes}, and the agent keeps to the broker's"
+        )
+    return ok(said)
+
+
+async def _talk(options: AgentOptions, transport: Transport) -> list[Finding]:
+    topics = Topics(options.fleet)
+    heard = _Heard(nonce=secrets.token_hex(8))
+    listener = asyncio.create_task(_listen(transport, _hearing(options, topics, heard)), name="listen")
+    try:
+        for topic in (topics.device(options.device, "down"), topics.device(options.device, "state")):
+            await transport.subscribe(topic)
+        await transport.subscribe(topics.aggregator_state)
+        started_s = time.perf_counter()
+        await _ping(options, topics, transport, heard.nonce)
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(heard.answered.wait(), _ANSWER_S)
+        took_s = time.perf_counter() - started_s
+    except (BrokerRefused, Disconnected) as error:
+        return [
+            problem(
+                f"the broker lets the device in, and not speak: {error.__cause__ or error}", _ask_the_operator(options)
+            )
+        ]
+    finally:
+        listener.cancel()
+        await asyncio.gather(listener, return_exceptions=True)
+    return [_about_aggregator(options, heard, took_s), *_about_clocks(heard), *_about_agent(heard)]
+
+
+async def _listen(transport: Transport, hear: Callable[[Message], None]) -> None:
+    async for event in transport.events():
+        if isinstance(event, Message):
+            with suppress(MessageError):
+                hear(event)
+
+
+def _hearing(options: AgentOptions, topics: Topics, heard: _Heard) -> Callable[[Message], None]:
+    """Returns what takes a message in."""
+    verifier = read_verifier(Path(options.broker.tls_ca)) if options.broker.signed else None
+
+    def hear(message: Message) -> None:
+        if message.topic == topics.aggregator_state:
+            heard.aggregator = decode_aggregator_state(message.payload)
+        elif message.topic == topics.device(options.device, "state"):
+            heard.device = decode_device_state(message.payload)
+        else:
+            answer = decode_down(_checked(message, verifier, heard))
+            if isinstance(answer, Pong) and answer.nonce == heard.nonce:
+                heard.answered.set()
+
+    return hear
+
+
+def _checked(message: Message, verifier: Verifier | None, heard: _Heard) -> bytes:
+    if verifier is None:
+        return message.payload
+    now_s = time.time()
+    try:
+        signed = verifier.verify(message.topic, message.payload, AGGREGATOR, now_s)
+    except MessageError as error:
+        heard.not_listened_to = str(error)
+        raise
+    heard.skew_s = signed.at_unix_s - now_s
+    return signed.payload
+
+
+async def _ping(options: AgentOptions, topics: Topics, transport: Transport, nonce: str) -> None:
+    topic = topics.device(options.device, "up")
+    payload = encode(Ping(nonce=nonce, sequence=1, answer_bytes=0, padding=""))
+    if options.broker.signed:
+        signer = read_signer(Path(options.broker.tls_certificate), Path(options.broker.tls_key))
+        payload = signer.sign(topic, payload, time.time())
+    await transport.publish(topic, payload, timeout_s=_ANSWER_S)
+
+
+def _about_aggregator(options: AgentOptions, heard: _Heard, took_s: float) -> Finding:
+    there = heard.aggregator is not None and heard.aggregator.status == "online"
+    if heard.answered.is_set():
+        return ok(f"the aggregator answers after {took_s * 1e3:.0f} ms")
+    if heard.not_listened_to:
+        return problem(
+            f"an answer on this device's topic is not listened to: {heard.not_listened_to}",
+            "all members of a fleet have to agree on [broker] signed, and have certificates of one authority",
+        )
+    if there:
+        return note(
+            f"an aggregator is online, and has not answered this device within {_ANSWER_S:g} s",
+            f"do both agree on [broker] signed (here {str(options.broker.signed).lower()}), and do the broker's rules "
+            "name this device? The aggregator's log (edgefed -v aggregator) says whom it does not listen to",
+        )
+    if heard.aggregator is not None:
+        return note(f"the aggregator of this fleet is {heard.aggregator.status}", "the agent waits until it is back")
+    return note("the broker knows of no aggregator of the fleet", "the agent waits: start `edgefed aggregator`")
+
+
+def _about_clocks(heard: _Heard) -> list[Finding]:
+    if heard.skew_s is None:
+        return []
+    ahead = "ahead of" if heard.skew_s < 0 else "behind"
+    said = f"this machine's clock is {abs(heard.skew_s):.1f} s {ahead} the aggregator's"
+    if abs(heard.skew_s) > _MUCH_SKEW_S:
+        return [note(said, "set the wrong one right: timedatectl set-ntp true")]
+    return [ok(said)]
+
+
+def _about_agent(heard: _Heard) -> list[Finding]:
+    state = heard.device
+    if state is None:
+        return [ok("the broker knows of no agent of this device")]
+    if state.status in ("lost", "disconnected"):
+        return [ok(f"the device's agent is not connected now ({state.status})")]
+    where = f"process {state.pid} on {state.host}" if state.host else "its process"
+    return [ok(f"the device's agent is connected and {state.status} ({where})")]
+
+
+def _ask_the_operator(options: AgentOptions) -> str:
+    return (
+        f"does the fleet's operator know {options.device} (`edgefed fleet list`), and has the broker its newest rules "
+        "(`edgefed fleet broker-config`, then let it read them)? Without certificates: user name, password and ACL"
+    )
