@@ -126,6 +126,7 @@ class RunningSshd:
             "ForceCommand": here / "land",
             "StrictModes": "no",
             "UsePAM": "no",
+            "SetEnv": "SHLVL=9",  # so that a bash does not read the .bashrc of whoever runs this
             "PidFile": "none",
             "PasswordAuthentication": "no",
             "KbdInteractiveAuthentication": "no",

@@ -31,12 +31,11 @@ _OPTIONS = (
 )
 _CHANGED = re.compile(r"Host key for (\S+) has changed")
 _OFFENDING = re.compile(r"Offending (?:\S+ )?key in (\S+):(\d+)")
-_UNKNOWN = re.compile(r"No \S+ host key is known for (\S+)")
 _WHO = """
 id -un
 if [ "$(id -u)" -eq 0 ]; then echo root
 elif ! command -v sudo > /dev/null; then echo "there is no sudo"
-elif said=$(sudo -n true 2>&1); then echo sudo
+elif said=$(sudo -n sh -c : 2>&1); then echo sudo
 else printf %s "$said" | tail -n 1
 fi
 """
@@ -208,13 +207,12 @@ def _refusal(host: str, said: str) -> str:
             f"key: ssh-keygen {file}-R {shlex.quote(changed[1])}; if it was not, somebody may be in between: find out "
             "before going on"
         )
-    if unknown := _UNKNOWN.search(said):
+    if "Host key verification failed" in said:
         return (
-            f"{host}: its host key is not known here, and there is no terminal to ask whether it is the right one: log "
-            f"in once by hand (ssh {shlex.quote(host)}), or add the board's key to known_hosts ({unknown[1]})"
+            f"{host}: its host key is not known here, and nobody accepted it: log in once by hand (ssh "
+            f"{shlex.quote(host)}) and compare the fingerprint, or add the key to known_hosts"
         )
     for words, meaning in (
-        ("Host key verification failed", "its host key was not accepted"),
         ("Permission denied", "does not let us in: no key or password that ssh has is right for this user there"),
         ("Too many authentication failures", "ssh offered it too many keys: name the right one in ssh's configuration"),
         ("Could not resolve hostname", "its name is not known"),
