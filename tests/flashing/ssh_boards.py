@@ -27,9 +27,9 @@ NRestarts=0
 """
 
 
-def make_running_root(root: Path) -> Path:
+def make_running_root(root: Path, **options: str) -> Path:
     """Makes a root file system that commands can run in; what is told to systemd is written to /told there."""
-    make_rootfs(root)
+    make_rootfs(root, **options)
     for directory in ("proc", "dev", "tmp", "run/systemd/system", "answers"):
         (root / directory).mkdir(parents=True)
     (root / f"usr/lib/{MACHINE}-linux-gnu/libc.so.6").unlink()

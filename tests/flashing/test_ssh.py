@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgefed.errors import FlashError
-from edgefed.flashing import ssh
+from edgefed.flashing import ssh, ssh_start
 from edgefed.flashing.board import inspect
 from edgefed.flashing.changes import Changes, compare
 from edgefed.flashing.manifest import RECORD, Installation, manifest
@@ -224,7 +224,10 @@ def test_space_that_goes_meanwhile_is_told_and_given_back(
         ]
 
 
-def test_the_agent_is_started_and_waited_for(board: RunningSshd, wheelhouse: Path) -> None:
+def test_the_agent_is_started_and_waited_for(
+    board: RunningSshd, wheelhouse: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh_start, "_POLL_S", 0.01)
     (board.root / "answers/journalctl--q").write_text("edgefed first boot: building\nedgefed first boot: starting\n")
     changes = flash(board, wheelhouse)
     said: list[str] = []
