@@ -71,7 +71,7 @@ def write(connection: Connection, tree: SshTree, changes: Changes, progress: Pro
         FlashError: there is no space, or what was written does not read back the same: the board is then as it was. Or
             the connection was cut: what came through lies there for the next time.
     """
-    if changes.before == changes.record and not (changes.write or changes.links or changes.remove):
+    if changes.is_empty:
         return
     records = changes.record_file(complete=False), changes.record_file(complete=True)
     files = (*records, *changes.write)

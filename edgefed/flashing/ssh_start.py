@@ -21,13 +21,14 @@ _RESTARTS = 3
 _LAST_LINES = 12
 _FAILED_BUILD = "edgefed first boot: failed"
 
-# Failing to start is told by the units' own states, with the journal.
+# Failing to start is told by the units' own states, with the journal. The first boot comes first: it gives new files of
+# the configuration their owner.
 _START = f"""
 date +%s
 systemctl daemon-reload || exit 1
 udevadm control --reload 2> /dev/null || true
-[ "$1" = no ] || systemctl try-restart {AGENT} 2> /dev/null || true
-systemctl start {FIRST_BOOT} 2> /dev/null || true
+systemctl "$1" {FIRST_BOOT} 2> /dev/null || true
+[ "$2" = no ] || systemctl try-restart {AGENT} 2> /dev/null || true
 """
 _LOOK = f"""
 systemctl show -p Id -p ActiveState -p Result -p NRestarts {FIRST_BOOT} {AGENT} || exit 1
@@ -65,8 +66,10 @@ def start(connection: Connection, changes: Changes) -> int:
         FlashError: systemd refuses, or the connection is cut.
     """
     written = [file.path for file in changes.write]
-    restart = bool(written) and not any(WHEELHOUSE in path for path in written)
-    return int(connection.run(_START, "yes" if restart else "no").split()[0])
+    # A first boot that keeps failing waits longer and longer: with new files it need not.
+    first_boot = "restart" if written else "start"
+    agent = "yes" if written and not any(WHEELHOUSE in path for path in written) else "no"
+    return int(connection.run(_START, first_boot, agent).split()[0])
 
 
 def wait(connection: Connection, since_s: int, tell: Callable[[str], None] = lambda _: None) -> None:

@@ -238,7 +238,7 @@ def test_the_agent_is_started_and_waited_for(
     assert [line for line in told(board.root) if "show" not in line and "journalctl" not in line] == [
         "systemctl daemon-reload",
         "udevadm control --reload",
-        "systemctl start edgefed-firstboot.service",
+        "systemctl restart edgefed-firstboot.service",
     ]
     (board.root / "answers/journalctl--q").write_text("edgefed first boot: failed: what went wrong stands above\n")
     with connect("board", config=board.config) as connection, pytest.raises(FlashError, match=r"does not come up: .*"):
@@ -253,4 +253,9 @@ def test_a_changed_setting_restarts_an_agent_that_runs(board: RunningSshd, wheel
     changes = flash(board, wheelhouse, upgrade=True, config=b'device = "two"\n')
     with connect("board", config=board.config) as connection:
         start(connection, changes)
-    assert "systemctl try-restart edgefed-agent.service" in told(board.root)
+        start(connection, flash(board, wheelhouse, upgrade=True, config=None))
+    assert [line for line in told(board.root) if line.endswith(".service")] == [
+        "systemctl restart edgefed-firstboot.service",  # gives the file to the agent, which can read it only then
+        "systemctl try-restart edgefed-agent.service",
+        "systemctl start edgefed-firstboot.service",
+    ]
