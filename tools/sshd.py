@@ -61,18 +61,18 @@ class RunningSshd:
         """Have the client know the server's key."""
         self.known_hosts.write_text(f"[127.0.0.1]:{self._port} {(self._directory / 'host_key.pub').read_text()}")
 
-    def land_in(self, *, user: str = "0:0", setup: str = "true") -> None:
+    def land_in(self, *, user: str = "", setup: str = "true") -> None:
         """Say what a login is.
 
         Args:
-            user: UID:GID there.
+            user: UID:GID there instead of root's; only root can do that.
             setup: A shell command that runs before every one of the client's, outside of the root.
         """
         root = shlex.quote(str(self.root))
         enter = f'exec chroot --userspec={user} {root} /bin/sh -c "$SSH_ORIGINAL_COMMAND"'
         inside = f"mount --rbind /proc {root}/proc && mount --rbind /dev {root}/dev && {setup} && {enter}"
         script = self._directory / "land"
-        script.write_text(f"#!/bin/sh\nexec {shlex.join(_unshare())} sh -c {shlex.quote(inside)}\n")
+        script.write_text(f"#!/bin/sh\nPATH={_SBIN}\nexec {shlex.join(_unshare())} sh -c {shlex.quote(inside)}\n")
         script.chmod(0o755)
 
     def start(self, mount: str = "true") -> None:
@@ -102,9 +102,10 @@ class RunningSshd:
     def cut(self) -> None:
         """Kill what serves the connections that there are; new ones are taken."""
         assert self._process is not None
-        for child in psutil.Process(self._process.pid).children():
+        for child in psutil.Process(self._process.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
+                if child.name().startswith("sshd"):  # and not what runs on the board
+                    child.kill()
 
     def stop(self) -> None:
         """End it, and its connections."""

@@ -11,8 +11,8 @@ import pytest
 
 from edgefed.config import read_agent
 from tests.flashing.small_boards import Rootfs, make_image, make_rootfs, make_wheel, needs_e2fsprogs
-from tests.flashing.ssh_boards import make_running_root
-from tools.sshd import missing, running_sshd
+from tests.flashing.ssh_boards import make_running_root, needs_sshd
+from tools.sshd import running_sshd
 
 Run = Callable[..., Any]
 WHO = ("--device", "board-07", "--fleet", "kitchen", "--broker", "broker.local")
@@ -225,7 +225,7 @@ def test_an_agent_toml_of_ones_own(
     assert '"local-hostname": "mine"' in Path("seed/meta-data").read_text()
 
 
-@pytest.mark.skipif(bool(missing()), reason=missing())
+@needs_sshd
 def test_a_board_that_runs_is_flashed_and_waited_for(
     edgefed: Run, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,7 +252,7 @@ def test_a_board_that_runs_is_flashed_and_waited_for(
         assert edgefed(*command[:5], "--wheelhouse", wheels, "--upgrade", "--no-wait").code == 0
 
 
-@pytest.mark.skipif(bool(missing()), reason=missing())
+@needs_sshd
 def test_what_a_running_board_cannot_take_is_told(edgefed: Run, tmp_path: Path) -> None:
     root = make_running_root(tmp_path / "board", python="3.8", l4t="35.4.1")
     with running_sshd(tmp_path / "sshd", root) as board:

@@ -8,7 +8,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.flashing.small_boards import MACHINE, make_rootfs
+from tools.sshd import missing
+
+needs_sshd = pytest.mark.skipif(bool(why := missing()), reason=why)
 
 PROGRAMS = (
     *("sh", "cat", "head", "tail", "stat", "readlink", "mkdir", "mv", "ln", "rm", "rmdir", "chmod", "sha256sum"),

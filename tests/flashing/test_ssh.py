@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,18 +22,12 @@ from edgefed.flashing.ssh_start import start, wait
 from edgefed.flashing.ssh_tree import SshTree
 from edgefed.flashing.wheelhouse import read_wheelhouse
 from tests.flashing.small_boards import MIB, make_wheel
-from tests.flashing.ssh_boards import make_running_root, program, told
-from tools.sshd import RunningSshd, missing, running_sshd
+from tests.flashing.ssh_boards import make_running_root, needs_sshd, program, told
+from tools.sshd import RunningSshd
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+pytestmark = needs_sshd
 CONFIG = b'device = "one"\n'
 WHEELHOUSE = "opt/edgefed/wheelhouse"
-
-
-@pytest.fixture
-def board(tmp_path: Path) -> Iterator[RunningSshd]:
-    with running_sshd(tmp_path / "sshd", make_running_root(tmp_path / "board")) as running:
-        yield running
 
 
 def flash(

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from edgefed.errors import FlashError
 from edgefed.flashing.ssh_connection import connect
-from tests.flashing.ssh_boards import make_running_root, program
-from tools.sshd import RunningSshd, missing, running_sshd
+from tests.flashing.ssh_boards import needs_sshd, program
+from tools.sshd import RunningSshd
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+pytestmark = needs_sshd
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can log in as somebody else here")
-
-
-@pytest.fixture
-def board(tmp_path: Path) -> Iterator[RunningSshd]:
-    with running_sshd(tmp_path / "sshd", make_running_root(tmp_path / "board")) as running:
-        yield running
 
 
 def test_a_script_gets_its_arguments_and_its_input_as_they_are(board: RunningSshd) -> None:
