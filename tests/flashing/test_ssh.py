@@ -120,7 +120,7 @@ def test_a_cut_leaves_the_board_as_it_was_and_the_next_run_sends_the_rest(board:
 
     at_once: list[int] = []
     flash(board, wheelhouse, progress=at_once.append)
-    assert part_bytes in at_once, "half a wheel is not sent again"
+    assert max(at_once) >= part_bytes > MIB, "half a wheel is not sent again"
     assert (board.root / WHEELHOUSE / big.name).read_bytes() == big.read_bytes()
     assert not [path for path in files(board.root) if Path(path).name.startswith(".")]
 
