@@ -16,7 +16,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check deb lint mosquitto clean FORCE
+.PHONY: help venv demo test check deb lint mosquitto sshd clean FORCE
 
 # A file's tests stay together: what its fixtures start is started once.
 WORKERS := --numprocesses=logical --maxprocesses=4 --dist=loadfile
@@ -60,7 +60,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## Run a whole federation on this machine: broker, aggregator and agents
 	$(BIN)/edgefed demo
 
-test: $(INSTALLED) mosquitto lint ## Check everything and run every test
+test: $(INSTALLED) mosquitto sshd lint ## Check everything and run every test
 	$(BIN)/pytest $(WORKERS) $(PYTEST_FLAGS)
 
 check: $(INSTALLED) lint ## Check style, types and layers, without the tests
@@ -79,6 +79,10 @@ lint: $(INSTALLED)
 mosquitto:
 	@PATH="$$PATH:/usr/sbin:/usr/local/sbin" command -v mosquitto >/dev/null || \
 		tools/apt_install.sh mosquitto "the tests start a real MQTT broker"
+
+sshd:
+	@PATH="$$PATH:/usr/sbin:/sbin" command -v sshd >/dev/null || \
+		tools/apt_install.sh openssh-server "the tests log in to a real sshd of their own" ssh
 
 clean: ## Remove what building and testing leave behind; the environment stays
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

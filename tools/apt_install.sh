@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Installs a Debian or Ubuntu package, or says what to do where that is impossible: apt_install.sh PACKAGE WHY
+# Installs a Debian or Ubuntu package, or says what to do where that is impossible: apt_install.sh PACKAGE WHY [SERVICE]
+# A service that comes with the package and that nobody asked for is stopped, and does not start at boot.
 set -euo pipefail
 
 package=$1
 why=$2
+service=${3:-}
 
 give_up() {
     echo "$package is needed ($why) and $1. Install it, then run make again: apt-get install $package" >&2
@@ -26,3 +28,7 @@ install() {
 echo "Installing $package: $why." >&2
 # The lists of packages of a fresh machine are empty or old.
 install || { "${as_root[@]}" apt-get update && install; } || give_up "apt-get could not install it"
+
+if [ -n "$service" ] && [ -d /run/systemd/system ]; then
+    "${as_root[@]}" systemctl disable --now "$service.service"
+fi

@@ -6,7 +6,7 @@ __all__ = ["flash"]
 
 
 def flash() -> None:
-    """Put the agent on a board that is not running.
+    """Put the agent on a board, whether it runs or not.
 
     What is written is the same everywhere: units that start and watch the agent, a user of its own, the wheels of its
     Python environment (which the board builds at its first start, without a network), its configuration, and a record
@@ -15,4 +15,5 @@ def flash() -> None:
     Examples:
       edgefed flash rootfs Linux_for_Tegra/rootfs -w wheels --device board-07 --fleet kitchen --broker host
       edgefed flash image os.img.xz -w wheels --device board-07 --fleet kitchen --broker host --output board-07.img
+      edgefed flash ssh pi@board-07.local -w wheels --device board-07 --fleet kitchen --broker host
     """

@@ -33,7 +33,8 @@ def show(changes: Changes, board: Board, target: str, *, dry_run: bool, json: bo
     if dry_run:
         write_table(("what", "path", "mode", "bytes"), rows)
         return
-    typer.echo(f"{target}: {board.words}: {len(changes.write) + 1} files written ({changes.size_bytes} bytes)")
+    done = f"{len(changes.write) + 1} files written ({changes.size_bytes} bytes)"
+    typer.echo(f"{target}: {board.words}: {'it has all of this already' if changes.is_empty else done}")
     for path in changes.kept:
         typer.echo(f"{target}: {path} was changed on the board, and is as it was")
 

@@ -73,6 +73,7 @@ SUBCOMMANDS: Mapping[str, Mapping[str, str]] = {
         "rootfs": "edgefed.cli.flash_rootfs:rootfs",
         "image": "edgefed.cli.flash_image:image",
         "seed": "edgefed.cli.flash_seed:seed",
+        "ssh": "edgefed.cli.flash_ssh:ssh",
     },
 }
 """The second words of commands that have one: their modules, as in `COMMANDS`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edgefed.errors import FlashError
@@ -16,6 +17,7 @@ _NEWEST_MINOR = 20
 _MACHINES = {3: "i686", 40: "armv7l", 62: "x86_64", 183: "aarch64", 243: "riscv64"}
 """e_machine of an ELF header, by the names that wheels use (elf.h)."""
 _TRIPLETS = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu", "armv7l": "arm-linux-gnueabihf"}
+_SYSTEMD = ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")
 _GLIBC = re.compile(rb"GNU C Library [^\n]*release version (\d+)\.(\d+)")
 _L4T = re.compile(r"# R(\d+) \(release\), REVISION: ([\d.]+)")
 _JETPACKS = {32: "JetPack 4", 34: "JetPack 5", 35: "JetPack 5", 36: "JetPack 6", 38: "JetPack 7", 39: "JetPack 7"}
@@ -58,8 +60,9 @@ def inspect(tree: Tree) -> Board:
     Raises:
         FlashError: it is no root file system, runs no systemd, or its Python is missing or too old.
     """
+    tree.expect(_expected())
     architecture = _architecture(tree)
-    if not any(tree.lookup(follow(tree, path)) for path in ("/usr/lib/systemd/systemd", "/lib/systemd/systemd")):
+    if not any(tree.lookup(follow(tree, path)) for path in _SYSTEMD):
         raise FlashError(f"{tree.name}: there is no systemd in it, which starts the agent at boot")
     release = _os_release(tree)
     l4t = _L4T.match(read_text(tree, "/etc/nv_tegra_release") or "")
@@ -96,6 +99,16 @@ def check_python(board: Board, name: str) -> None:
     )
     wanted = f"edgefed needs Python {MIN_PYTHON[0]}.{MIN_PYTHON[1]}"
     raise FlashError(f"{name} is too old ({board.words}): {wanted}; {way_out} that has it")
+
+
+def _expected() -> Iterator[str]:
+    """Yields the paths that are looked up on most boards."""
+    yield from ("/bin/sh", *_SYSTEMD, "/etc/nv_tegra_release", "/etc/os-release", "/usr/lib/os-release")
+    yield from (f"/usr/lib/{triplet}/libc.so.6" for triplet in _TRIPLETS.values())
+    for prefix in ("/usr", "/usr/local"):
+        yield f"{prefix}/bin/python3"
+        for minor in range(MIN_PYTHON[1], _NEWEST_MINOR):
+            yield f"{prefix}/lib/python3.{minor}/venv/__main__.py"
 
 
 def _architecture(tree: Tree) -> str:

@@ -45,6 +45,11 @@ class Changes:
     before: Record | None
 
     @property
+    def is_empty(self) -> bool:
+        """Whether the board is already as it should be."""
+        return self.before == self.record and not (self.write or self.links or self.remove)
+
+    @property
     def size_bytes(self) -> int:
         """Of all that is written."""
         return sum(file.size_bytes for file in self.write)

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from edgefed.errors import FlashError
 
-__all__ = ["Entry", "Tree", "follow", "read_text"]
+__all__ = ["Entry", "Names", "Tree", "follow", "read_text"]
 
 _MAX_LINKS = 40  # as many as Linux follows
 
@@ -35,8 +35,8 @@ class Entry:
     target: str = ""
 
 
-class Tree(Protocol):
-    """The board's root file system. Paths are absolute in it, and none of their parents is a link."""
+class Names(Protocol):
+    """What is where on a board. Paths are absolute in it, and none of their parents is a link."""
 
     @property
     def name(self) -> str:
@@ -46,6 +46,10 @@ class Tree(Protocol):
     def lookup(self, path: str) -> Entry | None:
         """Returns what is at the path itself, or None."""
         ...
+
+
+class Tree(Names, Protocol):
+    """The board's root file system, with what its files hold."""
 
     def expect(self, paths: Iterable[str]) -> None:
         """Is told which paths will be looked up, for a tree that does so faster at once."""
@@ -60,7 +64,7 @@ class Tree(Protocol):
         ...
 
 
-def follow(tree: Tree, path: str, *, last: bool = True) -> str:
+def follow(tree: Names, path: str, *, last: bool = True) -> str:
     """Returns the path with every link in it followed; what is not there yet is taken as it is written.
 
     Args:

@@ -11,6 +11,8 @@ import pytest
 
 from edgefed.config import read_agent
 from tests.flashing.small_boards import Rootfs, make_image, make_rootfs, make_wheel, needs_e2fsprogs
+from tests.flashing.ssh_boards import make_running_root, needs_sshd
+from tools.sshd import running_sshd
 
 Run = Callable[..., Any]
 WHO = ("--device", "board-07", "--fleet", "kitchen", "--broker", "broker.local")
@@ -286,3 +288,49 @@ def test_an_agent_toml_of_ones_own(
     done = edgefed("flash", "seed", "seed", *board, "-w", wheels, "--config", "own.toml", *options)
     assert (done.code, done.err) == (0, "")
     assert '"local-hostname": "mine"' in Path("seed/meta-data").read_text()
+
+
+@needs_sshd
+def test_a_board_that_runs_is_flashed_and_waited_for(
+    edgefed: Run, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgefed.flashing.ssh_start._POLL_S", 0.01)
+    root = make_running_root(tmp_path / "board")
+    with running_sshd(tmp_path / "sshd", root) as board:
+        command = ("flash", "ssh", "board", "--ssh-config", board.config, "--wheelhouse", wheels, *WHO)
+        before = sorted(root.rglob("*"))
+        planned = json.loads(edgefed(*command, "--dry-run", "--json").out)
+        assert sorted(root.rglob("*")) == before
+        done = edgefed(*command)
+        assert (done.code, done.err) == (0, "")
+        assert done.out.endswith("board: the agent is up\n")
+        assert all((root / file["path"].lstrip("/")).is_file() for file in planned["write"])
+        assert read_agent(root / "etc/edgefed/agent.toml").device == "board-07"
+        again = edgefed(*command)
+        assert (again.code, again.out) == (15, "")
+        assert "with --upgrade" in again.err
+
+        (root / "answers/journalctl--q").write_text("edgefed first boot: failed: what went wrong stands above\n")
+        done = edgefed(*command[:5], "--wheelhouse", wheels, "--upgrade")
+        assert done.code == 15
+        assert "everything is in its place, but the agent does not come up" in done.err
+        assert edgefed(*command[:5], "--wheelhouse", wheels, "--upgrade", "--no-wait").code == 0
+
+
+@needs_sshd
+def test_what_a_running_board_cannot_take_is_told(edgefed: Run, tmp_path: Path) -> None:
+    root = make_running_root(tmp_path / "board", python="3.8", l4t="35.4.1")
+    with running_sshd(tmp_path / "sshd", root) as board:
+        command = ("flash", "ssh", "board", "--ssh-config", board.config, "--wheelhouse", tmp_path / "wheels", *WHO)
+        done = edgefed(*command)
+        assert (done.code, done.out) == (15, "")
+        assert "board is too old" in done.err
+        assert "JetPack 5" in done.err
+    root = make_running_root(tmp_path / "newer")
+    make_wheel(tmp_path / "wheels", "edgefed", tags="cp312-cp312-manylinux_2_17_riscv64")
+    make_wheel(tmp_path / "wheels", "pip")
+    with running_sshd(tmp_path / "sshd-2", root) as board:
+        done = edgefed("flash", "ssh", "board", "--ssh-config", board.config, "--wheelhouse", tmp_path / "wheels", *WHO)
+        assert done.code == 15
+        assert "does not fit" in done.err
+        assert not (root / "opt/edgefed").exists()

@@ -1,0 +1,189 @@
+"""Flashing a board that runs: through ssh, as root, with what is sent lying beside its place until all of it is whole.
+
+A file's name on the way is made from its content (`.NAME.` and the first digits of its sha256), so that flashing again
+after a cut finds what has come through, even half a wheel, and sends the rest. Until the last byte was read back the
+board is as it was; then one script, which needs the connection no more, renames everything.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from edgefed.errors import FlashError
+from edgefed.flashing.changes import Changes
+from edgefed.flashing.manifest import RECORD, File, read_record
+from edgefed.flashing.ssh_connection import Connection
+from edgefed.flashing.ssh_tree import SshTree, for_each
+from edgefed.flashing.tree import follow
+
+__all__ = ["check_running", "interrupted", "write"]
+
+_COPY_BYTES = 1 << 18
+_SPARE_BYTES = 1 << 20
+_DIGITS = 16  # of the sha256, in a name on the way: as many as `temporary_beside` has, so that others clean up after us
+
+_SYSTEMD_RUNS = '[ -d /run/systemd/system ] || { echo "systemd does not run there" >&2; exit 1; }'
+_SIZES = for_each('if [ -f "$path" ]; then stat -c %s -- "$path"; else echo 0; fi')
+_FREE = for_each('df -P -k -- "$path" | tail -n 1')
+_SEND = """
+umask 022 && mkdir -p -- "${1%/*}" && umask 077 && { [ "$2" -gt 0 ] || rm -f -- "$1"; } && exec cat >> "$1"
+"""
+# Synced and out of the cache, so that the card is read.
+_READ_BACK = "sync\n" + for_each(
+    'if [ -f "$path" ]; then '
+    'dd if="$path" of=/dev/null iflag=nocache count=0 2> /dev/null; sha256sum < "$path"; else echo none; fi'
+)
+_DROP = for_each('rm -f -- "$path"')
+_DROP_DIRECTORIES = for_each('{ rmdir -- "$path" 2> /dev/null || true; }')
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes that were sent, or found to be there, since the last call."""
+
+
+def check_running(connection: Connection) -> None:
+    """Refuses what is reached by ssh and is no booted board: a container, a rescue system.
+
+    Raises:
+        FlashError: systemd does not run there.
+    """
+    connection.run(_SYSTEMD_RUNS)
+
+
+def interrupted(tree: SshTree) -> bool:
+    """Returns whether an earlier flashing was interrupted while files got their names, and is to be finished now."""
+    path = follow(tree, RECORD)
+    return tree.lookup(path) is not None and not read_record(tree.read(path), tree.name).complete
+
+
+def write(connection: Connection, tree: SshTree, changes: Changes, progress: Progress = lambda _: None) -> None:
+    """Makes the changes on the board; where there are none, nothing is sent.
+
+    Args:
+        connection: to it.
+        tree: its root file system, as it was looked at.
+        changes: what to do.
+        progress: how far it is.
+
+    Raises:
+        FlashError: there is no space, or what was written does not read back the same: the board is then as it was. Or
+            the connection was cut: what came through lies there for the next time.
+    """
+    if changes.is_empty:
+        return
+    records = changes.record_file(complete=False), changes.record_file(complete=True)
+    files = (*records, *changes.write)
+    _check_space(connection, tree, files)
+    try:
+        _send_all(connection, files, progress)
+    except FlashError:
+        if connection.alive:
+            _clean(connection, tree, files)
+        raise
+    connection.run("exec sh -s", stdin=_commit(changes, *records).encode())
+
+
+def _staged(file: File) -> str:
+    """Returns a file's name on the way."""
+    place = PurePosixPath(file.path)
+    return str(place.with_name(f".{place.name}.{file.sha256[:_DIGITS]}"))
+
+
+def _ask(connection: Connection, script: str, paths: Sequence[str]) -> list[str]:
+    answers = connection.run(script, stdin="".join(f"{path}\0" for path in paths).encode())
+    return [answer.strip() for answer in answers.decode(errors="replace").split("\0")[:-1]]
+
+
+def _parts_there(connection: Connection, files: Sequence[File]) -> list[int]:
+    """Returns how many bytes of each file an earlier flashing has brought over; 0 where they cannot be of it."""
+    sizes = map(int, _ask(connection, _SIZES, [_staged(file) for file in files]))
+    return [size if size <= file.size_bytes else 0 for file, size in zip(files, sizes, strict=True)]
+
+
+def _check_space(connection: Connection, tree: SshTree, files: Sequence[File]) -> None:
+    parents = [_existing_parent(tree, file.path) for file in files]
+    needed_bytes: dict[str, int] = defaultdict(int)
+    free_bytes: dict[str, int] = {}
+    space = dict(zip(parents, _ask(connection, _FREE, parents), strict=True))
+    for file, parent, there in zip(files, parents, _parts_there(connection, files), strict=True):
+        device, _, _, free_kib, _, mounted = space[parent].split(None, 5)
+        needed_bytes[f"{mounted} ({device})"] += file.size_bytes - there
+        free_bytes[f"{mounted} ({device})"] = int(free_kib) * 1024
+    for where, needed in needed_bytes.items():
+        if needed + _SPARE_BYTES > free_bytes[where]:
+            raise FlashError(
+                f"{tree.name}: {needed} bytes are to be written to {where}, and {free_bytes[where]} are free: make room"
+            )
+
+
+def _existing_parent(tree: SshTree, path: str) -> str:
+    return next(str(parent) for parent in PurePosixPath(path).parents if tree.lookup(str(parent)) is not None)
+
+
+def _send_all(connection: Connection, files: Sequence[File], progress: Progress) -> None:
+    """Brings files over under their names on the way, and reads them back."""
+    for again in (False, True):
+        offsets = [0] * len(files) if again else _parts_there(connection, files)
+        for file, offset in zip(files, offsets, strict=True):
+            progress(offset)
+            # An empty file is sent too: it is made by that.
+            if offset < file.size_bytes or not file.size_bytes:
+                connection.send(_SEND, _staged(file), str(offset), blocks=_blocks(file.source, offset, progress))
+        found = _ask(connection, _READ_BACK, [_staged(file) for file in files])
+        files = [file for file, digest in zip(files, found, strict=True) if digest.split()[0] != file.sha256]
+        if not files:
+            return
+        # What came in two parts may be damaged where they meet: once more, as a whole.
+    raise FlashError(
+        f"{connection.host}: {files[0].path}: what was written does not read back the same: is the card worn, or a "
+        "wheel changing here?"
+    )
+
+
+def _blocks(source: bytes | Path, offset: int, progress: Progress) -> Iterator[bytes]:
+    if isinstance(source, bytes):
+        progress(len(source) - offset)
+        yield source[offset:]
+        return
+    with source.open("rb") as file:
+        file.seek(offset)
+        while block := file.read(_COPY_BYTES):
+            yield block
+            progress(len(block))
+
+
+def _clean(connection: Connection, tree: SshTree, files: Sequence[File]) -> None:
+    """Removes what was sent, and the directories that were made for it."""
+    made = {str(parent) for file in files for parent in PurePosixPath(file.path).parents}
+    missing = [path for path in sorted(made, reverse=True) if tree.lookup(path) is None]
+    _ask(connection, _DROP, [_staged(file) for file in files])
+    _ask(connection, _DROP_DIRECTORIES, missing)
+
+
+def _commit(changes: Changes, beginning: File, end: File) -> str:
+    """Returns the script that gives everything its name; it does nothing before it was read to its end."""
+    lines = [_put(beginning), "sync"]
+    lines += [_put(file) for file in changes.write]
+    lines += [shlex.join(("lead", link.path, link.target)) for link in changes.links]
+    lines += ["sync", _put(end)]
+    lines += [shlex.join(("rm", "-f", "--", path)) for path in changes.remove]
+    lines += [f"rm -f -- {_leftovers(file.path)}" for file in (*changes.write, end)]
+    # Wheels of an earlier flashing that was given up.
+    wheelhouses = {str(PurePosixPath(file.path).parent) for file in changes.write if file.path.endswith(".whl")}
+    lines += [f"rm -f -- {shlex.quote(directory)}/.*.whl.{'[0-9a-f]' * _DIGITS}" for directory in sorted(wheelhouses)]
+    lines += ["sync"]
+    functions = (Path(__file__).parent / "ssh_commit.sh").read_text()
+    body = "".join(f"    {line}\n" for line in lines)
+    return f"{functions}\ncommit() {{\n{body}}}\ncommit\n"
+
+
+def _put(file: File) -> str:
+    return shlex.join(("put", _staged(file), file.path, f"{file.mode:04o}"))
+
+
+def _leftovers(path: str) -> str:
+    """Returns a shell pattern of a file's names on the way."""
+    place = PurePosixPath(path)
+    return shlex.quote(str(place.with_name(f".{place.name}."))) + "[0-9a-f]" * _DIGITS

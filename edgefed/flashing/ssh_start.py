@@ -1,0 +1,133 @@
+"""Starting what was flashed onto a board that runs, and waiting until its agent is up, or says why it is not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from edgefed.errors import FlashError
+from edgefed.flashing.changes import Changes
+from edgefed.flashing.manifest import WHEELHOUSE
+from edgefed.flashing.ssh_connection import Connection
+
+__all__ = ["State", "judge", "start", "wait"]
+
+AGENT, FIRST_BOOT = "edgefed-agent.service", "edgefed-firstboot.service"
+_POLL_S = 2.0
+_PATIENCE_S = 1800.0  # a small board unpacks torch for many minutes
+_RESTARTS = 3
+_LAST_LINES = 12
+_FAILED_BUILD = "edgefed first boot: failed"
+
+# Failing to start is told by the units' own states, with the journal. The first boot comes first: it gives new files of
+# the configuration their owner.
+_START = f"""
+date +%s
+systemctl daemon-reload || exit 1
+udevadm control --reload 2> /dev/null || true
+systemctl "$1" {FIRST_BOOT} 2> /dev/null || true
+[ "$2" = no ] || systemctl try-restart {AGENT} 2> /dev/null || true
+"""
+_LOOK = f"""
+systemctl show -p Id -p ActiveState -p Result -p NRestarts {FIRST_BOOT} {AGENT} || exit 1
+printf '\\036'
+journalctl -q --no-pager -o cat --since "@$1" -u {FIRST_BOOT} -u {AGENT}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What systemd says of a unit.
+
+    Attributes:
+        active: its ActiveState.
+        result: of its last run.
+        restarts: how often it was started again by itself.
+    """
+
+    active: str
+    result: str
+    restarts: int
+
+
+def start(connection: Connection, changes: Changes) -> int:
+    """Has systemd read the units, and starts what builds the environment, which starts the agent.
+
+    Args:
+        connection: to the board.
+        changes: that were made; where they leave the environment as it is, an agent that runs is started anew here.
+
+    Returns:
+        When that was, in seconds of the board's clock.
+
+    Raises:
+        FlashError: systemd refuses, or the connection is cut.
+    """
+    written = [file.path for file in changes.write]
+    # A first boot that keeps failing waits longer and longer: with new files it need not.
+    first_boot = "restart" if written else "start"
+    agent = "yes" if written and not any(WHEELHOUSE in path for path in written) else "no"
+    return int(connection.run(_START, first_boot, agent).split()[0])
+
+
+def wait(connection: Connection, since_s: int, tell: Callable[[str], None] = lambda _: None) -> None:
+    """Waits until the agent is up.
+
+    Args:
+        connection: to the board.
+        since_s: when it was started, by the board's clock.
+        tell: called with every line of the units' journal.
+
+    Raises:
+        FlashError: building the environment failed, or the agent does not come up; the message has the journal's end.
+    """
+    told = fine = 0
+    give_up_s = time.monotonic() + _PATIENCE_S
+    while True:
+        said, _, journal = connection.run(_LOOK, str(since_s)).decode(errors="replace").partition("\x1e")
+        states, lines = _states(said), journal.splitlines()
+        for line in lines[told:]:
+            tell(line)
+        told = len(lines)
+        verdict = judge(states, lines)
+        # Twice in a row: an agent that ends right after its start, or is about to be restarted, looks up for a moment.
+        fine = fine + 1 if verdict == "up" else 0
+        if fine == 2:
+            return
+        if verdict == "failed" or time.monotonic() > give_up_s:
+            raise FlashError(_failure(connection.host, states, lines, failed=verdict == "failed"))
+        time.sleep(_POLL_S)
+
+
+def judge(states: Mapping[str, State], journal: Sequence[str]) -> Literal["up", "waiting", "failed"]:
+    """Returns how the start is going, from the units' states and what they have said since."""
+    building, agent = states.get(FIRST_BOOT), states.get(AGENT)
+    if building is None or agent is None:
+        return "waiting"
+    if building.result != "success" or any(line.startswith(_FAILED_BUILD) for line in journal):
+        return "failed"
+    if agent.active == "failed" or (agent.active != "active" and agent.restarts >= _RESTARTS):
+        return "failed"
+    return "up" if building.active == "inactive" and agent.active == "active" else "waiting"
+
+
+def _states(said: str) -> dict[str, State]:
+    """Returns what `systemctl show` said, by unit."""
+    states = {}
+    for block in said.strip().split("\n\n"):
+        of = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        if "Id" in of:
+            restarts = of.get("NRestarts", "")
+            states[of["Id"]] = State(
+                of.get("ActiveState", ""), of.get("Result", ""), int(restarts) if restarts.isdigit() else 0
+            )
+    return states
+
+
+def _failure(host: str, states: Mapping[str, State], journal: Sequence[str], *, failed: bool) -> str:
+    what = "does not come up" if failed else f"has not come up in {_PATIENCE_S / 60:.0f} minutes"
+    how = ", ".join(f"{unit} is {state.active} ({state.result})" for unit, state in sorted(states.items()))
+    end = "\n".join(f"  {line}" for line in journal[-_LAST_LINES:]) or "  (nothing)"
+    return f"{host}: everything is in its place, but the agent {what}: {how}. Its journal ends with:\n{end}"
