@@ -47,7 +47,7 @@ def ssh(
     from edgefed.flashing.ssh_start import wait as wait_until_up
     from edgefed.flashing.ssh_tree import SshTree
 
-    with told_where(wheelhouse), connect(host, config=ssh_config, terminal=sys.stdin.isatty()) as connection:
+    with told_where(asked.wheelhouse), connect(host, config=ssh_config, terminal=sys.stdin.isatty()) as connection:
         check_running(connection)
         tree = SshTree(connection)
         board = inspect(tree)
