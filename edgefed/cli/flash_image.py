@@ -61,6 +61,7 @@ def image(
 
     Examples:
       edgefed flash image os.img.xz -w wheels --device board-07 --fleet kitchen --broker host --output board-07.img
+      edgefed flash image os.img -w wheels -d board-07 -f kitchen -b host --token board-07.token -o board-07.img
       edgefed flash image board-07.img -w newer-wheels --upgrade
     """
     from edgefed.cli.flash_view import progress_bar, show

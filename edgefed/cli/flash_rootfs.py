@@ -57,8 +57,12 @@ def rootfs(
     what is in the directory, and are checked against it. Files get the owner that the directory has, so that of a real
     board it takes root (sudo). What fails is undone; what is there already is not overwritten.
 
+    With --token, the board makes its key at its first start, asks to be admitted (`edgefed fleet admit`) until it is,
+    and removes the token; without one, give it the --ca, --certificate and --key of `edgefed fleet enroll`.
+
     Examples:
       edgefed flash rootfs /media/card --wheelhouse wheels --device board-07 --fleet kitchen --broker broker.local
+      edgefed flash rootfs /media/card -w wheels -d board-07 -f kitchen -b broker.local --token board-07.token
       edgefed flash rootfs /media/card --wheelhouse newer-wheels --upgrade
     """
     from edgefed.cli.flash_view import progress_bar, show

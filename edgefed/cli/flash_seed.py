@@ -62,7 +62,8 @@ def seed(
     image as a second disk (its label is CIDATA). The image must have cloud-init. As it cannot be looked at from here,
     say what it has: architecture and Python.
 
-    A seed holds whatever the board shall know: with --key or --wifi, keep it like a key.
+    A seed holds whatever the board shall know: with --key, --token or --wifi, keep it like a key. The board leaves the
+    seed as it is; a token in it is of no use once the board has been admitted.
 
     Examples:
       edgefed flash seed seed -w wheels -a aarch64 --python 3.12 -d board-07 -f kitchen -b host --iso seed.iso
