@@ -18,7 +18,7 @@ from edgefed.stopping import Stopped, run_stoppable
 
 __all__ = ["main"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("edgefed.cli.enroll_process")  # whose __name__ is __main__ when it runs
 
 
 def main(arguments: list[str]) -> int:
