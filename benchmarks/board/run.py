@@ -82,37 +82,41 @@ def first_boot(console: Console, host: HostSide) -> dict[str, Any]:
     at_s["ready"] = console.now_s
     before = idle(console)
     print(f"{at_s['ready']:8.1f} s  ready; idle agent {before['median_mib']:.1f} MiB", flush=True)
-    with host.aggregator() as aggregator:
-        at_s["aggregator_started"] = console.now_s
-        history = host.directory / "run/history.jsonl"
-        while aggregator.poll() is None:
-            rounds = len(history.read_text().splitlines()) if history.exists() else 0
-            if rounds and "first_update_merged" not in at_s:
-                at_s["first_update_merged"] = console.now_s
-                print(f"{console.now_s:8.1f} s  first update merged", flush=True)
-            with_timeout(aggregator, 2)
-            if console.now_s > 2 * PATIENCE_S:
-                raise TimeoutError("the federation does not come to its end")
-        if aggregator.returncode != 0:
-            raise RuntimeError(f"the aggregator ended with {aggregator.returncode}; see {host.directory}")
-    at_s["federation_over"] = console.now_s
-    print(f"{console.now_s:8.1f} s  federation over after {ROUNDS} rounds", flush=True)
-    after = idle_once_the_worker_is_gone(console)
+    federation, rounds = federate(console, host)
     return {
-        "at_s": {name: round(seconds, 1) for name, seconds in at_s.items()},
-        "idle_agent": {"target_at_most_mib": IDLE_TARGET_MIB, "before_training": before, "after_training": after},
+        "at_s": {name: round(seconds, 1) for name, seconds in (at_s | federation).items()},
+        "idle_agent": {"target_at_most_mib": IDLE_TARGET_MIB, **before, "after_training": last_report(console)},
         "token": console.all(REPORT)[-1][1][6],
         "watchdog": [said[0] for _, said in console.all(r"Using hardware watchdog.*")],
         "failed_units": [said[0] for _, said in console.all(r"systemd\[1\]: .*: Failed with result.*")],
-        "rounds": [json.loads(line) for line in history.read_text().splitlines()],
+        "rounds": rounds,
         "device": ready,
     }
 
 
-def idle_once_the_worker_is_gone(console: Console) -> dict[str, Any] | None:
-    """The agent after training; its worker ends after ten minutes without work, which is not waited for."""
-    reports = console.all(REPORT)
-    return {"rss_mib": round(int(reports[-1][1][2]) / 1024, 1), "children": int(reports[-1][1][5])} if reports else None
+def federate(console: Console, host: HostSide) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Runs the federation to its end, and returns what was seen when, and its rounds as the aggregator tells them."""
+    at_s = {"aggregator_started": console.now_s}
+    history = host.directory / "run/history.jsonl"
+    with host.aggregator() as aggregator:
+        while aggregator.poll() is None:
+            if "first_update_merged" not in at_s and history.exists() and f'"{DEVICE}"' in history.read_text():
+                at_s["first_update_merged"] = console.now_s
+                print(f"{console.now_s:8.1f} s  first update merged", flush=True)
+            wait_at_most(aggregator, 1)
+            if console.now_s - at_s["aggregator_started"] > PATIENCE_S:
+                raise TimeoutError("the federation does not come to its end")
+    if aggregator.returncode != 0:
+        raise RuntimeError(f"the aggregator ended with {aggregator.returncode}; see {host.directory}")
+    at_s["federation_over"] = console.now_s
+    print(f"{console.now_s:8.1f} s  federation over after {ROUNDS} rounds", flush=True)
+    return at_s, [json.loads(line) for line in history.read_text().splitlines()]
+
+
+def last_report(console: Console) -> dict[str, Any]:
+    """Returns the agent's memory as it was told last; its worker ends after ten minutes, which are not waited for."""
+    _, said = console.all(REPORT)[-1]
+    return {"rss_mib": round(int(said[2]) / 1024, 1), "processes_of_its_own": int(said[5])}
 
 
 def second_boot(console: Console, host: HostSide, before: str) -> dict[str, Any]:
@@ -128,7 +132,7 @@ def second_boot(console: Console, host: HostSide, before: str) -> dict[str, Any]
     return {"at_s": {name: round(seconds, 1) for name, seconds in at_s.items()}, "idle_agent": seen, "again": again}
 
 
-def with_timeout(process: subprocess.Popen[bytes], timeout_s: float) -> None:
+def wait_at_most(process: subprocess.Popen[bytes], timeout_s: float) -> None:
     """Waits for a process for so long, or until it ends."""
     try:
         process.wait(timeout_s)

@@ -57,7 +57,7 @@ while sleep 10; do
     pid=$(systemctl show --property=MainPID --value edgefed-agent.service)
     [ "$pid" -gt 0 ] || continue
     set -- $(awk '/^(VmRSS|RssAnon|RssFile):/ {print $2}' /proc/$pid/status)
-    children=$(cat /proc/$pid/task/*/children | wc -w)
+    children=$(cat /proc/$pid/task/*/children 2> /dev/null | wc -w)
     token=$([ -e /etc/edgefed/claim/token ] && echo there || echo gone)
     echo "board report: pid=$pid rss_kib=$1 anonymous_kib=$2 file_kib=$3 children=$children token=$token" > /dev/console
 done
