@@ -14,7 +14,6 @@ from pathlib import Path
 
 from edgefed.agent.options import AgentOptions
 from edgefed.agent.service_manager import ServiceManager
-from edgefed.errors import ConfigError
 
 __all__ = ["until_enrolled"]
 
@@ -31,34 +30,26 @@ async def until_enrolled(
     *,
     first_delay_s: float = _FIRST_DELAY_S,
 ) -> None:
-    """Returns once the device has its certificate, and the token is gone where this process may remove it.
+    """Returns once the device is enrolled, and its token gone where this process may remove it.
 
-    It returns at once where there is a certificate already, or no token. What goes wrong is tried again, after
-    twice as long each time: the operator may say yes tomorrow, or bring another token.
+    Without a token it returns at once. What goes wrong is tried again, after twice as long each time: the operator may
+    say yes tomorrow, or bring another token.
 
     Args:
-        options: what `agent.toml` says; the files that it names are what enrolling writes.
+        options: what `agent.toml` says.
         token: a file of `edgefed fleet token`; it need not be there.
-        command: asks once to be enrolled, says on stderr what went wrong, and ends with 0 when it is done.
+        command: asks until there is an answer, says on stderr what went wrong, and ends with 0 where the device is
+            enrolled.
         manager: is told what the agent waits for.
-        first_delay_s: how long to wait after the first failure; at most ten minutes after later ones.
-
-    Raises:
-        ConfigError: there is a token, and `agent.toml` does not say where the certificate would go.
+        first_delay_s: how long to wait after the first failure; ten minutes at most after later ones.
     """
     if not token.exists():
         return
-    certificate = options.broker.tls_certificate
-    if not certificate:
-        raise ConfigError(f"{token}: enrolling needs tls_ca, tls_certificate and tls_key named in [broker]")
     delay_s = first_delay_s
-    while not Path(certificate).exists():
-        manager.tell(f"STATUS=asks fleet {options.fleet} to be admitted as {options.device}")
-        code = await _run(command)
-        if code == 0:
-            break
+    manager.tell(f"STATUS=asks fleet {options.fleet} to be admitted as {options.device}")
+    while code := await _run(command):
         _log.warning("not enrolled (exit code %d); trying again in %g s", code, delay_s)
-        manager.tell(f"STATUS=not admitted to fleet {options.fleet}; trying again in {delay_s:g} s")
+        manager.tell(f"STATUS=not admitted to fleet {options.fleet} (exit code {code}); trying again")
         await asyncio.sleep(delay_s)
         delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
     manager.tell(f"STATUS=enrolled in fleet {options.fleet} as {options.device}")
@@ -81,6 +72,6 @@ def _forget(token: Path) -> None:
     try:
         token.unlink()
     except OSError as error:  # a read-only /etc: it was for one use, and has had it
-        _log.info("%s is used up, and cannot be removed from here: %s", token, error.strerror)
+        _log.info("%s is of no more use, and cannot be removed from here: %s", token, error.strerror)
     else:
-        _log.info("enrolled; the token is used up, and %s is removed", token)
+        _log.info("%s is of no more use, and removed", token)

@@ -33,7 +33,7 @@ from edgefed.transport.base import Message, Transport
 from edgefed.transport.mqtt import connect_mqtt
 from edgefed.transport.options import Broker, guarded_client_id
 
-__all__ = ["enroll_board", "is_enrolled"]
+__all__ = ["check_meant_for", "enroll_board", "is_enrolled"]
 
 _log = logging.getLogger(__name__)
 _ASK_AGAIN_S = 10.0
@@ -74,7 +74,7 @@ async def enroll_board(
         TransportError: the broker does not let it ask, or none answers and `wait_for_broker` is off.
         OSError: a file cannot be read or written.
     """
-    _check_meant_for(options, token)
+    check_meant_for(options, token)
     broker = options.broker
     key = _own_key(Path(broker.tls_key))
     identity = Identity("device", options.device)
@@ -187,7 +187,12 @@ class _Asking:
             )
 
 
-def _check_meant_for(options: AgentOptions, token: TokenFile) -> None:
+def check_meant_for(options: AgentOptions, token: TokenFile) -> None:
+    """Sees to it that a token is for this device, and that what the device has already is of the same fleet.
+
+    Raises:
+        ConfigError: the token is for another device or fleet, or the authority that is there is another fleet's.
+    """
     if token.fleet != options.fleet:
         raise ConfigError(f"the token is of fleet {token.fleet}, and agent.toml is for fleet {options.fleet}")
     if not matches(options.device, token.device):

@@ -9,7 +9,7 @@ import logging
 import sys
 from pathlib import Path
 
-from edgefed.agent.enrollment import enroll_board
+from edgefed.agent.enrollment import check_meant_for, enroll_board, is_enrolled
 from edgefed.cli.agent_process import log_as_told
 from edgefed.config import read_agent
 from edgefed.errors import EdgefedError
@@ -19,16 +19,19 @@ from edgefed.stopping import Stopped, run_stoppable
 
 __all__ = ["main"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("edgefed.cli.enroll_process")  # whose __name__ is __main__ when it runs
 
 
 def main(arguments: list[str]) -> int:
     """Asks until there is an answer, writes what it brings, and returns the exit code."""
     log_as_told(arguments)
-    config, token = map(Path, arguments[:2])
     try:
-        options = read_agent(config)
-        key = run_stoppable(enroll_board(options, read_token(token)))
+        options = read_agent(Path(arguments[0]))
+        token = read_token(Path(arguments[1]))
+        if is_enrolled(options):  # its power went before the token was removed, or it was flashed once more
+            check_meant_for(options, token)
+            return 0
+        key = run_stoppable(enroll_board(options, token))
     except Stopped:
         return 1  # in good order or not: it is not enrolled
     except (EdgefedError, OSError) as error:

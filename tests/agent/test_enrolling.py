@@ -14,24 +14,15 @@ from edgefed.agent.enrolling import until_enrolled
 from edgefed.agent.options import AgentOptions
 from edgefed.agent.service_manager import ServiceManager
 from edgefed.data.source import DataSource
-from edgefed.errors import ConfigError
-from edgefed.transport.options import Broker
 
 NOBODY = ServiceManager()
-
-
-def options(place: Path | None) -> AgentOptions:
-    names = (
-        {} if place is None else {f"tls_{name}": str(place / f"{name}.pem") for name in ("ca", "certificate", "key")}
-    )
-    return AgentOptions(device="oven", fleet="kitchen", broker=Broker(**names), data=DataSource(path="d"))  # type: ignore[arg-type]
+OPTIONS = AgentOptions(device="oven", fleet="kitchen", data=DataSource(path="d"))
 
 
 def asking(place: Path, code: str) -> list[str]:
     """A program that counts how often it was asked, in `asked`."""
     counting = f"from pathlib import Path; asked = Path({str(place / 'asked')!r}); asked.open('a').write('.')"
-    write = f"certificate = Path({str(place / 'certificate.pem')!r})"
-    return [sys.executable, "-I", "-c", f"import os, sys, time; {counting}; {write}\n{code}"]
+    return [sys.executable, "-I", "-c", f"import os, sys, time; {counting}\n{code}"]
 
 
 @pytest.fixture
@@ -46,9 +37,8 @@ async def test_it_asks_until_it_is_enrolled_and_then_forgets_the_token(
     tmp_path: Path, token: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    third_time = "sys.exit(16) if len(asked.read_text()) < 3 else certificate.touch()"
-    command = asking(tmp_path, third_time)
-    await until_enrolled(options(tmp_path), token, command, NOBODY, first_delay_s=0.01)
+    command = asking(tmp_path, "sys.exit(16 if len(asked.read_text()) < 3 else 0)")
+    await until_enrolled(OPTIONS, token, command, NOBODY, first_delay_s=0.01)
     assert (tmp_path / "asked").read_text() == "..."
     assert not token.exists()
     said = [record.getMessage() for record in caplog.records]
@@ -56,36 +46,23 @@ async def test_it_asks_until_it_is_enrolled_and_then_forgets_the_token(
     assert "not enrolled (exit code 16); trying again in 0.02 s" in said
 
 
-async def test_a_token_that_a_kill_left_behind_goes_too(tmp_path: Path, token: Path) -> None:
-    (tmp_path / "certificate.pem").touch()
-    await until_enrolled(options(tmp_path), token, asking(tmp_path, ""), NOBODY)
-    assert not token.exists()
-    assert not (tmp_path / "asked").exists(), "nobody is asked who has a certificate"
-
-
 async def test_without_a_token_there_is_nothing_to_do(tmp_path: Path) -> None:
-    await until_enrolled(options(None), tmp_path / "none", asking(tmp_path, ""), NOBODY)
+    await until_enrolled(OPTIONS, tmp_path / "none", asking(tmp_path, ""), NOBODY)
     assert not (tmp_path / "asked").exists()
-
-
-async def test_a_token_without_a_place_for_the_certificate(token: Path) -> None:
-    with pytest.raises(ConfigError, match="enrolling needs tls_ca"):
-        await until_enrolled(options(None), token, ["false"], NOBODY)
 
 
 async def test_a_token_that_cannot_be_removed_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    (tmp_path / "certificate.pem").touch()
     token = Path("/proc/self/status")  # nobody, root neither, can remove it
-    await until_enrolled(options(tmp_path), token, ["false"], NOBODY)
+    await until_enrolled(OPTIONS, token, ["true"], NOBODY)
     assert "cannot be removed from here" in caplog.text
 
 
 async def test_what_asks_ends_with_the_agent(tmp_path: Path, token: Path) -> None:
-    command = asking(tmp_path, "certificate.with_name('pid').write_text(str(os.getpid())); time.sleep(600)")
-    task = asyncio.create_task(until_enrolled(options(tmp_path), token, command, NOBODY))
+    command = asking(tmp_path, "asked.with_name('pid').write_text(str(os.getpid())); time.sleep(600)")
+    task = asyncio.create_task(until_enrolled(OPTIONS, token, command, NOBODY))
     pid = tmp_path / "pid"
     while not (pid.exists() and pid.read_text()):  # noqa: ASYNC110  # another process writes it
         await asyncio.sleep(0.01)

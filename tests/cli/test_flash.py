@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -232,6 +235,28 @@ def test_a_seed_is_written(edgefed: Run, wheels: Path, tmp_path: Path) -> None:
     ):
         done = edgefed("flash", "seed", tmp_path / "new", "-a", "aarch64", "--python", wrong, "-w", wheels, *WHO)
         assert (done.code, message in done.err) == (code, True)
+
+
+@needs_e2fsprogs
+def test_a_token_goes_into_images_and_seeds_too(
+    edgefed: Run, rootfs: Rootfs, wheels: Path, token: Callable[..., Path], tmp_path: Path
+) -> None:
+    image, file = make_image(tmp_path / "os.img", rootfs(), "bare"), token("board-07")
+    done = edgefed("flash", "image", image, "-w", wheels, *WHO, "--token", file)
+    assert (done.code, done.err) == (0, "")
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    told = subprocess.run(
+        ["debugfs", "-R", "stat /etc/edgefed/claim/token", image], capture_output=True, text=True, env={"PATH": path}
+    ).stdout
+    assert "Mode:  0600" in told
+    options = ("--architecture", "aarch64", "--python", "3.12", "-w", wheels, *WHO)
+    done = edgefed("flash", "seed", tmp_path / "seed", *options, "--token", file)
+    assert (done.code, done.err) == (0, "")
+    with tarfile.open(tmp_path / "seed/edgefed.tar") as archive:
+        member = archive.getmember("etc/edgefed/claim/token")
+        content = archive.extractfile(member)
+        assert content is not None
+        assert (member.mode, content.read()) == (0o600, file.read_bytes())
 
 
 OWN = """device = "mine"

@@ -82,6 +82,9 @@ def test_the_environment_is_built_once_and_beside_it_one_of_other_wheels(home: H
     assert home.python(version) == "1.2"
     assert home.told.read_text() == "restart --no-block edgefed-agent.service\n" * 2, "until it got through"
     first = (home.path / "venv").readlink()
+    assert home.python("import needed_part; print(needed_part.__cached__)").startswith(str(home.path.resolve()))
+    compiled = {path.parent.parent.name for path in home.path.rglob("*.pyc")}
+    assert compiled >= {"needed_part", "agent_process", "pip"}, "the agent may not write there"
 
     assert home.boot() == "", "nothing to do at the second boot"
     (home.wheels / "needed_part-1.2-py3-none-any.whl").unlink()

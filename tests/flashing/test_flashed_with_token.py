@@ -21,9 +21,10 @@ from typing import Any
 
 import pytest
 
+from edgefed.security.fleet_directory import FleetDirectory, Lifetimes
 from edgefed.security.identities import Identity
 from tests.flashing.small_boards import Rootfs
-from tests.security.secured import NAME, PATIENCE_S, Secured
+from tests.security.secured import NAME, PATIENCE_S, Secured, now
 
 pytestmark = pytest.mark.broker
 BOARD = "board-07"
@@ -125,9 +126,29 @@ def test_a_flashed_token_makes_the_board_a_device_once(
     assert (root / "var/lib/edgefed/tls/key.pem").read_bytes() == key, "the key that it began with"
     assert f"enrolled as {BOARD} of fleet {NAME}" in log.read_text()
 
+    claim.write_bytes((tmp_path / "board.token").read_bytes())  # as if its power had gone before the token was removed
+    claim.chmod(0o600)
     with running(log, *start_command(root)):
         wait_for(lambda: status(secured)[BOARD]["state"]["status"] not in ("lost", "disconnected"), log)
     assert log.read_text().count("asks fleet") == 2, "not once more"
+    assert not claim.exists()
+
+
+def test_a_token_of_another_fleet_is_not_taken_for_used(
+    secured: Secured, rootfs: Rootfs, wheelhouse: Path, tmp_path: Path
+) -> None:
+    """A board moves to another fleet by being flashed again, and still has the files of the one before."""
+    root, log = rootfs(), tmp_path / "agent.log"
+    flash(secured, root, wheelhouse, tmp_path / "board.token")
+    secrets = root / "var/lib/edgefed/tls"
+    secrets.mkdir()
+    theirs = FleetDirectory.create(tmp_path / "theirs", NAME, hosts=["b"], lifetimes=Lifetimes(), now=now())
+    (secrets / "ca.pem").write_bytes(theirs.ca_file.read_bytes())
+    (secrets / "certificate.pem").write_text("of the fleet before")
+    with running(log, *start_command(root)):
+        wait_for(lambda: "not enrolled (exit code 3)" in log.read_text(), log)
+    assert "is the authority of another fleet than the token's" in log.read_text()
+    assert (root / "etc/edgefed/claim/token").exists()
 
 
 def test_a_used_token_is_refused_and_the_board_goes_on_asking(
