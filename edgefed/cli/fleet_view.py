@@ -74,6 +74,8 @@ def describe_aggregator(state: AggregatorState) -> str:
     parts += [f"{count} update{'s' if count > 1 else ''} {what}" for count, what in counts if count]
     if state.silenced:
         parts.append(f"{state.silenced} times a device was silenced")
+    if state.given_up:
+        parts.append(f"{state.given_up} round{'s' if state.given_up > 1 else ''} given up, the latest {state.gave_up}")
     if state.note:
         parts.append(state.note)
     return " · ".join(parts)

@@ -55,6 +55,7 @@ class AggregatorState(Wire, frozen=True, kw_only=True):
     """Host state. `status` is `lost` in the will; devices then keep what they have and wait.
 
     `epsilon` is what the sums so far have cost of the devices' privacy at `delta`; null where no noise is added.
+    `given_up` counts rounds that were given up because an adapter had diverged; `gave_up` says of the latest why.
     `rejected`, `excluded`, `clipped` and `silenced` count refusals, and `refusals` are the latest of them, newest last.
     """
 
@@ -81,6 +82,8 @@ class AggregatorState(Wire, frozen=True, kw_only=True):
     clipped: Count = 0
     silenced: Count = 0
     refusals: list[Refusal] = msgspec.field(default_factory=list)
+    given_up: Count = 0
+    gave_up: Text = ""
 
 
 class DeviceState(Wire, frozen=True, kw_only=True):
