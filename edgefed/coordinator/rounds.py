@@ -242,6 +242,7 @@ def _after_work(
         earlier = tuple(one for one in (*state.carried, *state.waiting) if one not in state.giving_up.updates)
         copied = replace(state, carried=earlier, waiting=(), copied=state.round)
         return _go_on(copied, now_s, rules)
+    assert isinstance(event, Merged)
     given_up = state.given_up if state.typical else 0  # where nobody evaluates, a sum that can be made is good news
     merged = replace(state, carried=state.waiting, waiting=(), given_up=given_up)
     if _target_is_reached(state, rules):
