@@ -19,6 +19,7 @@
     ├── AdapterError             8   an adapter has wrong shapes, names, ranks or values
     ├── StoreError               9   the aggregator's durable store cannot be used
     ├── WorkerError             10   the training subprocess
+    │   ├── Diverged                 the loss, or its gradient, is no longer finite
     │   ├── WorkerDied               it ended without an answer
     │   └── WorkerOutOfMemory        it ended, or said so, for lack of memory
     ├── DeviceIdTaken           11   another live agent uses this device id
@@ -48,6 +49,7 @@ __all__ = [
     "DeviceIdTaken",
     "Disconnected",
     "DiskFull",
+    "Diverged",
     "EdgefedError",
     "FederationFailed",
     "FlashError",
@@ -159,6 +161,10 @@ class WorkerError(EdgefedError):
     """The training subprocess failed."""
 
     exit_code = 10
+
+
+class Diverged(WorkerError):
+    """The loss, or its gradient, is no longer finite: in training, or of an adapter that is evaluated."""
 
 
 class WorkerDied(WorkerError):

@@ -23,6 +23,7 @@ __all__ = [
     "remove_leftovers",
     "replace_file",
     "sync_directory",
+    "sync_file",
     "temporary_beside",
 ]
 
@@ -125,8 +126,13 @@ def remove_leftovers(directory: Path) -> None:
 
 def sync_directory(path: Path) -> None:
     """Makes renames inside the directory survive a power cut."""
-    directory = os.open(path, os.O_RDONLY)
+    sync_file(path)
+
+
+def sync_file(path: Path) -> None:
+    """Makes what is in a file survive a power cut."""
+    file = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(file)
     finally:
-        os.close(directory)
+        os.close(file)

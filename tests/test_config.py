@@ -126,7 +126,7 @@ class TestRefusals:
                 f"{FEDERATION}quorum = 2\n{MODEL}",
                 "quorum is not a known key; it belongs in [selection]. allowed at the top of the file: fleet, rounds, "
                 "seed, target_loss, directory, model, task, method, server_optimizer, training, evaluation, privacy, "
-                "client_privacy, selection, robustness, transfers, aggregator, broker, models",
+                "client_privacy, selection, robustness, divergence, transfers, aggregator, broker, models",
             ),
             (
                 f"{FEDERATION}{MODEL}[method]\nrank = 8",

@@ -144,7 +144,9 @@ class Finished(_Frame, frozen=True, kw_only=True, tag="finished"):
 class Failed(_Frame, frozen=True, kw_only=True, tag="failed"):
     """The request could not be done. `kind` is the branch of the error tree."""
 
-    kind: Literal["memory", "data", "model", "adapter", "config", "disk", "worker", "cancelled", "suspended"]
+    kind: Literal[
+        "memory", "data", "model", "adapter", "config", "disk", "diverged", "worker", "cancelled", "suspended"
+    ]
     message: str
 
 

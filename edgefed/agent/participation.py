@@ -37,7 +37,7 @@ from edgefed.agent.work_times import OutOfTime, WorkTimes
 from edgefed.agent.worker_process import WorkerProcess
 from edgefed.devices.conditions import read_conditions
 from edgefed.devices.sampling import Sampler
-from edgefed.errors import DiskFull, EdgefedError, WorkerDied, WorkerError, WorkerOutOfMemory
+from edgefed.errors import DiskFull, Diverged, EdgefedError, WorkerDied, WorkerError, WorkerOutOfMemory
 from edgefed.files import hash_file
 from edgefed.protocol.messages.down import Accepted, Refused, RoundAnswer
 from edgefed.protocol.messages.manifest import Plan
@@ -161,9 +161,12 @@ class Participation:
             await self._send(Decline(run=announced.run, round=announced.round, reason=str(reason)))
         except (CannotTakePart, EdgefedError) as reason:
             note = f"round {announced.round}: {reason}"
-            if not isinstance(reason, WorkerError):  # the next worker may do better, if the round is announced again
+            diverged = isinstance(reason, Diverged)
+            if diverged or not isinstance(reason, WorkerError):  # else the next worker may do better, if called again
                 self._done.add((announced.run, announced.round))
-            await self._send(Decline(run=announced.run, round=announced.round, reason=str(reason)[:4096]))
+            await self._send(
+                Decline(run=announced.run, round=announced.round, reason=str(reason)[:4096], diverged=diverged)
+            )
         if note:
             _log.warning("%s", note)
         await self._presence.show(self._transport, "ready", round=announced.round, note=note[:4096])

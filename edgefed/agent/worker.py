@@ -40,6 +40,7 @@ from edgefed.errors import (
     AdapterError,
     ConfigError,
     DataError,
+    Diverged,
     EdgefedError,
     ModelError,
     WorkerError,
@@ -62,13 +63,14 @@ _OUT_OF_MEMORY_TEXTS = ("out of memory", "NVML_SUCCESS == r", "NvMapMemAlloc", "
 _DISK_TEXTS = ("(os error 28)", "(os error 122)")
 """ENOSPC and EDQUOT, as the safetensors library words them in an error of its own."""
 
-_KINDS: tuple[tuple[type[BaseException], Literal["memory", "data", "model", "adapter", "config"]], ...] = (
+_KINDS: tuple[tuple[type[BaseException], Literal["memory", "data", "model", "adapter", "config", "diverged"]], ...] = (
     (MemoryError, "memory"),
     (WorkerOutOfMemory, "memory"),
     (DataError, "data"),
     (ModelError, "model"),
     (AdapterError, "adapter"),
     (ConfigError, "config"),
+    (Diverged, "diverged"),
 )
 
 

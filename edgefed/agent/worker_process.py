@@ -32,6 +32,7 @@ from edgefed.errors import (
     ConfigError,
     DataError,
     DiskFull,
+    Diverged,
     ModelError,
     WorkerDied,
     WorkerError,
@@ -50,6 +51,7 @@ _ERRORS = {
     "adapter": AdapterError,
     "config": ConfigError,
     "disk": DiskFull,
+    "diverged": Diverged,
     "worker": WorkerError,
 }
 

@@ -67,21 +67,26 @@ def describe_aggregator(state: AggregatorState) -> str:
     parts.append(f"in {human_bytes(state.received_bytes)}, out {human_bytes(state.broadcast_bytes)}")
     if state.epsilon is not None and state.delta is not None:
         parts.append(f"ε of devices {state.epsilon:.3g} at δ = {state.delta:g}")
-    counts = (
-        (state.rejected, "rejected"),
-        (state.excluded, "excluded"),
-        (state.clipped, "clipped"),
-    )
-    parts += [f"{count} update{'s' if count > 1 else ''} {what}" for count, what in counts if count]
-    if state.silenced:
-        parts.append(f"{state.silenced} times a device was silenced")
-    if state.distrusted:
-        parts.append(f"{state.distrusted} message{'s' if state.distrusted > 1 else ''} not trusted")
-    if state.outdated:
-        parts.append(f"{state.outdated} out of date")
+    parts += _trouble(state)
     if state.note:
         parts.append(state.note)
     return printable(" · ".join(parts))
+
+
+def _trouble(state: AggregatorState) -> list[str]:
+    """Returns what was refused, and what was given up, as far as there is any of it."""
+    counts = (
+        (state.rejected, "update", "rejected"),
+        (state.excluded, "update", "excluded"),
+        (state.clipped, "update", "clipped"),
+        (state.distrusted, "message", "not trusted"),
+        (state.outdated, "message", "out of date"),
+        (state.given_up, "round", f"given up, the latest {state.gave_up}"),
+    )
+    parts = [f"{count} {thing}{'s' if count > 1 else ''} {what}" for count, thing, what in counts if count]
+    if state.silenced:
+        parts.append(f"{state.silenced} times a device was silenced")
+    return parts
 
 
 def describe_refusals(state: AggregatorState) -> list[str]:

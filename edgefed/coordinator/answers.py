@@ -55,6 +55,8 @@ class MergedRound(msgspec.Struct, frozen=True, kw_only=True):
         delta: δ that it holds at.
         privacy_assumptions: what that guarantee stands on and what it leaves out, in words.
         interventions: accepted updates that did not enter the sum as they came.
+        copied: the earlier round whose adapter is this one's, where the round was given up; null of a sum.
+        given_up_because: why it was.
     """
 
     round: int
@@ -70,3 +72,5 @@ class MergedRound(msgspec.Struct, frozen=True, kw_only=True):
     delta: float | None = None
     privacy_assumptions: str = ""
     interventions: tuple[Intervention, ...] = ()
+    copied: int | None = None
+    given_up_because: str = ""

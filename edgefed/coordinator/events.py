@@ -22,8 +22,12 @@ __all__ = [
     "EvaluationReceived",
     "Event",
     "Finish",
+    "GiveUp",
+    "GivenUp",
     "Merge",
+    "MergeFailed",
     "Merged",
+    "Recovered",
     "Refuse",
     "RosterRead",
     "Stop",
@@ -66,9 +70,10 @@ class DeviceJoined(msgspec.Struct, frozen=True, tag="joined"):
 
 
 class DeviceLeft(msgspec.Struct, frozen=True, tag="left"):
-    """A device declined, gave up, or was lost."""
+    """A device declined, gave up, or was lost. `diverged`: it has found values that are not finite."""
 
     device: str
+    diverged: bool = False
 
 
 class DeviceReturned(msgspec.Struct, frozen=True, tag="returned"):
@@ -104,6 +109,32 @@ class Merged(msgspec.Struct, frozen=True, tag="merged"):
     last_because: str = ""
 
 
+class MergeFailed(msgspec.Struct, frozen=True, tag="merge-failed"):
+    """The round's sum cannot be written down: it is not finite."""
+
+    round: int
+    reason: str
+
+
+class GivenUp(msgspec.Struct, frozen=True, tag="given-up"):
+    """The round is given up: its adapter is that of an earlier round once more, and that is durable."""
+
+    round: int
+
+
+class Recovered(msgspec.Struct, frozen=True, tag="recovered"):
+    """The store was put right from what was whole: all rounds up to this one are over.
+
+    Attributes:
+        round: the last of them; its adapter is one that is whole.
+        losses, typical: of evaluated adapters, as `State` has them.
+    """
+
+    round: int
+    losses: tuple[tuple[int, float], ...] = ()
+    typical: tuple[tuple[int, float], ...] = ()
+
+
 class Tick(msgspec.Struct, frozen=True, tag="tick"):
     """Time passed."""
 
@@ -132,6 +163,9 @@ Event = (
     | UpdateReceived
     | EvaluationReceived
     | Merged
+    | MergeFailed
+    | GivenUp
+    | Recovered
     | Tick
     | Stop
     | RosterRead
@@ -171,10 +205,28 @@ class Merge:
 
 
 @dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Make the adapter of an earlier round that of this one, then report `GivenUp`.
+
+    Attributes:
+        round: the round.
+        of: the earlier round; 0 is the adapter before the first.
+        reason: why, in words.
+        updates: what had been accepted, and will be in no sum.
+    """
+
+    round: int
+    of: int
+    reason: str
+    updates: tuple[Update, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
-    """Announce the end."""
+    """Announce the end; `failed` where it came before the last round or the target."""
 
     reason: str
+    failed: bool = False
 
 
-Action = Announce | Accept | Refuse | Merge | Finish
+Action = Announce | Accept | Refuse | Merge | GiveUp | Finish

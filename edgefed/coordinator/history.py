@@ -83,6 +83,8 @@ def _merged_line(merged: MergedRound, answers: list[Answer], loss_before: float 
             for answer in answers
             if answer.outcome in ("dropped", "rejected")
         ],
+        "copied": merged.copied,
+        "given_up_because": merged.given_up_because,
         "interventions": msgspec.to_builtins(merged.interventions),
         "adapter_rank": merged.manifest.rank,
         "adapter_norm": merged.norm,

@@ -53,14 +53,15 @@ class Ledger:
         return actions
 
     def apply_merged(self, merged: MergedRound, *, last_because: str = "") -> tuple[events.Action, ...]:
-        """Takes the end of a merge, keeps its record, and returns what to do next.
+        """Takes the end of a merge, or of giving a round up, keeps its record, and returns what to do next.
 
         Args:
             merged: the record.
             last_because: why no other merge may follow; "" where one may.
         """
         now_s = self.now_s()
-        event = events.Merged(merged.round, last_because)
+        given_up = merged.copied is not None
+        event = events.GivenUp(merged.round) if given_up else events.Merged(merged.round, last_because)
         state, actions = rounds.step(self.state, event, now_s, self._rules)
         self._store.add_merged(event, now_s, merged)
         self.state = state

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from edgefed.aggregation.exchange import Delivered, Exchange, MergedState
+from edgefed.aggregation.exchange import Delivered, Exchange, Intervention, MergedState
 from edgefed.coordinator.answers import MergedRound
-from edgefed.coordinator.events import Update
+from edgefed.coordinator.divergence import last_good
+from edgefed.coordinator.events import GiveUp, Update
 from edgefed.coordinator.round_state import State
 from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.selection import Selection
 
-__all__ = ["RoundTraffic", "merge_round", "tidy"]
+__all__ = ["RoundTraffic", "give_up_round", "merge_round", "tidy"]
 
 
 class RoundTraffic:
@@ -87,12 +88,44 @@ def merge_round(
     return record, merged
 
 
+def give_up_round(
+    exchange: Exchange, directory: RunDirectory, doing: GiveUp, traffic: RoundTraffic
+) -> tuple[MergedRound, MergedState]:
+    """Makes an earlier adapter that of a round that is given up. Slow: call it in a thread.
+
+    Returns:
+        The record, in which every update of the round stands as excluded; and the state, which is durable.
+    """
+    started_s = time.monotonic()
+    directory.copy_state(doing.of, doing.round)
+    state = exchange.load(directory.state(doing.round))
+    reason = f"round {doing.round} was given up: {doing.reason}"
+    merged_unix_s = time.time()
+    record = MergedRound(
+        round=doing.round,
+        manifest=state.manifest,
+        devices={},
+        norm=state.norm,
+        merge_s=time.monotonic() - started_s,
+        broadcast_bytes=traffic.broadcast_bytes,
+        received_bytes=traffic.received_bytes,
+        opened_unix_s=merged_unix_s - traffic.lasted_s,
+        merged_unix_s=merged_unix_s,
+        interventions=tuple(
+            Intervention(device=update.device, round=update.round, what="excluded", reason=reason)
+            for update in doing.updates
+        ),
+        copied=doing.of,
+        given_up_because=doing.reason,
+    )
+    return record, state
+
+
 def tidy(directory: RunDirectory, selection: Selection, state: State, merged: int) -> None:
     """Removes what no later merge, export or late update can need, once `merged` rounds are merged."""
     oldest = merged - (selection.max_staleness if selection.late == "discount" else 0)
     keep = {0, merged, *range(max(0, oldest), merged + 1)}
-    if state.best is not None:
-        keep.add(state.best[0])
+    keep |= {best[0] for best in (state.best, last_good(state.typical)) if best is not None}
     directory.drop_states(keep)
     waiting = (*state.updates, *state.carried, *state.waiting)
     directory.drop_updates(directory.update(u.device, u.round, u.sha256) for u in waiting)

@@ -142,6 +142,8 @@ class Notices:
             quorum=self._options.selection.quorum,
             **refusals.totals,
             refusals=refusals.latest,
+            given_up=refusals.given_up,
+            gave_up=refusals.gave_up[:4096],
             best_round=best[0] if best else None,
             best_loss=best[1] if best else None,
             last_loss=state.losses[-1][1] if state.losses else None,

@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from edgefed.aggregation.options import ClientPrivacy, ServerOptimizer
 from edgefed.aggregation.robustness import Robustness
+from edgefed.coordinator.divergence import Divergence
 from edgefed.coordinator.round_state import Rules
 from edgefed.coordinator.selection import Selection
 from edgefed.errors import ConfigError
@@ -89,6 +90,7 @@ class FederationOptions(msgspec.Struct, frozen=True, kw_only=True):
         client_privacy: differential privacy of whole devices in what the aggregator sends out.
         selection: who takes part, and when a round closes.
         robustness: what a single device may do to a sum.
+        divergence: what is done about a global adapter that has become much worse, or is no longer finite.
         transfers: chunks and windows.
         aggregator: what the aggregator may take of its machine.
         broker: how to reach the broker.
@@ -110,6 +112,7 @@ class FederationOptions(msgspec.Struct, frozen=True, kw_only=True):
     client_privacy: ClientPrivacy = ClientPrivacy()
     selection: Selection = Selection()
     robustness: Robustness = Robustness()
+    divergence: Divergence = Divergence()
     transfers: Transfers = Transfers()
     aggregator: AggregatorMachine = AggregatorMachine()
     broker: Broker = Broker()
@@ -142,4 +145,5 @@ class FederationOptions(msgspec.Struct, frozen=True, kw_only=True):
             final_evaluation=bool(self.evaluation.every),
             target_loss=self.target_loss,
             seed=self.seed,
+            divergence=self.divergence,
         )

@@ -253,7 +253,7 @@ class Reception:
         _log.warning("device %(device)s does not take part in round %(round)d: %(reason)s", about)
         if decline.round == self._ledger.state.round:
             self._intake.give_up_on(device)
-            self._perform(self._ledger.apply(events.DeviceLeft(device)))
+            self._perform(self._ledger.apply(events.DeviceLeft(device, decline.diverged)))
 
     def _consider(self, device: str, offer: UpdateOffer) -> None:
         if self._is_answered(device, offer):

@@ -22,11 +22,17 @@ class Refusals:
 
     Args:
         store: of the run.
+
+    Attributes:
+        given_up: whole rounds that were given up.
+        gave_up: which was the latest, and why.
     """
 
     def __init__(self, store: Store) -> None:
         self._totals: Counter[RefusalKind] = Counter()
         self._latest: deque[Refusal] = deque()
+        self.given_up = 0
+        self.gave_up = ""
         for answer in store.latest_rejected(_LATEST):
             self.take_answer(answer)
         for merged in store.merged_rounds():
@@ -49,7 +55,10 @@ class Refusals:
         self._add("rejected", rejected.device, rejected.round, rejected.reason, rejected.received_unix_s)
 
     def take_merged(self, merged: MergedRound) -> None:
-        """Takes what a merge did about single updates."""
+        """Takes what a merge did about single updates, or that its round was given up."""
+        if merged.copied is not None:
+            self.given_up += 1
+            self.gave_up = f"round {merged.round}: {merged.given_up_because}"
         for one in merged.interventions:
             self._add(one.what, one.device, one.round, one.reason, merged.merged_unix_s)
 

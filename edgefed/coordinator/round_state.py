@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from edgefed.coordinator.events import Update
+from edgefed.coordinator.divergence import Divergence
+from edgefed.coordinator.events import GiveUp, Update
 from edgefed.coordinator.selection import Selection
 from edgefed.protocol.messages.down import Duty
 from edgefed.protocol.messages.retained import Phase
@@ -24,6 +25,7 @@ class Rules:
         final_evaluation: whether a last round looks at the final adapter without training.
         target_loss: the federation ends early once the evaluated loss is at most this.
         seed: of the selection.
+        divergence: when a round is given up.
     """
 
     rounds: int
@@ -31,6 +33,7 @@ class Rules:
     final_evaluation: bool = True
     target_loss: float | None = None
     seed: int = 0
+    divergence: Divergence = field(default_factory=Divergence)
 
     @property
     def places(self) -> int | None:
@@ -62,8 +65,14 @@ class State:
         owed: (round, device) of participants of closed rounds whose updates the next sum would still take.
         evaluations: (loss, target tokens) of the adapter that this round started from, by device.
         losses: (round, loss) of each evaluated adapter; round 0 is the base model.
+        typical: (round, median loss over the devices) of each evaluated adapter that has not diverged.
+        diverged: participants that have found values that are not finite, sorted.
+        giving_up: what is being done instead of a sum.
+        given_up: rounds that were given up in a row.
+        copied: the last round that was given up: its adapter is an earlier one once more.
         finished_reason: why it ended.
         held: devices that get no new task, and what the operator wants of them, sorted.
+        failed: whether it ended without reaching its last round or its target.
     """
 
     phase: Phase = "gathering"
@@ -81,8 +90,14 @@ class State:
     owed: frozenset[tuple[int, str]] = frozenset()
     evaluations: tuple[tuple[str, float, int], ...] = ()
     losses: tuple[tuple[int, float], ...] = ()
+    typical: tuple[tuple[int, float], ...] = ()
+    diverged: tuple[str, ...] = ()
+    giving_up: GiveUp | None = None
+    given_up: int = 0
+    copied: int = 0
     finished_reason: str = ""
     held: tuple[tuple[str, Duty], ...] = ()
+    failed: bool = False
 
     @property
     def best(self) -> tuple[int, float] | None:

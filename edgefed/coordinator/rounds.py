@@ -6,38 +6,36 @@
 
 A round gathers volunteers, selects from them, and closes when every selected device has delivered or gone, when the
 wanted number of updates is in, or at the deadline; never below the quorum. Below it, the deadline is set anew and
-everybody is called again; the round then closes by the same rule. Publishing a merged adapter and opening the
-next round are one event, so there is no moment in which a crash could lose or repeat a merge.
+everybody is called again; the round then closes by the same rule. A round that starts from an adapter that has
+diverged is given up: it is `merging` while an earlier adapter is made its result. Publishing a merged adapter and
+opening the next round are one event, so there is no moment in which a crash could lose or repeat a merge.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal
 
+from edgefed.coordinator.divergence import last_good, most_have_diverged, typical_loss, why_diverged
 from edgefed.coordinator.events import (
     Accept,
     Action,
     Announce,
     Begin,
-    DeviceJoined,
-    DeviceLeft,
-    DeviceReturned,
-    EvaluationReceived,
     Event,
     Finish,
+    GivenUp,
+    GiveUp,
     Merge,
     Merged,
+    MergeFailed,
+    Recovered,
     Refuse,
-    RosterRead,
     Stop,
-    UpdateReceived,
 )
-from edgefed.coordinator.offers import judge_offer
+from edgefed.coordinator.participants import remaining_s, take_in
 from edgefed.coordinator.round_state import Rules, State
-from edgefed.protocol.messages.down import Duty
 
 __all__ = ["next_deadline", "recover", "step"]
 
@@ -57,14 +55,9 @@ def step(state: State, event: Event, now_s: float, rules: Rules) -> tuple[State,
         return _open(state, 1, "train", now_s) if state.round == 0 else (state, ())
     if isinstance(event, Stop):
         return _finish(state, event.reason)
-    if isinstance(event, Merged):
-        return _after_merge(state, event, now_s, rules)
-    if isinstance(event, DeviceJoined):
-        state, actions = _join(state, event.device, now_s, rules)
-    elif isinstance(event, RosterRead):
-        state, actions = _obey(state, event)
-    else:
-        state, actions = _note(state, event, rules), ()
+    if isinstance(event, Merged | MergeFailed | GivenUp | Recovered):
+        return _after_work(state, event, now_s, rules)
+    state, actions = take_in(state, event, now_s, rules)
     state, more = _advance(state, now_s, rules)
     return state, (*actions, *more)
 
@@ -72,7 +65,9 @@ def step(state: State, event: Event, now_s: float, rules: Rules) -> tuple[State,
 def recover(state: State) -> tuple[Action, ...]:
     """Returns what a restarted service has to do before anything else. Every action is safe to repeat."""
     if state.phase == "finished":
-        return (Finish(state.finished_reason),)
+        return (Finish(state.finished_reason, state.failed),)
+    if state.giving_up is not None:
+        return (state.giving_up,)
     if state.phase == "merging":
         return (Merge(state.round, (*state.carried, *state.updates)),)
     return (Announce(),) if state.round else ()
@@ -104,105 +99,18 @@ def _open(
         owed=state.owed,
         losses=state.losses,
         held=state.held,
+        typical=state.typical,
+        given_up=state.given_up,
+        copied=state.copied,
     )
     return opened, (Announce(),)
 
 
-def _finish(state: State, reason: str) -> tuple[State, tuple[Action, ...]]:
-    return replace(state, phase="finished", outstanding=(), overdue=(), finished_reason=reason), (Finish(reason),)
-
-
-def _obey(state: State, event: RosterRead) -> tuple[State, tuple[Action, ...]]:
-    """Takes who is held out of what has not begun, and who is removed out of what has."""
-    if event.held == state.held:
-        return state, ()
-    held = dict(event.held)
-    removed = {device for device, duty in event.held if duty == "removed"}
-    obeyed = replace(
-        state,
-        held=event.held,
-        candidates=tuple(device for device in state.candidates if device not in held),
-        participants=tuple(
-            device for device in state.participants if device not in removed or device in state.delivered
-        ),
-        outstanding=tuple(device for device in state.outstanding if device not in removed),
-        overdue=tuple(device for device in state.overdue if device not in removed),
-        owed=frozenset(pair for pair in state.owed if pair[1] not in removed),
+def _finish(state: State, reason: str, *, failed: bool = False) -> tuple[State, tuple[Action, ...]]:
+    over = replace(
+        state, phase="finished", outstanding=(), overdue=(), giving_up=None, finished_reason=reason, failed=failed
     )
-    return obeyed, tuple(Refuse(device, _WHY_HELD[held[device]]) for device in state.candidates if device in held)
-
-
-def _note(state: State, event: Event, rules: Rules) -> State:
-    if isinstance(event, DeviceLeft):
-        return _leave(state, event.device)
-    if isinstance(event, DeviceReturned):
-        return _return(state, event.device)
-    if isinstance(event, UpdateReceived):
-        return _receive(state, event, rules)
-    if isinstance(event, EvaluationReceived):
-        return _evaluate(state, event)
-    return state
-
-
-def _join(state: State, device: str, now_s: float, rules: Rules) -> tuple[State, tuple[Action, ...]]:
-    duty = dict(state.held).get(device)
-    if duty is not None and device not in state.participants:  # who takes part already may ask again
-        return state, (Refuse(device, _WHY_HELD[duty]),)
-    if state.phase == "gathering":
-        known = device in state.candidates
-        return state if known else replace(state, candidates=_with(state.candidates, device)), ()
-    if state.phase != "training":
-        return state, (Refuse(device, "the round is closed: its updates are being merged"),)
-    if device in state.delivered:
-        return state, (Refuse(device, "this device's answer to the round is already in"),)
-    places = rules.places
-    if device not in state.participants and places is not None and _taken(state) >= places:
-        return state, (Refuse(device, f"the round has its {places} participants"),)
-    if device not in state.outstanding or device in state.overdue:  # else it asks again because the answer got lost
-        state = replace(
-            state,
-            participants=_with(state.participants, device),
-            outstanding=_with(state.outstanding, device),
-            overdue=_without(state.overdue, device),
-        )
-    return state, (Accept(device, _remaining_s(state, now_s, rules)),)
-
-
-def _leave(state: State, device: str) -> State:
-    if device not in state.candidates and device not in state.outstanding:
-        return state
-    return _not_awaited(replace(state, candidates=_without(state.candidates, device)), device)
-
-
-def _return(state: State, device: str) -> State:
-    takes_part = state.phase == "training" and device in state.participants and device not in state.delivered
-    if not takes_part or (device in state.outstanding and device not in state.overdue):
-        return state
-    return replace(state, outstanding=_with(state.outstanding, device), overdue=_without(state.overdue, device))
-
-
-def _receive(state: State, event: UpdateReceived, rules: Rules) -> State:
-    update = event.update
-    verdict = judge_offer(state, rules, update.device, update.round)
-    if verdict == "late":
-        state = replace(state, owed=state.owed - {(update.round, update.device)})
-        if state.phase == "merging":
-            return replace(state, waiting=(*state.waiting, update))
-        return replace(state, carried=(*state.carried, update))
-    if verdict != "wanted":
-        return state
-    state = _not_awaited(replace(state, updates=(*state.updates, update)), update.device)
-    if event.loss is None or not event.target_tokens:
-        return state
-    return replace(state, evaluations=(*state.evaluations, (update.device, event.loss, event.target_tokens)))
-
-
-def _evaluate(state: State, event: EvaluationReceived) -> State:
-    expected = state.kind == "evaluate" and state.phase == "training" and event.round == state.round
-    if not expected or event.device not in state.participants or event.device in state.delivered:
-        return state
-    evaluations = (*state.evaluations, (event.device, event.loss, event.target_tokens))
-    return _not_awaited(replace(state, evaluations=evaluations), event.device)
+    return over, (Finish(reason, failed),)
 
 
 def _advance(state: State, now_s: float, rules: Rules) -> tuple[State, tuple[Action, ...]]:
@@ -234,15 +142,18 @@ def _select(state: State, now_s: float, rules: Rules) -> tuple[State, tuple[Acti
         participants=chosen,
         outstanding=chosen,
     )
-    remaining_s = _remaining_s(selected, now_s, rules)
+    left_s = remaining_s(selected, now_s, rules)
     others = [device for device in state.candidates if device not in chosen]
-    actions = [Accept(device, remaining_s) for device in chosen]
+    actions = [Accept(device, left_s) for device in chosen]
     return selected, (*actions, *(Refuse(device, "not selected for this round") for device in others))
 
 
 def _close_or_wait(state: State, now_s: float, rules: Rules) -> tuple[State, tuple[Action, ...]]:
     selection = rules.selection
     answers = len(state.delivered)
+    diverged = most_have_diverged(len(state.diverged), len(state.participants))
+    if diverged and state.kind == "train":
+        return _give_up(state, rules, diverged)
     overdue = now_s >= state.training_since_s + selection.deadline_s
     if answers >= selection.quorum:
         enough = bool(selection.participants) and answers >= selection.participants
@@ -263,30 +174,77 @@ def _close(state: State, rules: Rules) -> tuple[State, tuple[Action, ...]]:
         state = replace(state, losses=(*state.losses, (state.round - 1, loss)))
     if state.kind == "evaluate":
         return _finish(state, f"all {rules.rounds} rounds are done")
+    latest = typical_loss(state.evaluations)
+    if worse := why_diverged(state.typical, latest, rules.divergence):
+        return _give_up(state, rules, worse)
+    if latest is not None:
+        anew = state.copied != state.round - 1
+        state = replace(
+            state, typical=(*state.typical, (state.round - 1, latest)), given_up=0 if anew else state.given_up
+        )
     state = replace(state, phase="merging", outstanding=(), overdue=(), owed=_owed(state, rules))
     return state, (Merge(state.round, (*state.carried, *state.updates)),)
 
 
-def _after_merge(state: State, event: Merged, now_s: float, rules: Rules) -> tuple[State, tuple[Action, ...]]:
-    if state.phase != "merging" or event.round != state.round:
+def _give_up(state: State, rules: Rules, reason: str) -> tuple[State, tuple[Action, ...]]:
+    """Goes back to the best adapter, or to the one that the round started from where none was evaluated."""
+    most = rules.divergence.in_a_row if rules.divergence.action == "roll-back" else 0
+    if state.given_up >= most:
+        again = f"; {state.given_up} rounds before it were given up for that" if state.given_up else ""
+        return _finish(state, f"round {state.round} failed: {reason}{again}", failed=True)
+    best = last_good(state.typical)
+    of = state.round - 1 if best is None else best[0]
+    # What was late for earlier rounds has done nothing wrong, and waits for the next sum if there is one.
+    unused = state.updates if state.round < rules.rounds else (*state.carried, *state.updates)
+    doing = GiveUp(state.round, of, reason, unused)
+    return replace(
+        state,
+        phase="merging",
+        outstanding=(),
+        overdue=(),
+        owed=frozenset(pair for pair in _owed(state, rules) if pair[0] < state.round),
+        giving_up=doing,
+        given_up=state.given_up + 1,
+    ), (doing,)
+
+
+def _after_work(
+    state: State, event: Merged | MergeFailed | GivenUp | Recovered, now_s: float, rules: Rules
+) -> tuple[State, tuple[Action, ...]]:
+    """Goes on after what the service did in a closed round."""
+    if isinstance(event, Recovered):
+        recovered = State(
+            round=event.round, losses=event.losses, typical=event.typical, copied=event.round, held=state.held
+        )
+        return _go_on(recovered, now_s, rules)
+    if (
+        state.phase != "merging"
+        or event.round != state.round
+        or (state.giving_up is None) is isinstance(event, GivenUp)
+    ):
         return state, ()
-    merged = replace(state, carried=state.waiting, waiting=())
+    if isinstance(event, MergeFailed):
+        return _give_up(state, rules, event.reason)
+    if state.giving_up is not None:
+        earlier = tuple(one for one in (*state.carried, *state.waiting) if one not in state.giving_up.updates)
+        copied = replace(state, carried=earlier, waiting=(), copied=state.round)
+        return _go_on(copied, now_s, rules)
+    assert isinstance(event, Merged)
+    given_up = state.given_up if state.typical else 0  # where nobody evaluates, a sum that can be made is good news
+    merged = replace(state, carried=state.waiting, waiting=(), given_up=given_up)
     if _target_is_reached(state, rules):
         return _finish(merged, f"the target loss of {rules.target_loss:g} was reached")
+    return _go_on(merged, now_s, rules, last_because=event.last_because)
+
+
+def _go_on(state: State, now_s: float, rules: Rules, *, last_because: str = "") -> tuple[State, tuple[Action, ...]]:
     if state.round < rules.rounds:
-        if event.last_because:
-            return _finish(merged, event.last_because)
-        return _open(merged, state.round + 1, "train", now_s)
+        if last_because:
+            return _finish(state, last_because)
+        return _open(state, state.round + 1, "train", now_s)
     if rules.final_evaluation:
-        return _open(merged, state.round + 1, "evaluate", now_s)
-    return _finish(merged, f"all {rules.rounds} rounds are done")
-
-
-_WHY_HELD: dict[Duty, str] = {
-    "paused": "the operator has paused this device",
-    "draining": "the operator lets this device run dry: it gets no new task",
-    "removed": "the operator has removed this device from the fleet",
-}
+        return _open(state, state.round + 1, "evaluate", now_s)
+    return _finish(state, f"all {rules.rounds} rounds are done")
 
 
 # --- small helpers ----------------------------------------------------------------------------------------------------
@@ -308,23 +266,3 @@ def _target_is_reached(state: State, rules: Rules) -> bool:
 def _needed(state: State, rules: Rules) -> int:
     """How many must have joined when gathering ends: a last look that few can give must not hold up the end."""
     return rules.selection.quorum if state.kind == "train" else 1
-
-
-def _taken(state: State) -> int:
-    return len(state.outstanding) - len(state.overdue) + len(state.delivered)
-
-
-def _remaining_s(state: State, now_s: float, rules: Rules) -> float:
-    return max(0.0, state.training_since_s + rules.selection.deadline_s - now_s)
-
-
-def _not_awaited(state: State, device: str) -> State:
-    return replace(state, outstanding=_without(state.outstanding, device), overdue=_without(state.overdue, device))
-
-
-def _with(devices: Iterable[str], device: str) -> tuple[str, ...]:
-    return tuple(sorted({*devices, device}))
-
-
-def _without(devices: Iterable[str], device: str) -> tuple[str, ...]:
-    return tuple(other for other in devices if other != device)

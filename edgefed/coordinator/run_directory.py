@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from edgefed.errors import StoreError
-from edgefed.files import is_disk_trouble, remove_leftovers, sync_directory
+from edgefed.files import is_disk_trouble, remove_leftovers, sync_directory, sync_file, temporary_beside
 
 __all__ = ["MAKE_ROOM", "RunDirectory", "disk_trouble_told"]
 
@@ -97,6 +97,22 @@ class RunDirectory:
         """Removes half-written files and adapters that a kill left; only the aggregator itself may do so."""
         for directory in (self.path, self.states):
             remove_leftovers(directory)
+
+    def copy_state(self, of: int, to: int) -> None:
+        """Makes the state after `of` rounds that after `to` rounds as well, durably; whole or not at all."""
+        target = self.state(to)
+        fresh = temporary_beside(target)
+        try:
+            shutil.copytree(self.state(of), fresh)
+            for path in fresh.iterdir():
+                sync_file(path)
+            sync_directory(fresh)
+            if target.exists():
+                shutil.rmtree(target)
+            fresh.rename(target)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        sync_directory(self.states)
 
     def drop_states(self, keep: Iterable[int]) -> None:
         """Removes all states but these, and what an interrupted merge left."""

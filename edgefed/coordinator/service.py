@@ -22,10 +22,11 @@ from edgefed.coordinator.answers import MergedRound
 from edgefed.coordinator.broadcast import Broadcast
 from edgefed.coordinator.claim import ANSWER_S, CLAIM_S, FleetClaim
 from edgefed.coordinator.client_budget import spent_by, with_privacy
+from edgefed.coordinator.divergence import last_good
 from edgefed.coordinator.history import extend_history, write_history
 from edgefed.coordinator.intake import Intake
 from edgefed.coordinator.ledger import Ledger
-from edgefed.coordinator.merging import RoundTraffic, merge_round, tidy
+from edgefed.coordinator.merging import RoundTraffic, give_up_round, merge_round, tidy
 from edgefed.coordinator.notices import Notices
 from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.outbox import Outbox
@@ -35,7 +36,7 @@ from edgefed.coordinator.run_directory import RunDirectory, disk_trouble_told
 from edgefed.coordinator.sightings import Sightings
 from edgefed.coordinator.steward import Steward
 from edgefed.coordinator.store import Store
-from edgefed.errors import EdgefedError, MessageError
+from edgefed.errors import AdapterError, EdgefedError, FederationFailed, MessageError
 from edgefed.protocol.messages.down import Accepted, Refused
 from edgefed.protocol.messages.retained import AggregatorState
 from edgefed.protocol.messages.up import UpdateOffer
@@ -68,6 +69,11 @@ class _Arrived:
 class _MergeDone:
     record: MergedRound
     state: MergedState
+
+
+@dataclass(frozen=True, slots=True)
+class _MergeFailed:
+    event: events.MergeFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +115,7 @@ class Aggregator:
         self._exchange = exchange
         self._directory = RunDirectory(store.directory)
         self._ledger = Ledger(store, options.rules)
-        self._inbox: asyncio.Queue[Event | _Arrived | _MergeDone | _Broken] = asyncio.Queue(maxsize=256)
+        self._inbox: asyncio.Queue[Event | _Arrived | _MergeDone | _MergeFailed | _Broken] = asyncio.Queue(maxsize=256)
         self._outbox = Outbox(transport, self._topics)
         sealing = _sealing_key(self._directory.sealing_key) if options.broker.sealed else None
         public = "" if sealing is None else sealing.public
@@ -188,6 +194,7 @@ class Aggregator:
             TransportError: the broker refuses what the aggregator needs.
             AdapterError: a state on disk is damaged.
             FleetTaken: another aggregator serves the fleet.
+            FederationFailed: it is over, and has not reached its last round or its target.
         """
         try:
             with disk_trouble_told(self._directory.path):
@@ -195,7 +202,10 @@ class Aggregator:
         except EdgefedError as error:
             self._failure = str(error)
             raise
-        return self._ledger.state.finished_reason
+        state = self._ledger.state
+        if state.failed:
+            raise FederationFailed(f"the federation has failed: {state.finished_reason}")
+        return state.finished_reason
 
     async def _federate(self) -> None:
         for background in (self._pump(), self._broadcast.run(), self._releases.run(), self._outbox.run()):
@@ -276,7 +286,7 @@ class Aggregator:
         self._sightings.save(self._steward.busy)
         self._notices.post_state(self._describe())
 
-    async def _take(self, item: Event | _Arrived | _MergeDone | _Broken) -> None:
+    async def _take(self, item: Event | _Arrived | _MergeDone | _MergeFailed | _Broken) -> None:
         if isinstance(item, Message):
             self._hear(item)
         elif isinstance(item, Distrusted):
@@ -285,6 +295,8 @@ class Aggregator:
             await self._reception.take_in(item.device, item.offer, item.path)
         elif isinstance(item, _MergeDone):
             self._after_merge(item)
+        elif isinstance(item, _MergeFailed):
+            self._perform(self._ledger.apply(item.event))
         elif isinstance(item, _Broken):
             raise item.error
         elif isinstance(item, Connected):
@@ -349,8 +361,10 @@ class Aggregator:
                 self._outbox.tell(action.device, refused)
             elif isinstance(action, events.Merge):
                 self._spawn(self._merge(action))
+            elif isinstance(action, events.GiveUp):
+                self._spawn(self._give_up(action))
             else:
-                self._finish(action.reason)
+                self._finish(action)
 
     def _announce(self) -> None:
         merged = self._exchange.load(self._directory.state(self._ledger.state.round - 1))
@@ -375,18 +389,30 @@ class Aggregator:
         _log.info(
             "round %(round)d: merging %(updates)d updates", {"round": action.round, "updates": len(action.updates)}
         )
-        record, state = await asyncio.to_thread(
-            merge_round,
-            self._exchange,
-            self._directory,
-            self._options.selection,
-            action.round,
-            action.updates,
-            self._traffic,
-            max_examples=self._options.robustness.max_examples,
-            equal_weights=bool(self._options.client_privacy.noise_multiplier),
+        try:
+            record, state = await asyncio.to_thread(
+                merge_round,
+                self._exchange,
+                self._directory,
+                self._options.selection,
+                action.round,
+                action.updates,
+                self._traffic,
+                max_examples=self._options.robustness.max_examples,
+                equal_weights=bool(self._options.client_privacy.noise_multiplier),
+            )
+        except AdapterError as error:  # each update is fit to be summed, and the state is whole: it is the sum itself
+            await self._inbox.put(_MergeFailed(events.MergeFailed(action.round, f"the sum cannot be made: {error}")))
+        else:
+            await self._inbox.put(_MergeDone(record, state))
+
+    async def _give_up(self, action: events.GiveUp) -> None:
+        _log.error(
+            "round %(round)d is given up, back to the adapter after round %(of)d: %(reason)s",
+            {"round": action.round, "of": action.of, "reason": action.reason},
         )
-        await self._inbox.put(_MergeDone(record, state))
+        done = await asyncio.to_thread(give_up_round, self._exchange, self._directory, action, self._traffic)
+        await self._inbox.put(_MergeDone(*done))
 
     def _after_merge(self, done: _MergeDone) -> None:
         privacy, earlier = self._options.client_privacy, self._store.merged_rounds()
@@ -398,16 +424,20 @@ class Aggregator:
         extend_history(self._directory.history, self._store, self._ledger.state)
         tidy(self._directory, self._options.selection, self._ledger.state, len(self._store.merged_rounds()))
 
-    def _finish(self, reason: str) -> None:
+    def _finish(self, end: events.Finish) -> None:
         write_history(self._directory.history, self._store, self._ledger.state)
         state = self._ledger.state
         last = len(self._store.merged_rounds())
+        if state.failed:  # the last adapter is the one that has diverged, or is about to
+            good = last_good(state.typical)
+            last = 0 if good is None else good[0]
         if last:
             self._exchange.export(self._directory.state(last), self._directory.adapter)
         if state.best is not None and state.best[0]:
             self._exchange.export(self._directory.state(state.best[0]), self._directory.best_adapter)
-        self._notices.post_end(state.round, reason)
-        _log.info("the federation is over: %(reason)s", {"reason": reason})
+        self._notices.post_end(state.round, end.reason)
+        level = logging.ERROR if end.failed else logging.INFO
+        _log.log(level, "the federation is over: %(reason)s", {"reason": end.reason})
         self._finished = True
 
     # --- what others see ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from edgefed.data.examples import Example
-from edgefed.errors import AdapterError, DataError, ModelError, WorkerError
+from edgefed.errors import AdapterError, DataError, Diverged, ModelError
 from edgefed.lora.adapters import adapter_rank, levelled
 from edgefed.lora.low_rank import LowRank
 from edgefed.lora.peft_files import read_peft
@@ -87,7 +87,7 @@ def evaluate(
 
     Raises:
         DataError: there are no examples.
-        WorkerError: the loss is not finite.
+        Diverged: the loss is not finite.
     """
     of = len(examples) * (2 if with_rouge else 1)
 
@@ -122,7 +122,7 @@ def token_loss(
 
     Raises:
         DataError: there are no examples.
-        WorkerError: the loss is not finite, so that it could neither be sent nor averaged.
+        Diverged: the loss is not finite, so that it could neither be sent nor averaged.
     """
     if not examples:
         raise DataError("there are no examples to evaluate on")
@@ -135,7 +135,7 @@ def token_loss(
         if on_progress is not None:
             on_progress(min(start + batch_size, len(examples)), len(examples))
     if not math.isfinite(total):
-        raise WorkerError(
+        raise Diverged(
             f"the evaluation loss is {total}: the adapter under evaluation (in a round: the received global adapter) "
             "has diverged"
         )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from edgefed.data.examples import Example
-from edgefed.errors import DataError, WorkerError, WorkerOutOfMemory
+from edgefed.errors import DataError, Diverged, WorkerOutOfMemory
 from edgefed.models.flops import ExampleFlops
 from edgefed.protocol.tasks import SummarizationTask
 from edgefed.training.adapters import AdaptedModel
@@ -53,7 +53,7 @@ def train(
     Raises:
         DataError: there are no examples.
         Suspended: `on_step` asked for it, before the last step.
-        WorkerError: the loss or the gradient is no longer finite.
+        Diverged: the loss or the gradient is no longer finite.
         WorkerOutOfMemory: the device's memory does not hold a step.
     """
     if not examples:
@@ -178,7 +178,7 @@ def _check_finite(loss: float, norm: float, step: int) -> None:
         what = f"the loss is {loss:.3g} and the norm of its gradient {norm}"
     else:
         return
-    raise WorkerError(f"training diverged: {what} at step {step}; lower the learning rate, or lengthen the warm-up")
+    raise Diverged(f"training diverged: {what} at step {step}; lower the learning rate, or lengthen the warm-up")
 
 
 def _optimizer(parameters: list[torch.Tensor], options: TrainOptions) -> torch.optim.Optimizer:

@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from edgefed.coordinator.divergence import Divergence
 from edgefed.coordinator.events import (
     Accept,
     Begin,
@@ -17,8 +18,11 @@ from edgefed.coordinator.events import (
     EvaluationReceived,
     Event,
     Finish,
+    GivenUp,
+    GiveUp,
     Merge,
     Merged,
+    MergeFailed,
     Refuse,
     RosterRead,
     Stop,
@@ -54,6 +58,11 @@ def rule_sets(draw: st.DrawFn) -> Rules:
         final_evaluation=draw(st.booleans()),
         target_loss=draw(st.sampled_from([None, None, 1.0])),
         seed=draw(st.integers(0, 3)),
+        divergence=Divergence(
+            action=draw(st.sampled_from(["roll-back", "roll-back", "stop", "ignore"])),
+            max_loss_rise=1.0,
+            in_a_row=draw(st.integers(1, 3)),
+        ),
     )
 
 
@@ -70,7 +79,8 @@ class RoundMachine(RuleBasedStateMachine):
         self.journal: list[tuple[Event, float]] = []
         self.accepted: set[tuple[str, int]] = set()
         self.merged: Counter[tuple[str, int]] = Counter()
-        self.last_merge: Merge | None = None
+        self.excluded: Counter[tuple[str, int]] = Counter()
+        self.last_work: Merge | GiveUp | None = None
         self.expected: set[str] = set()  # taken in, and neither done nor gone
         self.happens(Begin())
 
@@ -90,7 +100,9 @@ class RoundMachine(RuleBasedStateMachine):
                 assert enough or overdue or not self.expected
                 self.expected.clear()
                 self.merged.update((update.device, update.round) for update in action.updates)
-                self.last_merge = action
+                self.last_work = action
+            elif isinstance(action, GiveUp):
+                self.check_giving_up(before, action)
             elif isinstance(action, Accept):
                 assert action.device in self.state.outstanding
                 assert action.device not in dict(self.state.held) or action.device in before.participants
@@ -99,6 +111,19 @@ class RoundMachine(RuleBasedStateMachine):
                 assert action.device not in self.state.outstanding
             elif isinstance(action, Finish):
                 assert self.state.phase == "finished"
+
+    def check_giving_up(self, before: State, action: GiveUp) -> None:
+        """What was trained in the round is in no sum; what was late for an earlier one may be in the next."""
+        assert 0 <= action.of < action.round == before.round
+        assert all(update.round == action.round for update in action.updates) or action.round == self.rules.rounds
+        assert self.state.given_up <= self.rules.divergence.in_a_row
+        if before.phase == "merging":
+            assert isinstance(self.last_work, Merge)
+            self.merged.subtract((update.device, update.round) for update in self.last_work.updates)
+            self.merged = +self.merged
+        self.expected.clear()
+        self.excluded.update((update.device, update.round) for update in action.updates)
+        self.last_work = action
 
     def check_transition(self, before: State, after: State) -> None:
         assert after is before or after != before, "a new object that says the same would be journalled for nothing"
@@ -134,6 +159,10 @@ class RoundMachine(RuleBasedStateMachine):
         self.happens(DeviceLeft(device))
 
     @rule(device=devices)
+    def a_device_diverges(self, device: str) -> None:
+        self.happens(DeviceLeft(device, diverged=True))
+
+    @rule(device=devices)
     def a_device_returns(self, device: str) -> None:
         self.happens(DeviceReturned(device))
 
@@ -146,7 +175,7 @@ class RoundMachine(RuleBasedStateMachine):
             assert not removed & {*self.state.candidates, *self.state.outstanding}
             assert self.state.updates == before.updates
 
-    @rule(device=devices, age=st.integers(-1, 3), loss=st.sampled_from([None, 0.5, 2.0]))
+    @rule(device=devices, age=st.integers(-1, 3), loss=st.sampled_from([None, 0.5, 2.0, 9.0]))
     def an_update_arrives(self, device: str, age: int, loss: float | None) -> None:
         round_ = self.state.round - age
         verdict = judge_offer(self.state, self.rules, device, round_)
@@ -179,7 +208,13 @@ class RoundMachine(RuleBasedStateMachine):
 
     @rule(age=st.integers(-1, 1))
     def a_merge_is_reported(self, age: int) -> None:
-        self.happens(Merged(self.state.round - age))
+        giving_up = self.state.giving_up is not None
+        round_ = self.state.round - age
+        self.happens(GivenUp(round_) if giving_up else Merged(round_))
+
+    @rule(age=st.integers(0, 1))
+    def a_merge_fails(self, age: int) -> None:
+        self.happens(MergeFailed(self.state.round - age, "the sum is not finite"))
 
     @precondition(lambda self: self.state.round > 2)
     @rule()
@@ -191,11 +226,12 @@ class RoundMachine(RuleBasedStateMachine):
     @invariant()
     def every_accepted_update_is_in_exactly_one_sum(self) -> None:
         state = self.state
-        assert all(count == 1 for count in self.merged.values())
+        assert all(count == 1 for count in (*self.merged.values(), *self.excluded.values()))
+        assert not self.merged.keys() & self.excluded.keys()
         in_hand = {(update.device, update.round) for update in (*state.carried, *state.updates, *state.waiting)}
-        assert self.accepted == in_hand | self.merged.keys()
-        if state.phase == "finished" and state.finished_reason != "stopped":
-            assert self.accepted == self.merged.keys()
+        assert self.accepted == in_hand | self.merged.keys() | self.excluded.keys()
+        if state.phase == "finished" and state.finished_reason != "stopped" and not state.failed:
+            assert self.accepted == self.merged.keys() | self.excluded.keys()
 
     @invariant()
     def the_state_hangs_together(self) -> None:
@@ -221,7 +257,7 @@ class RoundMachine(RuleBasedStateMachine):
     @invariant()
     def recovery_starts_nothing_new(self) -> None:
         for action in recover(self.state):
-            assert not isinstance(action, Merge) or action == self.last_merge
+            assert not isinstance(action, Merge | GiveUp) or action == self.last_work
 
     @invariant()
     def the_next_deadline_is_neither_early_nor_late(self) -> None:
@@ -236,6 +272,7 @@ class RoundMachine(RuleBasedStateMachine):
         """However it got here: once everybody behaves, the federation comes to its end."""
         if not hasattr(self, "state"):
             return
+        self.happens(RosterRead(()))
         for _ in range(3 * (self.rules.rounds + 2)):
             if self.state.phase == "finished":
                 break

@@ -149,6 +149,16 @@ async def _second_aggregator(fleet: Fleet) -> None:
         second.end()
 
 
+async def _diverged(fleet: Fleet) -> None:
+    """Killed between the decision to give the round up, which is in the journal, and what is done about it."""
+    await fleet.until("the end of round 2", lambda: "round 2 is given up" in fleet.run.log.read_text())
+    fleet.restart_aggregator()
+    await fleet.until_round(3)
+    status = (await asyncio.to_thread(fleet.status))["aggregator"]
+    assert status["given_up"] == 1, status
+    assert status["gave_up"].startswith("round 2: the adapter has diverged"), status
+
+
 async def _device_disk_full(fleet: Fleet) -> None:
     """Full while the worker trains, so that its update cannot be written; and full when the next round is announced."""
     agent, disk = fleet.agents["one"], fleet.disk
@@ -222,6 +232,12 @@ CASES = {
     "second": Case("another aggregator is started for the fleet", _second_aggregator, in_tests=False),
     "device-full": Case("a device's disk is full, twice", _device_disk_full, small_disk_of="one"),
     "aggregator-full": Case("the aggregator's disk is full, twice", _aggregator_disk_full, small_disk_of="run"),
+    "diverged": Case(
+        "the adapter is found to have diverged, and the aggregator is killed while it goes back",
+        _diverged,
+        everybody=False,
+        mischief=Mischief("one", "worse", 2),
+    ),
     "asleep": Case(
         "a device comes back two rounds later with its old update",
         _asleep,

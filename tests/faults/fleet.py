@@ -72,6 +72,7 @@ class Account:
         merged: (device, round) of every update in a sum, and how often it is in one.
         acknowledged: what agents were told counts, now or late.
         answered: what the store says counts, now or late.
+        excluded: what was accepted for a round that was given up, and is in no sum.
         adapter: the final adapter's bytes.
         left_over: answers that agents still hold.
     """
@@ -79,18 +80,19 @@ class Account:
     merged: Counter[tuple[str, int]]
     acknowledged: frozenset[tuple[str, int]]
     answered: frozenset[tuple[str, int]]
+    excluded: frozenset[tuple[str, int]]
     adapter: bytes
     left_over: tuple[str, ...]
 
     @property
     def lost(self) -> int:
-        """Updates that were acknowledged and are in no sum."""
-        return len((self.acknowledged | self.answered) - self.merged.keys())
+        """Updates that were acknowledged and are in no sum, though their round was not given up."""
+        return len((self.acknowledged | self.answered) - self.merged.keys() - self.excluded)
 
     @property
     def counted_twice(self) -> int:
-        """Updates that are in more than one sum, or more than once in one."""
-        return sum(count > 1 for count in self.merged.values())
+        """Updates that are in more than one sum, more than once in one, or in one though they were excluded."""
+        return sum(count > 1 for count in self.merged.values()) + len(self.excluded & self.merged.keys())
 
 
 class Agent:
@@ -194,10 +196,13 @@ class Fleet:
             for event, now_s in store.journal():
                 state, actions = rounds.step(state, event, now_s, rules)
                 merges |= {action.round: action for action in actions if isinstance(action, Merge)}
-            merged = {one.round for one in store.merged_rounds()}
+            rounds_kept = store.merged_rounds()
             used = [answer for answer in store.answers() if answer.outcome in ("counted", "late")]
         return Account(
-            merged=Counter((u.device, u.round) for round_ in merged for u in merges[round_].updates),
+            merged=Counter(
+                (u.device, u.round) for one in rounds_kept if one.copied is None for u in merges[one.round].updates
+            ),
+            excluded=frozenset((one.device, one.round) for kept in rounds_kept for one in kept.interventions),
             acknowledged=frozenset(
                 (name, round_)
                 for agent in self.agents.values()

@@ -2,9 +2,10 @@
 
 `python -m tests.faults.quick_worker DONE [MISCHIEF ROUND]`. An update depends on nothing but device and round, so a
 federation that was disturbed must come to the same result as one that was not. The file DONE is made by the mischief.
-Two others last: with `hungry` and `glutton` memory does not hold micro-batches of more than ROUND examples. The first
-dies as if the kernel had killed it, the second really takes memory under a real limit (`small_memory`): that of a
-control group as `glutton:DIRECTORY`, else one of its own.
+With `worse` the worker finds in that round that the adapter is much worse. Two others last: with `hungry` and `glutton`
+memory does not hold micro-batches of more than ROUND examples. The first dies as if the kernel had killed it, the
+second really takes memory under a real limit (`small_memory`): that of a control group as `glutton:DIRECTORY`, else one
+of its own.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _STEPS = 5
 _STEP_S = 0.1
 _HANG_S = 3600.0
 _EXAMPLES = 10
-_LASTING = ("hungry", "glutton")
+_LASTING = ("hungry", "glutton", "worse")
 _RATE = measured(1e10, "made up")
 _MACHINE = MachineProbe(
     compute=ComputeProfile(hardware="cpu", threads=1, flops_per_s={"fp32": _RATE}, memory_bandwidth_bytes_per_s=_RATE),
@@ -93,7 +94,9 @@ class Worker:
                 for module, (m, n) in linear_shapes(path, announced.method.target_modules).items()
             }
             write_adapter(Path(work.output), adapter, precision="fp32")
-        evaluation = EvaluationRecord(loss=2.0 / announced.round, target_tokens=100, examples=5, evaluate_s=0.1)
+        worse = self._mischief == "worse" and announced.round == self._mischief_round
+        loss = 100.0 if worse else 2.0 / announced.round
+        evaluation = EvaluationRecord(loss=loss, target_tokens=100, examples=5, evaluate_s=0.1)
         return RoundRecord(
             device=work.device,
             round=announced.round,

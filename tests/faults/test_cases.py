@@ -55,6 +55,13 @@ def test_a_federation_lives_through_it(accounts: dict[str, Account | BaseExcepti
         assert account.adapter == undisturbed.adapter
 
 
+def test_what_was_trained_on_a_diverged_adapter_is_in_no_sum(accounts: dict[str, Account | BaseException]) -> None:
+    account = accounts["diverged"]
+    assert isinstance(account, Account)
+    assert account.excluded == {("one", 2), ("two", 2)}
+    assert account.merged == {(device, round_): 1 for device in ("one", "two") for round_ in (1, 3)}
+
+
 def test_an_old_update_counts_late(accounts: dict[str, Account | BaseException]) -> None:
     account = accounts["asleep"]
     assert isinstance(account, Account)

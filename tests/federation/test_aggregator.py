@@ -16,10 +16,12 @@ import msgspec
 import numpy as np
 import pytest
 
+from edgefed.errors import FederationFailed
 from edgefed.files import temporary_beside
 from edgefed.lora.low_rank import LowRank
 from edgefed.lora.peft_files import read_peft
 from edgefed.protocol.messages.retained import AggregatorState
+from edgefed.protocol.messages.up import UpdateOffer
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
 from edgefed.transport.mqtt import MqttOptions, connect_mqtt
@@ -112,6 +114,44 @@ def test_a_federation_ends_with_an_adapter_and_a_history(
     assert lines[0]["devices"]["dev-1"]["weight"] == pytest.approx(11 / 33)  # type: ignore[index]
     assert lines[3]["loss_before"] == pytest.approx(0.5)
     assert (run.directory / "adapter-best").is_dir()
+
+
+def test_a_federation_that_has_diverged_for_good_ends_with_a_word_and_its_best_adapter(
+    tmp_path: Path, model: Path, mosquitto: RunningMosquitto
+) -> None:
+    def worse(offer: UpdateOffer) -> UpdateOffer:
+        assert offer.record.evaluation is not None
+        loss = 50.0 if offer.round == 3 else 1.0 / offer.round
+        evaluation = msgspec.structs.replace(offer.record.evaluation, loss=loss)
+        return msgspec.structs.replace(offer, record=msgspec.structs.replace(offer.record, evaluation=evaluation))
+
+    divergence = 'keepalive_s = 5\n[divergence]\naction = "stop"\n'
+    toml = federation_toml(
+        model, tmp_path / "run", mosquitto.port, selection="expected_devices = 3\n", broker=divergence
+    )
+    with running(tmp_path, toml) as run:
+        fleet = devices(model, tmp_path, mosquitto.port)
+        for device in fleet:
+            device.offer_edit = worse
+
+        async def all_of_them() -> None:
+            await asyncio.wait_for(asyncio.gather(*(device.take_part() for device in fleet)), PATIENCE_S)
+
+        asyncio.run(all_of_them())
+        for _ in range(2):  # started again, it has nothing else to say
+            assert run.process is not None
+            assert run.process.wait(PATIENCE_S) == FederationFailed.exit_code, run.log.read_text()
+            said = run.log.read_text().splitlines()[-1]
+            assert said.startswith("edgefed: the federation has failed: round 3 failed: the adapter has diverged"), said
+            run.start()
+        run.process.wait(PATIENCE_S)
+    kept = run.directory / "global" / "1"  # evaluated in round 2, and better than what came before
+    assert read_peft(run.directory / "adapter")[0].keys() == read_peft(run.directory / "adapter-best")[0].keys()
+    assert kept.is_dir()
+    adapters = [
+        (run.directory / name / "adapter_model.safetensors").read_bytes() for name in ("adapter", "adapter-best")
+    ]
+    assert adapters[0] == adapters[1]
 
 
 def test_adapters_come_out_of_a_run_at_any_rank_and_of_any_kept_round(

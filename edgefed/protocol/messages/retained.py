@@ -56,6 +56,7 @@ class AggregatorState(Wire, frozen=True, kw_only=True):
     """Host state. `status` is `lost` in the will; devices then keep what they have and wait.
 
     `epsilon` is what the sums so far have cost of the devices' privacy at `delta`; null where no noise is added.
+    `given_up` counts rounds that were given up because an adapter had diverged; `gave_up` says of the latest why.
     `rejected`, `excluded`, `clipped`, `silenced`, `distrusted` and `outdated` count refusals, and `refusals` are the
     latest of them, newest last.
     """
@@ -85,6 +86,8 @@ class AggregatorState(Wire, frozen=True, kw_only=True):
     refusals: list[Refusal] = msgspec.field(default_factory=list)
     distrusted: Count = 0
     outdated: Count = 0
+    given_up: Count = 0
+    gave_up: Text = ""
 
 
 class DeviceState(Wire, frozen=True, kw_only=True):

@@ -49,11 +49,15 @@ class Join(Wire, frozen=True, kw_only=True, tag="join"):
 
 
 class Decline(Wire, frozen=True, kw_only=True, tag="decline"):
-    """Will not take part, or gives up, and why."""
+    """Will not take part, or gives up, and why.
+
+    `diverged`: training, or the adapter that the round starts from, no longer gives finite losses here.
+    """
 
     run: RunId
     round: Count
     reason: Text
+    diverged: bool = False
 
 
 class PartRanges(Wire, frozen=True, kw_only=True):
