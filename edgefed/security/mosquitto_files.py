@@ -13,20 +13,19 @@ from edgefed.errors import ConfigError
 from edgefed.files import check_private, replace_file
 from edgefed.protocol.topics import Topics
 from edgefed.security.broker_rules import Access, rules_for
-from edgefed.security.fleet_directory import CA_FILE, CERTIFICATE_FILE, KEY_FILE, FleetDirectory
+from edgefed.security.fleet_directory import CA_FILE, CERTIFICATE_FILE, CRL_FILE, KEY_FILE, FleetDirectory
 from edgefed.security.identities import BROKER, Identity
 
 __all__ = [
     "ACL_FILE",
     "CONFIG_FILE",
-    "CRL_FILE",
     "MosquittoOptions",
     "mosquitto_acl",
     "mosquitto_conf",
     "write_mosquitto",
 ]
 
-CONFIG_FILE, ACL_FILE, CRL_FILE, DATA_DIRECTORY = "mosquitto.conf", "acl", "crl.pem", "data"
+CONFIG_FILE, ACL_FILE, DATA_DIRECTORY = "mosquitto.conf", "acl", "data"
 _HEADER_ROOM_BYTES = 1024  # what the transport leaves for topic and properties of a packet
 _QUEUED_MESSAGES, _QUEUED_BYTES = 10_000, 64 << 20
 _ACCESS: dict[Access, str] = {"hears": "read", "says": "write", "both": "readwrite"}

@@ -28,6 +28,7 @@ class MqttOptions:
         tls_ca: PEM file of the authority that signed the broker's certificate; implies ``tls``.
         tls_cert: PEM file of our certificate, where the broker asks for one; implies ``tls``.
         tls_key: PEM file of its key.
+        tls_crl: PEM file of what the authority in ``tls_ca`` has taken back: no broker with such a certificate.
         keepalive_s: A connection on which nothing moved for so long is probed, and ended after as long again.
         protocol: ``"5"``, ``"3.1.1"``, or ``"auto"`` for the newer one that works.
         session_expiry_s: How long the broker keeps messages for us while we are away. 0: no session. MQTT 3.1.1
@@ -46,6 +47,7 @@ class MqttOptions:
     tls_ca: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
+    tls_crl: str | None = None
     keepalive_s: int = 30
     protocol: Literal["auto", "5", "3.1.1"] = "auto"
     session_expiry_s: int = 3600
@@ -66,6 +68,7 @@ class MqttOptions:
             (self.reconnect_max_s <= 0, f"reconnect_max_s must be positive, not {self.reconnect_max_s}"),
             (self.password is not None and self.username is None, "password without username"),
             ((self.tls_cert is None) != (self.tls_key is None), "tls_cert and tls_key belong together"),
+            (self.tls_crl is not None and self.tls_ca is None, "tls_crl needs tls_ca, the authority whose list it is"),
         ]
         for wrong, message in problems:
             if wrong:
@@ -92,12 +95,15 @@ class MqttOptions:
                 check_private(Path(self.tls_key))
             context = ssl.create_default_context(cafile=self.tls_ca)
             context.sslsocket_class = _TlsSocket
+            if self.tls_crl is not None:
+                context.load_verify_locations(self.tls_crl)
+                context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
             if self.tls_cert is not None:
                 context.load_cert_chain(self.tls_cert, self.tls_key)
         except OSError as error:  # ssl.SSLError is one
             raise ConfigError(
                 f"MQTT options: cannot use tls_ca={self.tls_ca!r}, tls_cert={self.tls_cert!r}, "
-                f"tls_key={self.tls_key!r}: {error}"
+                f"tls_key={self.tls_key!r}, tls_crl={self.tls_crl!r}: {error}"
             ) from error
         return context
 
