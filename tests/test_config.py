@@ -75,6 +75,7 @@ class TestPaths:
             'device = "d-1"\nfleet = "home"\nstate = "kept"\n'
             '[data]\npath = "data/train.jsonl"\nvalidation = "/elsewhere/held.jsonl"\n'
             '[broker]\npassword_file = "secret"\ntls_ca = "ca.pem"\ntls_certificate = "c.pem"\ntls_key = "k.pem"\n'
+            'tls_crl = "r.pem"\n'
             '[models]\n"google/flan-t5-small" = "../models/small"\n'
         )
         monkeypatch.chdir(tmp_path)
@@ -84,6 +85,7 @@ class TestPaths:
         assert options.data.validation == "/elsewhere/held.jsonl"
         assert options.broker.password_file == str(home / "secret")
         assert options.broker.tls_ca == str(home / "ca.pem")
+        assert options.broker.tls_crl == str(home / "r.pem")
         assert options.broker.tls_certificate == str(home / "c.pem")
         assert options.broker.tls_key == str(home / "k.pem")
         assert options.models == {"google/flan-t5-small": str(home / "../models/small")}

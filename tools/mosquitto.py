@@ -36,6 +36,7 @@ __all__ = [
 
 _ANSWER_TIMEOUT_S = 10.0
 _RELOADING = "Reloading config."
+_RUNNING = re.compile(r"mosquitto version \S+ running")
 
 
 class MosquittoMissingError(RuntimeError):
@@ -72,10 +73,11 @@ class RunningMosquitto:
         """Start it, or stop it first if it runs, and wait until it answers."""
         self._stop(subprocess.Popen.terminate)
         with self.log_path.open("ab") as log:
+            started = log.tell()
             self._process = subprocess.Popen(
                 [_binary(), "-c", str(self._config_path)], stdout=log, stderr=subprocess.STDOUT
             )
-        self._wait_until_it_answers()
+        self._wait_until_it_answers(started)
 
     def reload(self) -> None:
         """Let it read its configuration again, as SIGHUP does, and wait until it has."""
@@ -105,14 +107,16 @@ class RunningMosquitto:
         self._process.wait(timeout=_ANSWER_TIMEOUT_S)
         self._process = None
 
-    def _wait_until_it_answers(self) -> None:
+    def _wait_until_it_answers(self, log_from: int = 0) -> None:
         assert self._process is not None
         deadline_s = time.monotonic() + _ANSWER_TIMEOUT_S
         while time.monotonic() < deadline_s:
             if self._process.poll() is not None:
                 break
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
-                return
+            # It listens before it has its signal handlers: a SIGHUP in between would end it.
+            if _RUNNING.search(self.log_path.read_bytes()[log_from:].decode(errors="replace")):
+                with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                    return
             time.sleep(0.01)
         log = self.log_path.read_text(errors="replace")
         self.kill()

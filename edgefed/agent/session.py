@@ -63,6 +63,7 @@ async def run_agent(
     # piles up for a process that is gone.
     mqtt = options.broker.mqtt(guarded_client_id(f"{options.fleet}-{options.device}"), session_expiry_s=0)
     try:
+        mqtt.check_files()
         authorship = authorship_as_told(options)
         will = will_as_told(presence.will, authorship)
         async with connect_mqtt(mqtt, will, retry_first=wait_for_broker) as connected:

@@ -13,8 +13,6 @@ from edgefed.cli.fleet_members import FLEET_OPTION
 
 __all__ = ["Kind", "Version", "broker_config"]
 
-_ACL_PLUGIN = Path("/usr/lib/mosquitto_acl_file.so")
-
 
 class Kind(str, Enum):
     """Which broker."""
@@ -40,7 +38,9 @@ def broker_config(
         Path | None, typer.Option(help="Where the files will be on the broker's machine.  [default: --output]")
     ] = None,
     version: Annotated[Version, typer.Option("--version", help="Of Mosquitto.")] = Version.V2_0,
-    acl_plugin: Annotated[Path, typer.Option(help="Mosquitto 2.1: its plugin for ACL files.")] = _ACL_PLUGIN,
+    acl_plugin: Annotated[
+        Path | None, typer.Option(help="Mosquitto 2.1: its plugin for ACL files.  [default: where it is found here]")
+    ] = None,
     bind: Annotated[str, typer.Option(help="Mosquitto: the address to listen on.  [default: all]")] = "",
     port: Annotated[int, typer.Option(help="Mosquitto: the port.", min=1, max=65535)] = 8883,
     max_payload_bytes: Annotated[
@@ -50,7 +50,9 @@ def broker_config(
     """Write the broker's configuration: mutual TLS, who may say and hear what, the revocation list, and limits.
 
     Run it again whenever somebody was enrolled, rotated or revoked, and let the broker read it: Mosquitto does so on
-    SIGHUP. For EMQX, the rules are printed as JSON for its built-in authorization database.
+    SIGHUP. For EMQX 5, the rules are printed as JSON for its built-in authorization database, a row for each user name
+    (PUT /api/v5/authorization/sources/built_in_database/rules/users/NAME replaces one), and on stderr the settings
+    without which they protect nothing. The rules for EMQX follow its documentation; they were not tried on one.
 
     Examples:
       edgefed fleet broker-config mosquitto --fleet kitchen --output /etc/mosquitto/edgefed
@@ -59,23 +61,26 @@ def broker_config(
     """
     from edgefed.cli.output import told_where, write_json
     from edgefed.protocol.topics import Topics
-    from edgefed.security.emqx_rules import emqx_rules
+    from edgefed.security.emqx_rules import EMQX_SETTINGS, emqx_rules
     from edgefed.security.fleet_directory import FleetDirectory
-    from edgefed.security.mosquitto_files import MosquittoOptions, write_mosquitto
+    from edgefed.security.mosquitto_files import ACL_PLUGIN, MosquittoOptions, find_acl_plugin, write_mosquitto
 
     now = datetime.now(timezone.utc)
     if kind is Kind.EMQX:
         with told_where(fleet):
             directory = FleetDirectory(fleet)
-            write_json(emqx_rules(Topics(directory.fleet), directory.members(now)))
+            members = directory.members(now)
+            former = {entry.identity: None for entry in directory.issued() if entry.identity not in members}
+        write_json(emqx_rules(Topics(directory.fleet), members, former))
+        typer.echo(f"emqx.conf has to say:\n\n{EMQX_SETTINGS}", err=True)
         return
-    if acl_plugin != _ACL_PLUGIN and version is Version.V2_0:
+    if acl_plugin is not None and version is Version.V2_0:
         raise typer.BadParameter("--acl-plugin is for --version 2.1: 2.0 reads ACL files without a plugin")
     target = output or fleet / "broker-config"
     options = MosquittoOptions(
         installed_at=(installed_at or target).absolute(),
         version=version.value,
-        acl_plugin=acl_plugin,
+        acl_plugin=acl_plugin or find_acl_plugin() or ACL_PLUGIN,
         bind=bind,
         port=port,
         max_payload_bytes=max_payload_bytes,
@@ -85,5 +90,7 @@ def broker_config(
     for file in written:
         typer.echo(f"wrote {file}")
     typer.echo(
-        f"Mosquitto must be able to read them: chown -R mosquitto {target} (written again, they keep that owner)"
+        f"Mosquitto must be able to read them: chown -R mosquitto: {target} (written again, they keep that owner)"
     )
+    if version is Version.V2_1:
+        typer.echo(f"its plugin for ACL files has to be at {options.acl_plugin}: else name it with --acl-plugin")

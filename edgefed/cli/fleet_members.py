@@ -110,7 +110,8 @@ def revoke(
     """Take a member's certificates back.
 
     The broker goes by it once it has the new rules and revocation list: run `edgefed fleet broker-config` again, and
-    let the broker read it (SIGHUP for Mosquitto). A connection that is up then has no rights left.
+    let the broker read it (SIGHUP for Mosquitto). A connection that is up then has no rights left. An aggregator with
+    `tls_crl` goes by the new aggregator/crl.pem as soon as it has it, whatever the broker does.
 
     Examples:
       edgefed fleet revoke board-07 --fleet kitchen
@@ -123,6 +124,7 @@ def revoke(
         serials = FleetDirectory(fleet).revoke(Identity.parse(name), now=_now(), superseded_only=superseded)
     typer.echo(f"revoked {', '.join(f'{serial:x}' for serial in serials)} of {name}")
     _tell_broker(fleet)
+    typer.echo(f"and an aggregator on another machine has to get {fleet / 'aggregator' / 'crl.pem'}", err=True)
 
 
 def _give(

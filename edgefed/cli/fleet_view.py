@@ -145,7 +145,7 @@ class FleetView:
         return [f"left aside on {topic}: {reason}" for topic, reason in sorted(self.distrusted.items())]
 
     def as_json(self) -> dict[str, Any]:
-        """Returns a document: aggregator's state, each device's state and profile by id, and what was left aside."""
+        """Returns a document with all of it: states and profiles by device, and what was left aside by topic."""
         return {
             "fleet": self.topics.fleet,
             "aggregator": msgspec.to_builtins(self.aggregator),

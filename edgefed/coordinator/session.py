@@ -104,6 +104,7 @@ async def _federate(
     # before it could learn that there is one.
     mqtt = options.broker.mqtt(guarded_client_id(f"{options.fleet}-aggregator"), session_expiry_s=0)
     instance = uuid.uuid4().hex
+    mqtt.check_files()
     authorship = _authorship_as_told(options)
     will = will_as_told(aggregator_will(topics, instance), authorship)
     async with connect_mqtt(mqtt, will, retry_first=wait_for_broker) as connected:

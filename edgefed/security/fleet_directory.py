@@ -8,6 +8,7 @@
     ca/tokens/<id>.json         claim tokens that were given out (`security.admissions`); never the tokens themselves
     aggregator/, broker/, devices/<id>/, observers/<name>/, claims/<name>/
                                 what each of them needs: ca.pem, certificate.pem, key.pem
+    aggregator/crl.pem          what was taken back, for the aggregator: it refuses what the revoked have signed
 
 What the authority has signed is the record: there is no other list that could contradict it.
 """
@@ -33,9 +34,9 @@ from edgefed.security import certificates
 from edgefed.security.certificates import Authority, PublicKey
 from edgefed.security.identities import AGGREGATOR, BROKER, Identity
 
-__all__ = ["CA_FILE", "CERTIFICATE_FILE", "KEY_FILE", "FleetDirectory", "Issued", "Lifetimes"]
+__all__ = ["CA_FILE", "CERTIFICATE_FILE", "CRL_FILE", "KEY_FILE", "FleetDirectory", "Issued", "Lifetimes"]
 
-CA_FILE, CERTIFICATE_FILE, KEY_FILE = "ca.pem", "certificate.pem", "key.pem"
+CA_FILE, CERTIFICATE_FILE, CRL_FILE, KEY_FILE = "ca.pem", "certificate.pem", "crl.pem", "key.pem"
 _PLACES = {"device": "devices", "observer": "observers", "claim": "claims"}
 _PUBLIC, _SECRET = 0o644, 0o600
 
@@ -144,7 +145,7 @@ class FleetDirectory:
     @property
     def revocation_list(self) -> Path:
         """The list of what was taken back (CRL), for the broker."""
-        return self.path / "ca" / "crl.pem"
+        return self.path / "ca" / CRL_FILE
 
     def place(self, identity: Identity) -> Path:
         """Returns the directory of one holder."""
@@ -244,7 +245,7 @@ class FleetDirectory:
             return self._issue(identity, days=days, now=now, request=request, output=output, hosts=hosts)
 
     def revoke(self, identity: Identity, *, now: datetime, superseded_only: bool = False) -> list[int]:
-        """Takes certificates back, and returns their serial numbers. Brokers go by it once they have the new list.
+        """Takes certificates back, and returns their serial numbers. Others go by it once they have the new list.
 
         Args:
             identity: whose.
@@ -290,6 +291,8 @@ class FleetDirectory:
             (place / KEY_FILE).unlink(missing_ok=True)  # of an earlier certificate: it does not belong to this one
         replace_file(place / CERTIFICATE_FILE, [certificates.certificate_pem(certificate)], mode=_PUBLIC)
         replace_file(place / CA_FILE, [self.ca_file.read_bytes()], mode=_PUBLIC)
+        if identity == AGGREGATOR:
+            replace_file(place / CRL_FILE, [self.revocation_list.read_bytes()], mode=_PUBLIC)
         return place
 
     def sign(
@@ -344,8 +347,12 @@ class FleetDirectory:
     def _write_revocation_list(
         self, authority: Authority, revoked: dict[int, datetime], *, number: int, now: datetime
     ) -> None:
-        made = certificates.make_revocation_list(authority, revoked, number=number, now=now)
-        replace_file(self.revocation_list, [certificates.certificate_pem(made)], mode=_PUBLIC)
+        made = certificates.certificate_pem(
+            certificates.make_revocation_list(authority, revoked, number=number, now=now)
+        )
+        replace_file(self.revocation_list, [made], mode=_PUBLIC)
+        if self.place(AGGREGATOR).is_dir():
+            replace_file(self.place(AGGREGATOR) / CRL_FILE, [made], mode=_PUBLIC)
 
 
 def _key(identity: Identity, request: Path | None) -> tuple[PublicKey, bytes]:

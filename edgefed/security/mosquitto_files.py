@@ -13,22 +13,25 @@ from edgefed.errors import ConfigError
 from edgefed.files import check_private, replace_file
 from edgefed.protocol.topics import Topics
 from edgefed.security.broker_rules import Access, rules_for
-from edgefed.security.fleet_directory import CA_FILE, CERTIFICATE_FILE, KEY_FILE, FleetDirectory
+from edgefed.security.fleet_directory import CA_FILE, CERTIFICATE_FILE, CRL_FILE, KEY_FILE, FleetDirectory
 from edgefed.security.identities import BROKER, Identity
 
 __all__ = [
     "ACL_FILE",
+    "ACL_PLUGIN",
     "CONFIG_FILE",
-    "CRL_FILE",
     "MosquittoOptions",
+    "find_acl_plugin",
     "mosquitto_acl",
     "mosquitto_conf",
     "write_mosquitto",
 ]
 
-CONFIG_FILE, ACL_FILE, CRL_FILE, DATA_DIRECTORY = "mosquitto.conf", "acl", "crl.pem", "data"
+CONFIG_FILE, ACL_FILE, DATA_DIRECTORY = "mosquitto.conf", "acl", "data"
 _HEADER_ROOM_BYTES = 1024  # what the transport leaves for topic and properties of a packet
 _QUEUED_MESSAGES, _QUEUED_BYTES = 10_000, 64 << 20
+ACL_PLUGIN = Path("/usr/lib/mosquitto_acl_file.so")  # as Mosquitto's own images have it
+_ACL_PLUGINS = ("usr/lib/*/mosquitto/", "usr/lib/", "usr/local/lib/")
 _ACCESS: dict[Access, str] = {"hears": "read", "says": "write", "both": "readwrite"}
 
 
@@ -47,14 +50,26 @@ class MosquittoOptions:
 
     installed_at: Path
     version: Literal["2.0", "2.1"] = "2.0"
-    acl_plugin: Path = Path("/usr/lib/mosquitto_acl_file.so")
+    acl_plugin: Path = ACL_PLUGIN
     bind: str = ""
     port: int = 8883
     max_payload_bytes: int = 262_144
 
 
+def find_acl_plugin(root: Path = Path("/")) -> Path | None:
+    """Returns where this machine's Mosquitto 2.1 has its plugin for ACL files; None where there is none.
+
+    Args:
+        root: of the file system; Debian has it in a directory of the architecture's.
+    """
+    found = (plugin for pattern in _ACL_PLUGINS for plugin in sorted(root.glob(pattern + ACL_PLUGIN.name)))
+    return next(found, None)
+
+
 def write_mosquitto(fleet: FleetDirectory, output: Path, options: MosquittoOptions, now: datetime) -> list[Path]:
     """Writes everything that the broker needs into one directory, and returns the files.
+
+    They are plain files: Mosquitto 2.1 does not follow a link to its rules.
 
     Args:
         fleet: whose broker it is.

@@ -27,6 +27,7 @@ class MqttOptions:
         tls_ca: PEM file of the authority that signed the broker's certificate; implies ``tls``.
         tls_cert: PEM file of our certificate, where the broker asks for one; implies ``tls``.
         tls_key: PEM file of its key.
+        tls_crl: PEM file of what the authority in ``tls_ca`` has taken back: no broker with such a certificate.
         keepalive_s: A connection on which nothing moved for so long is probed, and ended after as long again.
         protocol: ``"5"``, ``"3.1.1"``, or ``"auto"`` for the newer one that works.
         session_expiry_s: How long the broker keeps messages for us while we are away. 0: no session. MQTT 3.1.1
@@ -45,6 +46,7 @@ class MqttOptions:
     tls_ca: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
+    tls_crl: str | None = None
     keepalive_s: int = 30
     protocol: Literal["auto", "5", "3.1.1"] = "auto"
     session_expiry_s: int = 3600
@@ -65,6 +67,7 @@ class MqttOptions:
             (self.reconnect_max_s <= 0, f"reconnect_max_s must be positive, not {self.reconnect_max_s}"),
             (self.password is not None and self.username is None, "password without username"),
             ((self.tls_cert is None) != (self.tls_key is None), "tls_cert and tls_key belong together"),
+            (self.tls_crl is not None and self.tls_ca is None, "tls_crl needs tls_ca, the authority whose list it is"),
         ]
         for wrong, message in problems:
             if wrong:
@@ -80,13 +83,22 @@ class MqttOptions:
         """``host:port``, for messages."""
         return f"{self.host}:{self.port}"
 
+    def check_files(self) -> None:
+        """Sees to it that the TLS files are there and fit each other, for whoever reads them before it connects.
+
+        Raises:
+            ConfigError: As ``tls_context``.
+        """
+        if self.uses_tls:
+            self.tls_context()
+
     def tls_context(self) -> ssl.SSLContext:
         """Return what checks the broker's certificate and shows ours.
 
         Raises:
             ConfigError: A file is missing or is not what its option says, or others than its owner can read the key.
         """
-        context = make_tls_context(self.tls_ca, self.tls_cert, self.tls_key)
+        context = make_tls_context(self.tls_ca, self.tls_cert, self.tls_key, self.tls_crl)
         context.sslsocket_class = _TlsSocket
         return context
 

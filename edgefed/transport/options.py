@@ -33,8 +33,8 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
         password_file: a file whose first line is the password; it is never written into a configuration.
         protocol: MQTT version; `auto` tries 5 and falls back to 3.1.1.
         tls_ca, tls_certificate, tls_key: PEM files; naming `tls_ca` turns TLS on.
-        tls_crl: PEM file of what the fleet's authority has taken back: signatures by those certificates are refused,
-            whatever the broker does. It is read again when it changes. Needs signed.
+        tls_crl: PEM file of what the fleet's authority has taken back: no connection to a broker with such a
+            certificate, and with signed, no ear for what was signed by one. It is read again when it changes.
         signed: sign what this member says with the key of its certificate, and listen only to what the others have
             signed; all members of a fleet have to agree.
         sealed: the aggregator takes only updates that are sealed for it, so that the broker cannot read them; a device
@@ -65,8 +65,8 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("tls_certificate needs tls_ca, the authority that signed the broker's certificate")
         if self.signed and not self.tls_certificate:
             raise ValueError("signed needs tls_ca, tls_certificate and tls_key: `edgefed fleet enroll` makes them")
-        if self.tls_crl and not self.signed:
-            raise ValueError("tls_crl needs signed = true: without signatures, the broker alone keeps the revoked out")
+        if self.tls_crl and not self.tls_ca:
+            raise ValueError("tls_crl needs tls_ca, the authority whose list it is")
         if self.sealed and not self.signed:
             raise ValueError("sealed needs signed = true: else the broker could name its own key to seal for")
 
@@ -89,6 +89,7 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
             tls_ca=self.tls_ca or None,
             tls_cert=self.tls_certificate or None,
             tls_key=self.tls_key or None,
+            tls_crl=self.tls_crl or None,
             keepalive_s=self.keepalive_s,
             session_expiry_s=session_expiry_s,
             protocol=self.protocol,

@@ -14,13 +14,16 @@ _CERTIFICATE, _PRIVATE_KEY = b"-----BEGIN CERTIFICATE-----", b"PRIVATE KEY-----"
 _ENCRYPTED = (b"ENCRYPTED PRIVATE KEY", b"Proc-Type: 4,ENCRYPTED")
 
 
-def make_tls_context(ca: str | None, certificate: str | None, key: str | None) -> ssl.SSLContext:
+def make_tls_context(
+    ca: str | None, certificate: str | None, key: str | None, revoked: str | None = None
+) -> ssl.SSLContext:
     """Returns what checks the broker's certificate and shows ours.
 
     Args:
         ca: file of the authority that signed the broker's certificate; None trusts the system's authorities.
         certificate: file of ours, where the broker wants one.
         key: file of its private key.
+        revoked: file of the authority's revocation list, with which the broker's certificate has to be in order too.
 
     Raises:
         ConfigError: a file is missing or is not what its option says, others than its owner can read the key, or it is
@@ -34,6 +37,13 @@ def make_tls_context(ca: str | None, certificate: str | None, key: str | None) -
         context = ssl.create_default_context(cafile=ca)
     except ssl.SSLError as error:
         raise ConfigError(f"tls_ca: the certificate in {ca} cannot be used: {error}") from None
+    if revoked is not None:
+        _read("tls_crl", revoked, "`edgefed fleet revoke` writes it into the fleet's directory")
+        try:
+            context.load_verify_locations(revoked)
+        except ssl.SSLError as error:
+            raise ConfigError(f"tls_crl: the revocation list in {revoked} cannot be used: {error}") from None
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
     if certificate is not None and key is not None:
         try:
             context.load_cert_chain(certificate, key)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["explain_refusal", "explain_unreachable"]
 
 # Of X509_verify_cert_error_string(3); the ssl module has no names for them.
-_NOT_YET_VALID, _EXPIRED, _WRONG_PURPOSE = 9, 10, 26
+_NO_LIST, _NOT_YET_VALID, _EXPIRED, _REVOKED, _WRONG_PURPOSE = 3, 9, 10, 23, 26
 _FOREIGN = {7, 18, 19, 20, 21, 30}
 _OTHER_HOST = {62, 64}
 
@@ -65,6 +65,10 @@ def _about_theirs(options: MqttOptions, code: int, now: datetime) -> str:
             f"by this machine's clock, which says {_clock(now)}, its certificate {when}: is the clock right? If it is, "
             "the fleet's operator has to give the broker a new one: edgefed fleet rotate role:broker"
         )
+    if code == _REVOKED:
+        return f"its certificate was revoked ({options.tls_crl}): whoever answers there must not be the broker any more"
+    if code == _NO_LIST:
+        return f"the revocation list {options.tls_crl} is not of the authority in {options.tls_ca}"
     if code in _FOREIGN:
         return (
             f"its certificate is not of the authority in {options.tls_ca or 'this system'}: it is another fleet's "

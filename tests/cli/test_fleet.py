@@ -200,6 +200,7 @@ def test_mosquitto_2_1_gets_no_deprecated_options(edgefed: Run, kitchen: Path) -
     )
     assert done.code == 0, done.err
     configuration = (kitchen / "broker-config" / "mosquitto.conf").read_text()
+    assert "its plugin for ACL files has to be at /p/acl.so" in done.out
     acl = f"global_plugin /p/acl.so\nplugin_opt_acl_file {kitchen}/broker-config/acl\n"
     assert acl in configuration
     assert not re.search("^(acl_file|per_listener_settings|password_file)", configuration, re.MULTILINE)
@@ -224,11 +225,15 @@ def test_the_rules_for_emqx(edgefed: Run, kitchen: Path) -> None:
     edgefed("fleet", "enroll", "board-07", "-f", kitchen)
     edgefed("fleet", "enroll", "board-08", "-f", kitchen)
     edgefed("fleet", "revoke", "board-08", "-f", kitchen)
-    rows = json.loads(edgefed("fleet", "broker-config", "emqx", "-f", kitchen).out)
-    assert [row["username"] for row in rows] == ["board-07", "role:aggregator"]
+    done = edgefed("fleet", "broker-config", "emqx", "-f", kitchen)
+    assert "no_match = deny" in done.err
+    rows = json.loads(done.out)
+    assert [row["username"] for row in rows] == ["board-07", "role:aggregator", "board-08"]
+    forbidden = [{"topic": topic, "permission": "deny", "action": "all"} for topic in ("#", "$SYS/#", "$delayed/#")]
+    assert rows[2]["rules"] == forbidden
     board = rows[0]["rules"]
-    assert board[-1] == {"topic": "#", "permission": "deny", "action": "all"}
-    allowed = {rule["topic"].removeprefix("edgefed/v1/kitchen/"): rule["action"] for rule in board[:-1]}
+    assert board[-3:] == forbidden
+    allowed = {rule["topic"].removeprefix("edgefed/v1/kitchen/"): rule["action"] for rule in board[:-3]}
     assert allowed == {
         "device/board-07/state": "all",
         "device/board-07/profile": "publish",
@@ -238,4 +243,4 @@ def test_the_rules_for_emqx(edgefed: Run, kitchen: Path) -> None:
         "round": "subscribe",
         "blob/+": "subscribe",
     }
-    assert {rule["permission"] for rule in board[:-1]} == {"allow"}
+    assert {rule["permission"] for rule in board[:-3]} == {"allow"}

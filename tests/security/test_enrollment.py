@@ -183,6 +183,25 @@ async def test_expired(secured: Secured, tmp_path: Path) -> None:
     assert told[0].startswith("refused 'pot-1' on claim field: the token has expired")
 
 
+async def test_withdrawn(secured: Secured, tmp_path: Path) -> None:
+    """Before the board comes, and while the operator thinks about it."""
+    admissions = Admissions(secured.fleet)
+    early, late = token_for(secured, "mug-1"), token_for(secured, "mug-2")
+    admissions.withdraw(early.id, now())
+
+    async def withdraw_and_say_yes(_: Candidate) -> bool:
+        admissions.withdraw(late.id, now())
+        return True
+
+    async with admitting(secured, approve=withdraw_and_say_yes) as told:
+        for name, token in (("mug-1", early), ("mug-2", late)):
+            with pytest.raises(NotAdmitted, match=rf"take {name}: the token was withdrawn on .*: ask for a new one"):
+                await enroll(board(secured, tmp_path / name, name), token)
+    refused = {f"refused '{name}' on claim field" for name in ("mug-1", "mug-2")}
+    assert {line.partition(":")[0] for line in told} == refused
+    assert not {device("mug-1"), device("mug-2")} & set(secured.fleet.members(now()))
+
+
 async def test_another_name_and_a_request_that_was_changed(secured: Secured, tmp_path: Path) -> None:
     token = token_for(secured, "lid-1")
     with pytest.raises(ConfigError, match=re.escape("for lid-1, and agent.toml says that this is victim")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import signal
@@ -10,9 +11,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from edgefed.protocol.messages.retained import DeviceState
+from edgefed.protocol.messages.wire import encode
 from edgefed.security.identities import Identity
 from tests.security.secured import NAME, Secured, device, now, tls
 
@@ -81,6 +85,53 @@ def test_an_agent_comes_up_and_an_observer_sees_it(secured: Secured, tmp_path: P
         with contextlib.suppress(ProcessLookupError):
             agent.kill()
         agent.wait()
+
+
+def test_the_states_of_a_signed_agent_are_its_own_to_the_last(secured: Secured, tmp_path: Path) -> None:
+    """A forged state is left aside, and replaced by the agent; when it is killed, its will is believed."""
+    config = configure(secured, tmp_path, "board-07", secured.fleet.place(device("board-07")))
+    config.write_text(config.read_text().replace("[data]", "signed = true\n[data]"))
+    desk = secured.fleet.place(Identity("observer", "desk"))
+    acl, topic = secured.files / "acl", f"edgefed/v1/{NAME}/device/board-07/state"
+    acl.write_text(acl.read_text().replace("user observer:desk\n", f"user observer:desk\ntopic write {topic}\n"))
+    secured.broker.reload()
+
+    def status() -> dict[str, Any]:
+        shown = edgefed("status", "--config", config, "--identity", desk, "--json", "--wait-s", 0.3)
+        assert shown.returncode == 0, shown.stderr
+        document: dict[str, Any] = json.loads(shown.stdout)
+        return document
+
+    def wait_for(agent: subprocess.Popen[bytes] | None, wanted: str) -> dict[str, Any]:
+        """Waits until the broker keeps this state of the agent, and nothing that is to be left aside."""
+        deadline_s = time.monotonic() + PATIENCE_S
+        while True:
+            document = status()
+            said = document["devices"].get("board-07", {"state": {}})["state"]
+            if said.get("status") == wanted and not document["distrusted"]:
+                return document
+            assert agent is None or agent.poll() is None, (tmp_path / "agent.log").read_text()
+            assert time.monotonic() < deadline_s, (document, (tmp_path / "agent.log").read_text())
+
+    async def forge() -> None:
+        async with secured.connect(desk) as transport:
+            await transport.publish(topic, encode(DeviceState(status="sleeping", instance="forged")), retain=True)
+
+    with (tmp_path / "agent.log").open("wb") as log:
+        command = [sys.executable, "-m", "edgefed", "-v", "agent", "--config", str(config)]
+        agent = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            wait_for(agent, "ready")
+            asyncio.run(forge())
+            assert wait_for(agent, "ready")["devices"]["board-07"]["profile"] is not None
+        finally:
+            agent.kill()
+            agent.wait()
+    wait_for(None, "lost")
+    asyncio.run(forge())
+    document = status()
+    assert document["devices"] == {}
+    assert document["distrusted"] == {topic: "it is not signed, and only board-07 may say that"}
 
 
 @pytest.mark.parametrize("wrong", ["mode", "revoked"])

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from edgefed.errors import ConfigError, MessageError
+from edgefed.errors import BrokerUnreachable, ConfigError, MessageError
 from edgefed.security import certificates
 from edgefed.security.fleet_directory import FleetDirectory, Lifetimes
+from edgefed.security.identities import AGGREGATOR, BROKER
 from edgefed.security.revocations import Revocations
 from edgefed.security.signatures import Signer, read_signer, read_verifier
-from tests.security.secured import device, now
+from tests.security.secured import Secured, device, now
 
 BOARD, OTHER = device("board-07"), device("board-08")
 TOPIC = "edgefed/v1/kitchen/device/board-07/up"
@@ -98,3 +99,38 @@ def test_a_list_has_to_be_there_at_the_start_and_of_the_same_fleet(fleet: FleetD
     other = FleetDirectory.create(tmp_path / "o", "kitchen", hosts=["b"], lifetimes=Lifetimes(), now=now())
     with pytest.raises(ConfigError, match="it is another fleet's"):
         read_verifier(fleet.ca_file, other.revocation_list)
+
+
+def test_the_aggregator_gets_every_list(fleet: FleetDirectory, tmp_path: Path) -> None:
+    place = fleet.place(AGGREGATOR)
+    assert (place / "crl.pem").read_bytes() == fleet.revocation_list.read_bytes()
+    (serial,) = fleet.revoke(BOARD, now=now())
+    authority = certificates.read_certificate((place / "ca.pem").read_bytes(), "")
+    assert Revocations(place / "crl.pem", authority).since(serial) is not None
+    elsewhere = fleet.rotate(AGGREGATOR, days=30, now=now(), output=tmp_path / "elsewhere")
+    assert Revocations(elsewhere / "crl.pem", authority).since(serial) is not None
+    assert not (fleet.place(BOARD) / "crl.pem").exists()
+
+
+@pytest.mark.broker
+async def test_a_broker_whose_certificate_was_revoked_is_not_connected_to(tmp_path: Path) -> None:
+    secured = Secured(tmp_path)
+    secured.enroll(BOARD)
+    crl = tmp_path / "crl.pem"
+    crl.write_bytes(secured.fleet.revocation_list.read_bytes())
+    with secured.running():
+        async with secured.connect(BOARD, tls_crl=str(crl)):
+            pass
+        secured.fleet.revoke(BROKER, now=now())
+        crl.write_bytes(secured.fleet.revocation_list.read_bytes())
+        with pytest.raises(BrokerUnreachable, match=r"its certificate was revoked \(.*crl\.pem\)"):
+            async with secured.connect(BOARD, tls_crl=str(crl)):
+                pass
+        other = FleetDirectory.create(tmp_path / "o", "kitchen", hosts=["b"], lifetimes=Lifetimes(), now=now())
+        with pytest.raises(BrokerUnreachable, match=r"crl\.pem is not of the authority in"):
+            async with secured.connect(BOARD, tls_crl=str(other.revocation_list)):
+                pass
+        crl.write_bytes(b"no list")
+        with pytest.raises(ConfigError, match=r"tls_crl: the revocation list in .*crl\.pem cannot be used"):
+            async with secured.connect(BOARD, tls_crl=str(crl)):
+                pass
