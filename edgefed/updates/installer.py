@@ -111,7 +111,6 @@ class Installer:
         with opened(incoming(self._board.state)) as directory:
             if directory is not None:
                 self._take_all(directory)
-        self._environments.prune()
 
     def _take_all(self, directory: Incoming) -> None:
         for name in directory.names():
@@ -232,7 +231,8 @@ class Installer:
         write_record(self._home, record)
         _log.log(*_message(result))
         if trial.environment:
-            self._home.trial.unlink(missing_ok=True)
+            self._environments.prune()
+            self._home.trial.unlink(missing_ok=True)  # last: while it is there, this program is started again
             sync_directory(self._home.updates)
 
 
