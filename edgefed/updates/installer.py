@@ -151,7 +151,7 @@ class Installer:
         try:
             bundle = self._checked(staged)
         except UpdateError as error:
-            self._close(trial, "refused", str(error))
+            self._close(trial, "refused", str(error).replace(str(staged), trial.file))
             return
         trial = replace(trial, id=bundle.id, release=bundle.release.name, number=bundle.release.number)
         if release_in_use(self._home) == bundle.document:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ensurepip
 import os
 import platform
 import shutil
@@ -47,6 +48,12 @@ def make_wheel(
             archive.writestr(member, text)
         archive.writestr(f"{packages[-1]}/payload", os.urandom(payload_bytes))
     return path
+
+
+def pip_wheel() -> Path | None:
+    """Returns the wheel of pip that Python brings along; None where its packager has taken it out."""
+    places = (Path(ensurepip.__file__).parent / "_bundled", Path("/usr/share/python-wheels"))
+    return next((wheel for place in places for wheel in place.glob("pip-*.whl")), None)
 
 
 Rootfs = Callable[..., Path]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ensurepip
 import os
 import shutil
 import subprocess
@@ -13,15 +12,10 @@ import pytest
 
 from edgefed.flashing import manifest
 from edgefed.flashing.wheelhouse import lock, read_wheelhouse
-from tests.flashing.small_boards import HERE, make_wheel
+from tests.flashing.small_boards import HERE, make_wheel, pip_wheel
 
 SCRIPT = Path(manifest.__file__).parent / "files/opt/edgefed/bin/first-boot"
 PATIENCE_S = 40
-
-
-def pip_wheel() -> Path | None:
-    places = (Path(ensurepip.__file__).parent / "_bundled", Path("/usr/share/python-wheels"))
-    return next((wheel for place in places for wheel in place.glob("pip-*.whl")), None)
 
 
 class Home:

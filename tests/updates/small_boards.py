@@ -7,7 +7,6 @@ the libraries that the tests run with, and their `pip` unpacks what it finds. `t
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import shutil
 import signal
@@ -15,7 +14,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from edgefed.flashing import manifest
 from edgefed.flashing.board import Board
 from edgefed.flashing.wheelhouse import lock, read_wheelhouse
 from edgefed.security.certificates import certificate_pem
+from edgefed.updates.health import Health, read_health
 from edgefed.updates.places import Home, incoming
 from edgefed.updates.record import Record, read_record
 from edgefed.updates.release import Result
@@ -67,12 +67,13 @@ while True:
 """
 
 
-def zipped(path: Path, name: str, version: str, files: Mapping[str, str]) -> Path:
+def zipped(path: Path, name: str, version: str, files: Mapping[str, str], requires: Sequence[str] = ()) -> Path:
     """Writes a wheel of these files, always the same bytes."""
+    headers = "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
     info = f"{name}-{version}.dist-info"
     members = {
         **files,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{headers}",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     members[f"{info}/RECORD"] = "".join(f"{member},,\n" for member in (*members, f"{info}/RECORD"))
@@ -119,22 +120,29 @@ class SmallBoard:
         self.incoming = incoming(self.state)
         self.log = path / "agent.log"
         self.environments = self.home.path / "environments"
+        self.signed = signed
         if not self.config.exists():
-            self._lay_out(signed)
-        command = [str(self.home.link / "bin/python"), "-I", str(path / "etc/agent.py"), str(self.state)]
-        self.systemd = SmallSystemd(path / "systemd", command, self.log)
+            for directory in (self.home.path, self.incoming, self.config.parent):
+                directory.mkdir(parents=True)
+            shutil.copytree(SCRIPTS, self.home.path / "bin")
+            self.configure()
+        python = str(self.home.link / "bin/python")
+        self.systemd = SmallSystemd(path / "systemd", [python, *self.agent()], self.log)
 
-    def _lay_out(self, signed: bool) -> None:
-        for directory in (self.home.path, self.incoming, self.config.parent):
-            directory.mkdir(parents=True)
-        shutil.copytree(SCRIPTS, self.home.path / "bin")
+    def configure(self) -> None:
+        """Writes what is in `/etc/edgefed`."""
         (self.config.parent / "agent.py").write_text(AGENT)
         ca = self.config.parent / "ca.pem"
         ca.write_bytes(certificate_pem(AUTHORITY.certificate))
-        broker = f'tls_ca = "{ca}"\ntls_certificate = "c.pem"\ntls_key = "k.pem"\nsigned = {str(signed).lower()}\n'
         self.config.write_text(
-            f'device = "board-07"\nfleet = "{FLEET}"\nstate = "{self.state}"\n[data]\npath = "d"\n[broker]\n{broker}'
+            f'device = "board-07"\nfleet = "{FLEET}"\nstate = "{self.state}"\n'
+            f'[data]\npath = "d"\n[broker]\nsigned = {str(self.signed).lower()}\n'
+            f'tls_ca = "{ca}"\ntls_certificate = "c.pem"\ntls_key = "k.pem"\n'
         )
+
+    def agent(self) -> list[str]:
+        """Returns the arguments with which Python is the agent."""
+        return ["-I", str(self.config.parent / "agent.py"), str(self.state)]
 
     def flash(self, wheels: Path) -> None:
         """Writes other wheels, as `edgefed flash` does."""
@@ -159,7 +167,7 @@ class SmallBoard:
     def deliver(self, file: str, wheels: Path, **changes: Any) -> Path:
         """Has the agent put a release into its directory, and returns the bundle."""
         house = read_wheelhouse(wheels, HERE)
-        settings = {
+        settings: dict[str, Any] = {
             "name": file,
             "architecture": HERE.architecture,
             "python": f"{HERE.python[0]}.{HERE.python[1]}",
@@ -208,12 +216,17 @@ class SmallBoard:
 
     def agent_runs_in(self, environment: str) -> bool:
         """Whether the agent is there, connected, and in this environment."""
-        try:
-            health = json.loads((self.state / "health.json").read_bytes())
-        except FileNotFoundError:
+        health = read_health(self.state)
+        if health is None or not self.systemd.active:
             return False
-        shown = (health["environment"], health["pid"], health["connected"])
-        return self.systemd.active and shown == (environment, self.systemd.pid, True)
+        return (health.environment, health.pid, health.connected) == (environment, self.systemd.pid, True)
+
+    @property
+    def health(self) -> Health:
+        """What the agent shows."""
+        health = read_health(self.state)
+        assert health is not None
+        return health
 
     def snapshot(self) -> dict[str, str]:
         """Returns the content of everything in the home, by path, but for compiled code and the lock."""

@@ -27,6 +27,11 @@ PATIENCE_S = 60
 RESTART_S = 0.05
 
 
+def plain_environment() -> dict[str, str]:
+    """Returns this process's environment without what leads Python elsewhere, as a service has it."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+
 class SmallSystemd:
     """One service of `Type=notify` and `Restart=always`.
 
@@ -53,7 +58,7 @@ class SmallSystemd:
         self._control = socket.socket(socket.AF_UNIX)
         self._control.bind(str(directory / "control"))
         self._control.listen()
-        self._environment = {**os.environ, "NOTIFY_SOCKET": str(directory / "notify")}
+        self._environment = {**plain_environment(), "NOTIFY_SOCKET": str(directory / "notify")}
         client = directory / "client.py"
         client.write_text(CLIENT)
         self.program("systemctl", f'exec {sys.executable} -I -S {client} {directory / "control"} "$@"')
@@ -67,7 +72,7 @@ class SmallSystemd:
 
     def environment(self) -> dict[str, str]:
         """Returns the environment of a service's process."""
-        return {**os.environ, "PATH": f"{self.programs}:/usr/bin:/bin"}
+        return {**plain_environment(), "PATH": f"{self.programs}:/usr/bin:/bin"}
 
     @property
     def pid(self) -> int:
@@ -97,7 +102,7 @@ class SmallSystemd:
         self.starts += 1
         with self._log.open("ab") as log:
             process = subprocess.Popen(
-                self._command, env=self._environment, stdout=log, stderr=log, start_new_session=True
+                self._command, cwd="/", env=self._environment, stdout=log, stderr=log, start_new_session=True
             )
         self._process = process
         threading.Thread(target=self._attend, args=(process,), daemon=True).start()
