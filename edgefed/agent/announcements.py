@@ -39,13 +39,18 @@ class Announcements:
         self._tell_waiters()
         return again
 
-    def stand(self, standing: Standing) -> None:
-        """Takes what the operator wants of this device. Who gets tasks again looks at the open round once more."""
+    def stand(self, standing: Standing) -> bool:
+        """Takes what the operator wants of this device, and returns whether it gets tasks again and did not before.
+
+        It then looks at the open round once more.
+        """
         was_held = self._standing is not None and self._standing.duty != "active"
         self._standing = standing
-        if was_held and standing.duty == "active" and self._latest is not None:
+        again = was_held and standing.duty == "active"
+        if again and self._latest is not None:
             self._seen = False
         self._tell_waiters()
+        return again
 
     def why_held(self, run: str) -> str:
         """Returns why this device gets no task of a run; "" where it does."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from edgefed.errors import ChunkError
 from edgefed.protocol.chunks import decode_chunk
@@ -40,7 +41,16 @@ class Fetched:
 
 
 class Downloads:
-    """The parts that this device is fetching at the moment."""
+    """The parts that this device is fetching at the moment.
+
+    Args:
+        transport: connected.
+        topics: of the fleet.
+        send: sends a message to the aggregator.
+        directory: where parts are kept.
+        window_bytes: ask for so much at a time: what is larger than a broker's queue would overflow it on the way to a
+            slow device. None asks for all at once, so that one broadcast serves everybody.
+    """
 
     def __init__(
         self,
@@ -48,11 +58,15 @@ class Downloads:
         topics: Topics,
         send: Callable[[UpMessage], Awaitable[None]],
         directory: Path,
+        *,
+        window_bytes: int | None = None,
     ) -> None:
         self._transport = transport
         self._topics = topics
         self._send = send
         self._directory = directory
+        self._window_bytes = window_bytes
+        self._asked_up_to_bytes = 0
         self._arriving: dict[str, IncomingBlob] = {}
         self._news = asyncio.Event()
         self._received_bytes = 0
@@ -105,8 +119,9 @@ class Downloads:
             while self._arriving:
                 if silent:
                     await self._ask(run)
-                silent = not await self._flows(patience_s)  # what is on its way is not asked for again
-                if silent:  # a slow link is silent for long between chunks that are long
+                came = await self._flows(patience_s)  # what is on its way is not asked for again
+                silent = came != "part"
+                if came == "nothing":  # a slow link is silent for long between chunks that are long
                     patience_s = min(_LONGEST_PATIENCE_S, 2 * patience_s)
                 for sha256 in [name for name, blob in self._arriving.items() if blob.complete]:
                     await self._finish(sha256)
@@ -121,30 +136,36 @@ class Downloads:
         await self._transport.subscribe(self._topics.blob(part.sha256))
 
     async def _ask(self, run: str) -> None:
+        self._reconnected = False  # whatever connection was lost before this word, nothing of it was on its way
         room = MAX_RANGES
+        room_bytes = self._window_bytes
         wanted = []
         for sha256, blob in self._arriving.items():
-            missing = list(blob.missing())[:room]
+            missing = _first(list(blob.missing())[:room], room_bytes)
             if missing:
                 wanted.append(PartRanges(sha256=sha256, missing=missing))
                 room -= len(missing)
+                if room_bytes is not None:
+                    room_bytes -= sum(hi - lo for lo, hi in missing)
+        self._asked_up_to_bytes = self.held_bytes + sum(hi - lo for one in wanted for lo, hi in one.missing)
         if wanted:
             await self._send(PartsWanted(run=run, parts=wanted))
 
-    async def _flows(self, patience_s: float) -> bool:
-        """Returns True when a part is complete, False when nothing has come for a while or the connection was new."""
+    async def _flows(self, patience_s: float) -> Literal["part", "window", "nothing"]:
+        """Returns what came: a whole part; all that was asked for; or nothing for a while, or over a new connection."""
         while not any(blob.complete for blob in self._arriving.values()):
             self._news.clear()
             try:
                 await asyncio.wait_for(self._news.wait(), patience_s)
             except asyncio.TimeoutError:
-                return False
+                return "nothing"
             if self._disk_error is not None:
                 raise self._disk_error
             if self._reconnected:
-                self._reconnected = False
-                return False
-        return True
+                return "nothing"
+            if self._window_bytes is not None and self.held_bytes >= self._asked_up_to_bytes:
+                return "window"
+        return "part"
 
     async def _finish(self, sha256: str) -> None:
         try:
@@ -159,3 +180,16 @@ class Downloads:
         with contextlib.suppress(OSError):  # what it could not remember is fetched again
             await asyncio.to_thread(blob.close)
         await self._transport.unsubscribe(self._topics.blob(sha256))
+
+
+def _first(ranges: list[tuple[int, int]], room_bytes: int | None) -> list[tuple[int, int]]:
+    """Returns the beginning of ranges, so much of them as there is room for."""
+    if room_bytes is None:
+        return ranges
+    first = []
+    for lo, hi in ranges:
+        if room_bytes <= 0:
+            break
+        first.append((lo, min(hi, lo + room_bytes)))
+        room_bytes -= hi - lo
+    return first

@@ -166,7 +166,8 @@ class Supervisor:
             if isinstance(answer, Pong):
                 self._network.hear(answer)
             elif isinstance(answer, Standing):
-                self._board.stand(answer)
+                if self._board.stand(answer):
+                    self._reappear()  # what the broker retained of a device that was removed is gone
             elif isinstance(answer, ReleaseOffered):
                 self._updater.hear(answer)
             else:

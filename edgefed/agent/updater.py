@@ -43,6 +43,7 @@ _log = logging.getLogger(__name__)
 
 _SHOW_EVERY_S = 10.0
 _LOOK_EVERY_S = 1.0
+_WINDOW_BYTES = 32 << 20
 _FREE_TIMES = 2
 """The bundle and the installer's copy; what the environment takes is for the installer to see to."""
 
@@ -92,7 +93,7 @@ class Updater:
         self._updates = state / "updates"
         self._incoming = incoming(state)
         self._arriving = self._updates / "arriving"
-        self._downloads = Downloads(transport, Topics(options.fleet), send, self._arriving)
+        self._downloads = Downloads(transport, Topics(options.fleet), send, self._arriving, window_bytes=_WINDOW_BYTES)
         self._kept = _read_kept(self._updates / "offer.json")
         self._following: asyncio.Task[None] | None = None
 

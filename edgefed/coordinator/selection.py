@@ -19,7 +19,8 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
         participants: updates wanted per round; 0 means from every device that joins.
         over_selection: how many times `participants` devices are taken in, so that slow ones need not be waited for.
         quorum: a round never closes with fewer updates.
-        expected_devices: once that many have joined, gathering ends at once; 0 always waits `gather_s`.
+        expected_devices: once that many have joined, gathering ends at once; 0 always waits `gather_s`, and so does a
+            fleet of which devices are paused, drained or removed, where these were counted.
         gather_s: how long a round waits for devices to join before it selects.
         deadline_s: how long after the selection a round closes; below the quorum it stays open and calls again.
         late: what becomes of an update that arrives after its round has closed: `drop` it, or `discount` its weight

@@ -27,6 +27,8 @@ __all__ = ["Sighting", "Sightings", "read_profile_of", "read_sightings"]
 _log = logging.getLogger(__name__)
 
 _SAVE_EVERY_S = 1.0
+_PER_SECOND = 200
+"""Of more devices than that, the document is written less often: it is one file."""
 _MOST_DEVICES = 10_000
 """On a broker that lets everybody in, anybody can make names up."""
 
@@ -120,7 +122,8 @@ class Sightings:
         Raises:
             StoreError: the disk is full or failing.
         """
-        if not at_once and time.monotonic() - self._saved_at_s < _SAVE_EVERY_S:
+        every_s = _SAVE_EVERY_S * max(1.0, len(self._devices) / _PER_SECOND)
+        if not at_once and time.monotonic() - self._saved_at_s < every_s:
             return
         busy = tell_busy()
         for device, sighting in list(self._devices.items()):

@@ -131,7 +131,7 @@ def key_of_request(pem: bytes, identity: Identity, where: str) -> PublicKey:
         request = x509.load_pem_x509_csr(pem)
         names = request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         key, signed = request.public_key(), request.is_signature_valid
-    except (ValueError, UnsupportedAlgorithm, InvalidSignature) as error:
+    except (ValueError, UnsupportedAlgorithm, InvalidSignature, x509.InvalidVersion) as error:
         raise ConfigError(f"{where}: not a certificate signing request in PEM: {error}") from None
     if not signed:
         raise ConfigError(f"{where}: the request is not signed by the key in it: it was changed on the way")
@@ -283,7 +283,7 @@ def read_certificate(pem: bytes, where: str) -> x509.Certificate:
     """
     try:
         return x509.load_pem_x509_certificate(pem)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise ConfigError(f"{where}: not a certificate in PEM: {error}") from None
 
 

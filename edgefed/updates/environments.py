@@ -48,6 +48,9 @@ class Environments:
             replace_file(wheels / MANIFEST, [bundle.document])
             replace_file(wheels / "instead-of", [self._flashed().encode()])
             return self._run("build", str(wheels)).splitlines()[-1]
+        except UpdateError:
+            self.prune()  # a part of an environment is of no use, and takes room
+            raise
         finally:
             shutil.rmtree(wheels, ignore_errors=True)
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from edgefed.errors import UpdateError
-from edgefed.files import sync_directory
+from edgefed.files import remove_leftovers, sync_directory
 from edgefed.updates.bundle import Bundle, open_bundle
 from edgefed.updates.environments import Environments
 from edgefed.updates.incoming import Incoming, opened
@@ -106,13 +106,16 @@ class Installer:
             OSError: a file of ours cannot be written.
         """
         self._home.updates.mkdir(mode=0o755, exist_ok=True)
+        remove_leftovers(self._home.updates)
         self._close_old_trial()
         with opened(incoming(self._board.state)) as directory:
-            if directory is None:
-                return
-            for name in directory.names():
-                self._take(directory, name)
-                directory.remove(name)
+            if directory is not None:
+                self._take_all(directory)
+
+    def _take_all(self, directory: Incoming) -> None:
+        for name in directory.names():
+            self._take(directory, name)
+            directory.remove(name)
 
     def _close_old_trial(self) -> None:
         trial = read_trial(self._home)
@@ -148,7 +151,7 @@ class Installer:
         try:
             bundle = self._checked(staged)
         except UpdateError as error:
-            self._close(trial, "refused", str(error))
+            self._close(trial, "refused", str(error).replace(str(staged), trial.file))
             return
         trial = replace(trial, id=bundle.id, release=bundle.release.name, number=bundle.release.number)
         if release_in_use(self._home) == bundle.document:
@@ -228,9 +231,9 @@ class Installer:
         write_record(self._home, record)
         _log.log(*_message(result))
         if trial.environment:
-            self._home.trial.unlink(missing_ok=True)
-            sync_directory(self._home.updates)
             self._environments.prune()
+            self._home.trial.unlink(missing_ok=True)  # last: while it is there, this program is started again
+            sync_directory(self._home.updates)
 
 
 def _message(result: Result) -> tuple[int, str, str, str, str]:

@@ -44,7 +44,7 @@ def test_a_profile_of_this_machine(edgefed: Callable[..., Any], tmp_path: Path, 
     assert "no aggregator answered" in profile.network.latency_s.reason
     assert (tmp_path / "state/profile.json").is_file(), "the agent need not measure it again"
     for name in DeviceProfile.__struct_fields__:
-        absent_by_design = ("emulated", "real", "board", "model", "cpu_model", "flashed")
+        absent_by_design = ("emulated", "real", "board", "model", "cpu_model", "flashed", "release")
         assert getattr(profile, name) is not None or name in absent_by_design or profile.why_null.get(name), name
     shown = {line.name: line for line in profile_lines(profile)}
     assert shown["fp32 rate"].value.endswith("FLOP/s")

@@ -144,3 +144,4 @@ def test_drain_lets_the_task_be_finished_and_remove_does_not(operations: Operati
 
     operations.fleet("resume", "c")
     operations.until("c again", lambda: any("c" in who for one, who in operations.rounds().items() if one > at + 1))
+    operations.until("its profile", lambda: operations.retained().get("c", {}).get("profile") is not None)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -127,6 +128,22 @@ def test_keys_on_a_curve_sign_too_and_others_do_not() -> None:
 def test_a_curve_whose_signatures_nobody_would_read_is_refused_before_it_signs() -> None:
     with pytest.raises(ConfigError, match="Ed25519 or P-256 keys"):
         member(DEVICE, key=ec.generate_private_key(ec.SECP384R1()))
+
+
+def test_a_certificate_of_a_version_that_there_is_not() -> None:
+    """A byte of it changed on the way: found by fuzzing, once the end of whoever read it."""
+    signed = json.loads(SIGNER.sign(TOPIC, b'{"a":1}', 1.5))
+    certificate = base64.b64decode(signed["signature"]["certificate"])
+    version = b"\xa0\x03\x02\x01"  # [0] EXPLICIT INTEGER, of one byte
+    assert version + b"\x02" in certificate
+    changed = base64.b64encode(certificate.replace(version + b"\x02", version + b"\x0a", 1)).decode()
+    signed["signature"]["certificate"] = changed
+    payload = json.dumps(signed, separators=(",", ":")).encode().replace(b":1.5,", b":1.500000,")
+    with pytest.raises(MessageError, match="not of the fleet's authority"):
+        VERIFIER.verify(TOPIC, payload, DEVICE, NOW_S)
+    pem = f"-----BEGIN CERTIFICATE-----\n{changed}\n-----END CERTIFICATE-----\n".encode()
+    with pytest.raises(ConfigError, match="not a certificate"):
+        certificates.read_certificate(pem, "here")
 
 
 def test_from_files(tmp_path: Path) -> None:

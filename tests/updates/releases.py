@@ -16,7 +16,7 @@ from edgefed.security.signatures import Signer, Verifier
 from edgefed.updates.bundle import Bundle, make_bundle
 
 FLEET = "kitchen"
-NOW = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
+NOW = datetime.now(timezone.utc)  # the installer goes by the real clock
 NOW_S = NOW.timestamp() + 60
 AUTHORITY = certificates.make_authority(FLEET, days=3650, now=NOW)
 VERIFIER = Verifier(AUTHORITY.certificate)

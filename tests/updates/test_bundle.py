@@ -126,7 +126,7 @@ def test_only_the_aggregator_of_this_fleet_makes_releases(wheels: list[Path], tm
     with pytest.raises(UpdateError, match=r"signed by role:aggregator, and this is the key of board-07"):
         bundle(tmp_path / "a", wheels, signer=signer(Identity("device", "board-07")))
     assert not (tmp_path / "a").exists()
-    stranger = signer(authority=certificates.make_authority(FLEET, days=30, now=NOW))
+    stranger = signer(authority=certificates.make_authority(FLEET, days=90, now=NOW))
     with pytest.raises(SignatureError, match="not of the fleet's authority"):
         read(bundle(tmp_path / "b", wheels, signer=stranger).path)
     elsewhere = bundle(tmp_path / "c", wheels, fleet="cellar").path

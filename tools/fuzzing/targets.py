@@ -7,6 +7,7 @@ from pathlib import Path
 from tools.fuzzing.aggregator_target import aggregator_target
 from tools.fuzzing.engine import Target
 from tools.fuzzing.file_targets import MODEL, file_targets
+from tools.fuzzing.update_targets import update_targets
 from tools.fuzzing.wire_targets import wire_targets
 
 __all__ = ["SLOW", "all_targets"]
@@ -17,4 +18,9 @@ SLOW = frozenset({"agent.toml", "federation.toml", "board", "reference"})
 
 def all_targets(scratch: Path) -> tuple[Target, ...]:
     """Returns the readers; `scratch` is an empty directory that they may write to."""
-    return (*wire_targets(scratch), aggregator_target(scratch / "aggregator", MODEL), *file_targets(scratch))
+    return (
+        *wire_targets(scratch),
+        aggregator_target(scratch / "aggregator", MODEL),
+        *file_targets(scratch),
+        *update_targets(scratch / "updates"),
+    )
