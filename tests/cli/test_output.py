@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
@@ -34,6 +35,15 @@ def test_table_on_a_terminal() -> None:
 def test_json_keeps_letters(capsys: pytest.CaptureFixture[str]) -> None:
     write_json({"name": "Grüße"})
     assert capsys.readouterr().out == '{\n  "name": "Grüße"\n}\n'
+
+
+def test_nothing_that_a_terminal_obeys_gets_out(capsys: pytest.CaptureFixture[str]) -> None:
+    write_table(("name",), [("\x1b[2J\tb\n",)])
+    assert capsys.readouterr().out == "name\n\\u001b[2J\\tb\\n\n"
+    write_json({"name": "\x9b\x7f\x1b\n"})
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"name": "\x9b\x7f\x1b\n"}
+    assert out.replace("\n", "").isprintable()
 
 
 def test_what_the_system_says_is_told_with_the_path(tmp_path: Path) -> None:

@@ -322,6 +322,22 @@ def test_settings_that_changed_under_a_run_are_named(tmp_path: Path, model: Path
     assert "method" in run.log.read_text().splitlines()[-1]
 
 
+def test_totals_go_on_where_an_earlier_process_left_them(
+    tmp_path: Path, model: Path, mosquitto: RunningMosquitto
+) -> None:
+    selection = "expected_devices = 2\n"
+    toml = federation_toml(model, tmp_path / "run", mosquitto.port, selection=selection).replace("= 3", "= 2", 1)
+    with running(tmp_path, toml) as run:
+        finish(run, devices(model, tmp_path, mosquitto.port, count=2))
+        run.log.write_text("")
+        assert run.start("--json").wait(PATIENCE_S) == 0, run.log.read_text()
+    states = [json.loads(line) for line in run.log.read_text().splitlines() if line.startswith("{")]
+    for name in ("received_bytes", "broadcast_bytes"):
+        first, second = (int(str(line[name])) for line in run.history() if line["kind"] == "train")
+        assert {state[name] for state in states} == {first + second}
+        assert second > 0
+
+
 def test_its_log_as_json_says_every_state_and_what_devices_said(
     tmp_path: Path, model: Path, mosquitto: RunningMosquitto
 ) -> None:

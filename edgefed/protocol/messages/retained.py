@@ -55,6 +55,8 @@ class AggregatorState(Wire, frozen=True, kw_only=True):
     """Host state. `status` is `lost` in the will; devices then keep what they have and wait.
 
     `epsilon` is what the sums so far have cost of the devices' privacy at `delta`; null where no noise is added.
+    `joined` counts devices that asked to take part in the open round, `accepted` those of them that were selected.
+    Bytes are those of the rounds merged so far, by whichever process, and what this one has moved since.
     `rejected`, `excluded`, `clipped` and `silenced` count refusals, and `refusals` are the latest of them, newest last.
     """
 
