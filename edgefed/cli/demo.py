@@ -44,6 +44,9 @@ def demo(
       edgefed demo --rounds 3 --directory quick-demo
       edgefed demo --json > demo.json
     """
+    from edgefed.cli.extras import require
+
+    require("torch", "transformers", "peft", "numpy", "safetensors", "rouge_score", "sqlalchemy", "jinja2", "amqtt")
     from edgefed.cli.output import write_json
     from edgefed.simulation.demo_plan import DemoPlan, prepare_directory, write_plan
     from edgefed.simulation.local_fleet import free_port
