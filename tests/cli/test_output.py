@@ -11,6 +11,7 @@ import pytest
 
 from edgefed.cli.output import told_where, write_json, write_table
 from edgefed.errors import ConfigError
+from edgefed.files import replace_file
 
 
 def test_table_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,3 +50,10 @@ def test_nothing_that_a_terminal_obeys_gets_out(capsys: pytest.CaptureFixture[st
 def test_what_the_system_says_is_told_with_the_path(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone: cannot be used: No such file or directory"), told_where(tmp_path):
         (tmp_path / "gone").read_bytes()
+
+
+def test_a_temporary_file_is_told_by_the_name_that_it_was_to_have(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ConfigError) as told, told_where(tmp_path):
+        replace_file(tmp_path / "out", [b"text"])
+    assert str(told.value) == f"{tmp_path / 'out'}: cannot be used: Is a directory"
