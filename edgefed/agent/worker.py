@@ -45,6 +45,7 @@ from edgefed.errors import (
     WorkerError,
     WorkerOutOfMemory,
 )
+from edgefed.extras import EXTRAS, missing_message
 from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.protocol.records import RoundRecord
 from edgefed.training.round_work import RoundWork, TrainingSet, WorkSuspended
@@ -202,6 +203,8 @@ def _failure(error: Exception) -> Failed:
     for branch, kind in _KINDS:
         if isinstance(error, branch):
             return Failed(kind=kind, message=str(error))
+    if isinstance(error, ModuleNotFoundError) and (package := (error.name or "").partition(".")[0]) in EXTRAS:
+        return Failed(kind="worker", message=missing_message([package]))
     if not isinstance(error, EdgefedError):
         traceback.print_exception(error)
         return Failed(kind="worker", message=text)

@@ -44,7 +44,7 @@ def demo(
       edgefed demo --rounds 3 --directory quick-demo
       edgefed demo --json > demo.json
     """
-    from edgefed.cli.extras import require
+    from edgefed.extras import require
 
     require("torch", "transformers", "peft", "numpy", "safetensors", "rouge_score", "sqlalchemy", "jinja2", "amqtt")
     from edgefed.cli.output import write_json

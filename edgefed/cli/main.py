@@ -20,8 +20,8 @@ import typer
 from typer.core import TyperGroup
 
 from edgefed import __version__
-from edgefed.cli.extras import EXTRAS, missing_message
 from edgefed.errors import EdgefedError
+from edgefed.extras import EXTRAS, missing_message
 from edgefed.logs import start_logging, tell_failure
 from edgefed.stopping import Stopped
 
