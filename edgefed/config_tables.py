@@ -24,6 +24,7 @@ from msgspec.inspect import (
     IntType,
     ListType,
     LiteralType,
+    Metadata,
     NoneType,
     StrType,
     StructType,
@@ -112,8 +113,8 @@ def describe(kind: Type) -> str:
             return "a whole number" + _range(kind)
         case FloatType():
             return "a number" + _range(kind)
-        case StrType():
-            return "text" + (", not empty" if kind.min_length else "")
+        case StrType() | Metadata():
+            return _text(kind)
         case LiteralType():
             return "one of " + ", ".join(toml_value(value) for value in kind.values)
         case ListType():
@@ -247,6 +248,13 @@ def _range(kind: IntType | FloatType) -> str:
     high = f"{kind.le} or less" if kind.le is not None else f"below {kind.lt}" if kind.lt is not None else ""
     joined = " and ".join(part for part in (low, high) if part)
     return f", {joined}" if joined else ""
+
+
+def _text(kind: StrType | Metadata) -> str:
+    """Returns what a text may be: what its annotation says of it, where that has words of its own."""
+    if isinstance(kind, Metadata):
+        return str((kind.extra_json_schema or {})["description"])
+    return "text" + (", not empty" if kind.min_length else "")
 
 
 def _default(value: Any, factory: Any) -> Any:

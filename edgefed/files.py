@@ -22,6 +22,7 @@ __all__ = [
     "is_disk_trouble",
     "remove_leftovers",
     "replace_file",
+    "settled_name",
     "sync_directory",
     "sync_file",
     "temporary_beside",
@@ -30,7 +31,7 @@ __all__ = [
 _READ_BYTES = 1 << 20
 # Full, over a quota, over a limit on files, gone read-only (as ext4 does after an error), failing.
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}")
 
 
 def hash_file(path: Path) -> str:
@@ -110,6 +111,11 @@ def replace_file(path: Path, parts: Iterable[bytes], *, mode: int = 0o666) -> No
 def temporary_beside(path: Path) -> Path:
     """Returns a fresh name beside `path`, for what shall take its place once it is whole."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
+def settled_name(path: Path) -> Path:
+    """Returns the path with what `temporary_beside` made of a name in it taken back: what the user calls it."""
+    return Path(*(found[1] if (found := _TEMPORARY.fullmatch(part)) else part for part in path.parts))
 
 
 def remove_leftovers(directory: Path) -> None:

@@ -359,3 +359,13 @@ def test_reading_an_agent_file_imports_nothing_of_the_aggregator(tmp_path: Path)
         "sys.exit(str([heavy, ours]) if heavy or ours else 0)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "agent.toml")], check=True)
+
+
+@pytest.mark.parametrize("hours", ['["8-9"]', '["25:00-03:00"]', '"22:00-06:00"', "[8, 9]"])
+def test_hours_that_are_none_are_told_what_hours_look_like(tmp_path: Path, hours: str) -> None:
+    path = tmp_path / "agent.toml"
+    path.write_text(f'device = "d"\nfleet = "f"\n[data]\npath = "x"\n[eligibility]\nhours = {hours}\n')
+    with pytest.raises(ConfigError) as told:
+        read_agent(path)
+    assert f"eligibility.hours is {hours}" in str(told.value)
+    assert 'each a span of local time such as "22:00-06:00", HH:MM to HH:MM' in str(told.value)

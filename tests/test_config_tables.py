@@ -65,6 +65,8 @@ class TestTaggedTables:
         (list[str], "a list of any number, each text"),
         (dict[str, int], "a table whose values are a whole number"),
         (Square, "a table"),
+        (Annotated[str, Meta(pattern="^x", description="text after x")], "text after x"),
+        (list[Annotated[str, Meta(description="a span")]], "a list of any number, each a span"),
     ],
 )
 def test_describe(hint: object, words: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import edgefed
 from edgefed.errors import ConfigError
-from edgefed.files import check_private, remove_leftovers, replace_file, temporary_beside
+from edgefed.files import check_private, remove_leftovers, replace_file, settled_name, temporary_beside
 
 WRITER = """
 import sys
@@ -88,3 +88,11 @@ def test_a_secret_is_written_for_its_owner_alone_and_refused_where_others_can_re
         path.chmod(mode)
         with pytest.raises(ConfigError, match=rf"key\.pem holds a secret, and its mode {mode:04o} lets others"):
             check_private(path)
+
+
+def test_a_temporary_name_is_told_as_what_it_stands_for(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.d" / "ca"
+    assert settled_name(temporary_beside(path)) == path
+    assert settled_name(temporary_beside(path) / "ca.key") == path / "ca.key"
+    for kept in (Path("/home/.config/x"), Path(".a.0123"), Path("relative/ca")):
+        assert settled_name(kept) == kept

@@ -15,7 +15,11 @@ from edgefed.transport.options import Broker
 
 __all__ = ["AgentOptions", "Eligibility", "Emulate", "Limits", "PrivacyLimits", "Profiling", "Worker"]
 
-_Hours = Annotated[str, Meta(pattern="^([01][0-9]|2[0-3]):[0-5][0-9]-([01][0-9]|2[0-3]):[0-5][0-9]$")]
+_CLOCK = "([01][0-9]|2[0-3]):[0-5][0-9]"
+_Hours = Annotated[
+    str,
+    Meta(pattern=rf"^{_CLOCK}-{_CLOCK}\Z", description='a span of local time such as "22:00-06:00", HH:MM to HH:MM'),
+]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from edgefed.agent.state_directory import StateDirectory
 from edgefed.agent.supervisor import Supervisor
 from edgefed.agent.worker_process import WorkerProcess
 from edgefed.devices.instruments import find_instruments
-from edgefed.errors import DataError, DeviceIdTaken
+from edgefed.errors import ConfigError, DataError, DeviceIdTaken
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
 from edgefed.security.identities import Identity
@@ -49,13 +49,16 @@ async def run_agent(
 
     Raises:
         DataError: the examples are not where the options say.
-        ConfigError: the state directory or the password file cannot be used.
+        ConfigError: the state directory, the root or the password file cannot be used.
         DeviceIdTaken: another live agent uses this device id.
         TransportError: no broker answers and `wait_for_broker` is off, or it refuses this client.
     """
     for path in filter(None, (options.data.path, options.data.validation)):
         if not Path(path).exists():
             raise DataError(f"data: there is no file or directory {path}")
+    root = Path(options.root)
+    if not any((root / name).is_dir() for name in ("proc", "sys")):
+        raise ConfigError(f"root: there is neither proc nor sys in {root}: name the directory that they are mounted in")
     state = StateDirectory(Path(options.state))
     worker = worker or WorkerProcess(silence_s=options.worker.silence_s)
     presence = Presence(Topics(options.fleet), options.device)
@@ -69,7 +72,7 @@ async def run_agent(
         async with connect_mqtt(mqtt, will, retry_first=wait_for_broker) as connected:
             transport = signed_as_told(connected, authorship)
             gpu = options.worker.device != "cpu"
-            instruments = await asyncio.to_thread(find_instruments, Path(options.root), gpu=gpu)
+            instruments = await asyncio.to_thread(find_instruments, root, gpu=gpu)
             supervisor = Supervisor(
                 options,
                 transport,

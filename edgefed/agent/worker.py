@@ -46,6 +46,7 @@ from edgefed.errors import (
     WorkerError,
     WorkerOutOfMemory,
 )
+from edgefed.extras import EXTRAS, missing_message
 from edgefed.files import is_disk_trouble
 from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.protocol.records import RoundRecord
@@ -210,6 +211,8 @@ def _failure(error: Exception) -> Failed:
     for branch, kind in _KINDS:
         if isinstance(error, branch):
             return Failed(kind=kind, message=str(error))
+    if isinstance(error, ModuleNotFoundError) and (package := (error.name or "").partition(".")[0]) in EXTRAS:
+        return Failed(kind="worker", message=missing_message([package]))
     if not isinstance(error, EdgefedError):
         traceback.print_exception(error)
         return Failed(kind="worker", message=text)

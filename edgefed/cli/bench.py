@@ -84,6 +84,9 @@ def bench(
       edgefed bench --shape flan-t5-xl -q nf4 --stored bf16 --reference h100.json
       edgefed report edgefed-run --reference here.json          a federation's devices beside it
     """
+    from edgefed.extras import require
+
+    require("torch", "transformers", "peft", "numpy", "safetensors")
     from edgefed.cli.bench_run import check_output, run_benches
     from edgefed.cli.bench_view import write_results
     from edgefed.reports.reference import read_references

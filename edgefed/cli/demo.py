@@ -44,6 +44,9 @@ def demo(
       edgefed demo --rounds 3 --directory quick-demo
       edgefed demo --json > demo.json
     """
+    from edgefed.extras import require
+
+    require("torch", "transformers", "peft", "numpy", "safetensors", "rouge_score", "sqlalchemy", "jinja2", "amqtt")
     from edgefed.cli.output import write_json
     from edgefed.simulation.demo_plan import DemoPlan, prepare_directory, write_plan
     from edgefed.simulation.local_fleet import free_port
@@ -115,28 +118,28 @@ async def _watch(plan: DemoPlan, view: FleetView) -> None:
     async with connect_mqtt(options) as transport:
         for topic_filter in view.filters:
             await transport.subscribe(topic_filter)
-        with _live(view) as live:
+        with _live() as live:
             said = ""
             async for event in transport.events():
                 if not isinstance(event, Message):
                     continue
                 view.hear(event.topic, event.payload)
                 if live is not None:
-                    live.update(view.render())
+                    live.update(view.render(live.console.width))
                 elif view.aggregator is not None and (line := describe_aggregator(view.aggregator)) != said:
                     said = line
                     _say(line)
 
 
 @contextlib.contextmanager
-def _live(view: FleetView) -> Any:
+def _live() -> Any:
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
     from rich.live import Live
 
-    with Live(view.render(), console=Console(stderr=True), refresh_per_second=4) as live:
+    with Live(console=Console(stderr=True), refresh_per_second=4) as live:
         yield live
 
 

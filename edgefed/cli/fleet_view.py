@@ -30,6 +30,12 @@ COLUMNS = (
 )  # fmt: skip
 """What is told of a device, in order."""
 
+_GIVEN_UP = ("base", "max rank", "best rate", "memory", "hardware")
+"""What a narrow terminal is not told, what is missed least first: it does not change from one look to the next."""
+_NUMBERS = ("max rank", "round", "step", "loss")
+_NOTE_WIDTH = 24  # enough of a note to know it again; the rest takes what is left of the line
+_BETWEEN = 3  # rich's padding and divider
+
 _STYLES = {
     "training": "green",
     "downloading": "cyan",
@@ -165,23 +171,34 @@ class FleetView:
         for device, state in sorted(self.devices.items()):
             profile = self.profiles.get(device)
             progress = f"{state.step}/{state.steps}" if state.steps else ""
-            rows.append(
-                (
-                    device,
-                    *(("", "", "") if profile is None else _hardware(profile)),
-                    "" if profile is None else str(profile.max_rank or "auto"),
-                    "" if profile is None else profile.quantization,
-                    state.status,
-                    str(state.round or ""),
-                    progress,
-                    "" if state.loss is None else f"{state.loss:.3f}",
-                    printable(state.note),
-                )
+            cells = (
+                device,
+                *(("", "", "") if profile is None else _hardware(profile)),
+                "" if profile is None else str(profile.max_rank or "auto"),
+                "" if profile is None else profile.quantization,
+                state.status,
+                str(state.round or ""),
+                progress,
+                "" if state.loss is None else f"{state.loss:.3f}",
+                state.note,
             )
+            rows.append(tuple(map(printable, cells)))
         return rows
 
-    def render(self) -> RenderableType:
-        """Returns the fleet as rich draws it."""
+    def fitting_columns(self, width: int) -> tuple[str, ...]:
+        """Returns the columns for which a terminal of so many characters has room."""
+        rows = (COLUMNS, *self.rows())
+        needed = {name: max(len(row[at]) for row in rows) + _BETWEEN for at, name in enumerate(COLUMNS)}
+        needed["note"] = min(needed["note"], _NOTE_WIDTH + _BETWEEN)
+        columns = list(COLUMNS)
+        for name in _GIVEN_UP:
+            if sum(needed[column] for column in columns) <= width:
+                break
+            columns.remove(name)
+        return tuple(columns)
+
+    def render(self, width: int) -> RenderableType:
+        """Returns the fleet as rich draws it on a terminal of so many characters."""
         from rich import box
         from rich.console import Group
         from rich.progress_bar import ProgressBar
@@ -189,13 +206,16 @@ class FleetView:
         from rich.text import Text
 
         table = Table(box=box.SIMPLE_HEAD, expand=False, padding=(0, 1))
-        for name in COLUMNS:
-            table.add_column(name, justify="right" if name in ("max rank", "round", "step", "loss") else "left")
+        columns = self.fitting_columns(width)
+        for name in columns:
+            # The note is cut where there is no room; all else is whole.
+            table.add_column(name, justify="right" if name in _NUMBERS else "left", no_wrap=name != "note")
         for row in self.rows():
-            cells = [Text(cell, no_wrap=True, overflow="ellipsis") for cell in row]
-            status = COLUMNS.index("status")
-            cells[status].stylize(_STYLES.get(row[status], ""))
-            table.add_row(*cells)
+            cells = {
+                name: Text(cell, no_wrap=True, overflow="ellipsis") for name, cell in zip(COLUMNS, row, strict=True)
+            }
+            cells["status"].stylize(_STYLES.get(cells["status"].plain, ""))
+            table.add_row(*(cells[name] for name in columns))
         state = self.aggregator
         if state is None:
             return Group(Text("no aggregator yet", style="dim"), table)

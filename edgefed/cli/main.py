@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 
 from edgefed import __version__
 from edgefed.errors import EdgefedError
+from edgefed.extras import EXTRAS, missing_message
 from edgefed.logs import start_logging, tell_failure
 from edgefed.stopping import Stopped
 
@@ -78,21 +79,6 @@ SUBCOMMANDS: Mapping[str, Mapping[str, str]] = {
 }
 """The second words of commands that have one: their modules, as in `COMMANDS`."""
 
-_EXTRAS: Mapping[str, str] = {
-    "amqtt": "broker",
-    "numpy": "aggregator",
-    "safetensors": "aggregator",
-    "sqlalchemy": "aggregator",
-    "huggingface_hub": "aggregator",
-    "jinja2": "aggregator",
-    "markupsafe": "aggregator",
-    "prometheus_client": "aggregator",
-    "torch": "train",
-    "transformers": "train",
-    "peft": "train",
-    "bitsandbytes": "train",
-    "rouge_score": "train",
-}
 _INTERRUPTED = 130
 
 
@@ -127,10 +113,9 @@ def _run() -> int:
         return _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in _EXTRAS:
+        if package not in EXTRAS:
             raise
-        needed = f"this needs {package}, which is not installed: pip install 'edgefed[{_EXTRAS[package]}]'"
-        return _fail(needed, EdgefedError.exit_code)
+        return _fail(missing_message([package]), EdgefedError.exit_code)
     return 0
 
 

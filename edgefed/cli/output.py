@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 import typer
 
 from edgefed.errors import ConfigError
+from edgefed.files import settled_name
 from edgefed.logs import printable
 
 __all__ = ["told_where", "write_json", "write_table"]
@@ -52,4 +54,5 @@ def told_where(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"{error.filename or path}: cannot be used: {error.strerror}") from error
+        where = settled_name(Path(os.fsdecode(error.filename))) if error.filename else path
+        raise ConfigError(f"{where}: cannot be used: {error.strerror}") from error

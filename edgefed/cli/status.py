@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -117,7 +119,9 @@ async def _show(broker: Broker, fleet: str, *, wait_s: float, watch: bool, as_js
         typer.echo(f"nothing is known of a fleet {fleet!r} at {broker.host}:{broker.port}", err=True)
         return
     typer.echo(describe_aggregator(view.aggregator) if view.aggregator else "no aggregator has been here")
-    write_table(COLUMNS, view.rows())
+    # A program that reads it gets everything.
+    columns = view.fitting_columns(get_terminal_size().columns) if sys.stdout.isatty() else COLUMNS
+    write_table(columns, [[row[COLUMNS.index(name)] for name in columns] for row in view.rows()])
     for line in describe_refusals(view.aggregator) if view.aggregator else ():
         typer.echo(line)
 
@@ -146,9 +150,9 @@ async def _watch(view: FleetView, transport: Transport) -> None:
 
     listening = asyncio.create_task(_listen(view, transport))
     try:
-        with Live(view.render(), refresh_per_second=4) as live:
+        with Live(refresh_per_second=4) as live:
             while not listening.done():
+                live.update(view.render(live.console.width))
                 await asyncio.sleep(0.25)
-                live.update(view.render())
     finally:
         listening.cancel()

@@ -67,11 +67,15 @@ class MetricsFeed:
         self._publish = publish
         self._snapshot = Snapshot(fleet)
         self._seen: set[str] = set()
+        self._earlier_received_bytes = self._earlier_broadcast_bytes = 0
 
     def remember(self, kept: Iterable[Answer | MergedRound]) -> None:
         """Takes what an earlier aggregator of this run kept, so that totals go on where they were."""
         for one in kept:
             self._take(one)
+            if isinstance(one, MergedRound):
+                self._earlier_received_bytes += one.received_bytes
+                self._earlier_broadcast_bytes += one.broadcast_bytes
         self._publish(self._snapshot)
 
     def keep(self, kept: Answer | MergedRound) -> None:
@@ -92,8 +96,10 @@ class MetricsFeed:
             quorum=state.quorum,
             last_loss=state.last_loss,
             best_loss=state.best_loss,
-            received_bytes=state.received_bytes,
-            broadcast_bytes=state.broadcast_bytes,
+            # A counter of Prometheus starts at 0 with its process, or never falls: what an unfinished round of an
+            # earlier process moved is in nobody's total.
+            received_bytes=state.received_bytes - self._earlier_received_bytes,
+            broadcast_bytes=state.broadcast_bytes - self._earlier_broadcast_bytes,
         )
         self._snapshot = replace(self._snapshot, fleet=fleet)
         self._publish(self._snapshot)

@@ -136,7 +136,7 @@ class Notices:
             phase=state.phase,
             round=state.round,
             rounds=self._options.rounds,
-            joined=len(state.candidates),
+            joined=len({*state.candidates, *state.participants}),
             accepted=len(state.participants),
             updates=len(state.delivered),
             quorum=self._options.selection.quorum,

@@ -181,7 +181,10 @@ class Aggregator:
             sealing=sealing,
         )
         self._traffic = RoundTraffic(lambda: self._intake.received_bytes, lambda: self._broadcast.sent_bytes)
-        self._epsilon = next((one.epsilon for one in reversed(store.merged_rounds())), None)
+        earlier = store.merged_rounds()
+        self._earlier_received_bytes = sum(one.received_bytes for one in earlier)
+        self._earlier_broadcast_bytes = sum(one.broadcast_bytes for one in earlier)
+        self._epsilon = next((one.epsilon for one in reversed(earlier)), None)
         self._tasks: set[asyncio.Task[None]] = set()
         self._finished = False
         self._failure = ""
@@ -446,8 +449,8 @@ class Aggregator:
         return self._notices.describe(
             self._ledger.state,
             refusals=self._reception.refusals,
-            received_bytes=self._intake.received_bytes,
-            broadcast_bytes=self._broadcast.sent_bytes,
+            received_bytes=self._earlier_received_bytes + self._intake.received_bytes,
+            broadcast_bytes=self._earlier_broadcast_bytes + self._broadcast.sent_bytes,
             epsilon=self._epsilon,
         )
 

@@ -19,6 +19,7 @@ from edgefed.agent.frames import (
     Failed,
     Finished,
     Prepare,
+    Probe,
     Progress,
     Request,
     Suspend,
@@ -283,3 +284,13 @@ def test_a_missing_model_is_an_answer_of_the_worker_as_it_is_started(tmp_path: P
         assert started.process.stdin is not None
         started.process.stdin.close()
         assert started.process.wait(timeout=20) == 0
+
+
+def test_a_base_install_says_what_it_lacks_without_a_traceback(tmp_path: Path) -> None:
+    started = Worker(["-c", f"import sys; sys.modules['torch'] = None; {START}"], tmp_path)
+    with started.process:
+        started.ask(Probe(hardware="cpu", threads=1, quick=True))
+        missing = "this needs torch, which is not installed: pip install 'edgefed[train]'"
+        assert started.hear_the_end() == Failed(kind="worker", message=missing)
+        assert started.errors.read_text() == ""
+        started.process.kill()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
 
-from edgefed.cli.fleet_view import COLUMNS, FleetView
+from edgefed.cli.fleet_view import COLUMNS, FleetView, describe_aggregator, describe_refusals
 from edgefed.devices.compute import ComputeProfile
 from edgefed.devices.measurement import absent, measured
 from edgefed.devices.memory import HostMemory, training_memory
 from edgefed.devices.profile import DeviceProfile, read_profile
-from edgefed.protocol.messages.retained import DeviceState
+from edgefed.protocol.messages.retained import AggregatorState, DeviceState, Refusal
 from edgefed.protocol.messages.wire import encode
 
 
@@ -53,3 +57,57 @@ def test_a_device_that_has_measured_nothing_yet_leaves_the_cells_empty(tmp_path:
     for profile in (None, read_profile(tmp_path, quantization="nf4", max_rank=8)):
         cells = row(tmp_path, profile)
         assert (cells["memory"], cells["best rate"], cells["status"]) == ("", "", "ready")
+
+
+def drawn(view: FleetView, width: int) -> list[str]:
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(view.render(width))
+    return [line.rstrip() for line in stream.getvalue().splitlines() if line.strip()]
+
+
+def busy_fleet(tmp_path: Path) -> FleetView:
+    view = FleetView("test")
+    for number in range(3):
+        device = f"jetson-orin-0{number}"
+        state = DeviceState(
+            status="training", instance="x", round=12, step=345, steps=1000, loss=3.14159, note="rank 8, nf4 " * 9
+        )
+        view.hear(view.topics.device(device, "state"), encode(state))
+        view.hear(view.topics.device(device, "profile"), encode(measured_profile(tmp_path)))
+    return view
+
+
+def test_a_narrow_terminal_gets_what_changes_and_a_wide_one_everything(tmp_path: Path) -> None:
+    view = busy_fleet(tmp_path)
+    _, header, _, *devices = drawn(view, 80)
+    assert header.split() == ["device", "status", "round", "step", "loss", "note"]
+    assert len(devices) == 3, "a line each"
+    assert devices[0].split()[:5] == ["jetson-orin-00", "training", "12", "345/1000", "3.142"]
+    assert "rank 8, nf4" in devices[0]
+    assert view.fitting_columns(120)[:3] == ("device", "hardware", "status")
+    _, header, _, first, *_ = drawn(view, 200)
+    assert view.fitting_columns(200) == COLUMNS
+    assert "Raspberry Pi 5 Model B Rev 1.0   8.2 GB   61 GFLOP/s fp32          8   nf4" in first
+
+
+@given(st.integers(1, 300))
+def test_what_fits_never_loses_what_changes(width: int) -> None:
+    columns = busy_fleet(Path.cwd()).fitting_columns(width)
+    assert set(columns) >= {"device", "status", "round", "step", "loss", "note"}
+    assert list(columns) == [name for name in COLUMNS if name in columns]
+
+
+def test_what_devices_say_is_only_text(tmp_path: Path) -> None:
+    view = FleetView("test")
+    evil = "\x1b[2J\nforged"
+    view.hear(view.topics.device("a", "state"), encode(DeviceState(status="ready", instance="x", note=evil)))
+    view.hear(
+        view.topics.device("a", "profile"), encode(msgspec.structs.replace(measured_profile(tmp_path), model=evil))
+    )
+    (cells,) = view.rows()
+    assert all(cell.isprintable() for cell in cells)
+    assert cells[-1] == "\\u001b[2J\\nforged"
+    refusal = Refusal(what="rejected", device="a", round=1, reason=evil, unix_s=0)
+    state = AggregatorState(status="online", instance="x", note=evil, refusals=[refusal])
+    assert describe_aggregator(state).isprintable()
+    assert all(line.isprintable() for line in describe_refusals(state))

@@ -14,11 +14,6 @@ from edgefed.cli import init, main
 from edgefed.errors import ConfigError, EdgefedError, FederationFailed
 
 
-@pytest.fixture(autouse=True)
-def _logging_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
-
-
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """The exit code of `edgefed <arguments>`, run in this process."""
     monkeypatch.setattr(sys, "argv", ["edgefed", *arguments])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from edgefed.cli.output import told_where, write_json, write_table
 from edgefed.errors import ConfigError
+from edgefed.files import replace_file
 
 
 def test_table_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,6 +38,22 @@ def test_json_keeps_letters(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == '{\n  "name": "Grüße"\n}\n'
 
 
+def test_nothing_that_a_terminal_obeys_gets_out(capsys: pytest.CaptureFixture[str]) -> None:
+    write_table(("name",), [("\x1b[2J\tb\n",)])
+    assert capsys.readouterr().out == "name\n\\u001b[2J\\tb\\n\n"
+    write_json({"name": "\x9b\x7f\x1b\n"})
+    out = capsys.readouterr().out
+    assert json.loads(out) == {"name": "\x9b\x7f\x1b\n"}
+    assert out.replace("\n", "").isprintable()
+
+
 def test_what_the_system_says_is_told_with_the_path(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone: cannot be used: No such file or directory"), told_where(tmp_path):
         (tmp_path / "gone").read_bytes()
+
+
+def test_a_temporary_file_is_told_by_the_name_that_it_was_to_have(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ConfigError) as told, told_where(tmp_path):
+        replace_file(tmp_path / "out", [b"text"])
+    assert str(told.value) == f"{tmp_path / 'out'}: cannot be used: Is a directory"

@@ -56,6 +56,8 @@ class AggregatorState(Wire, frozen=True, kw_only=True):
     """Host state. `status` is `lost` in the will; devices then keep what they have and wait.
 
     `epsilon` is what the sums so far have cost of the devices' privacy at `delta`; null where no noise is added.
+    `joined` counts devices that asked to take part in the open round, `accepted` those of them that were selected.
+    Bytes are those of the rounds merged so far, by whichever process, and what this one has moved since.
     `given_up` counts rounds that were given up because an adapter had diverged; `gave_up` says of the latest why.
     `rejected`, `excluded`, `clipped`, `silenced`, `distrusted` and `outdated` count refusals, and `refusals` are the
     latest of them, newest last.
