@@ -7,10 +7,11 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Iterator
+from pathlib import Path
 
 from edgefed.doctor.broker_certificate import speaks_tls
 from edgefed.doctor.conversation import converse
-from edgefed.doctor.findings import Board, Finding, Findings, ok, problem
+from edgefed.doctor.findings import Board, Finding, Findings, note, ok, problem
 from edgefed.errors import BrokerUnreachable, ConfigError
 from edgefed.transport.mqtt_options import MqttOptions
 from edgefed.transport.options import guarded_client_id
@@ -35,14 +36,18 @@ def look_at_broker(board: Board) -> Findings:
     except ConfigError as error:
         yield problem(str(error), f"correct [broker] in {board.config}")
         return
-    for step in (_resolve, _reach, _shake_hands):
+    enrolled = not mqtt.tls_cert or Path(mqtt.tls_cert).exists()
+    for step in (_resolve, _reach, _shake_hands) if enrolled else (_resolve, _reach):
         failed = False
         for finding in step(board, mqtt):
             yield finding
             failed = failed or finding.status == "problem"
         if failed:
             return
-    yield from asyncio.run(converse(board, mqtt))
+    if enrolled:
+        yield from asyncio.run(converse(board, mqtt))
+    else:
+        yield note("not looked at further: the device has no certificate yet to show to the broker")
 
 
 def _resolve(board: Board, mqtt: MqttOptions) -> Findings:

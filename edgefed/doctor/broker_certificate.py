@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 
@@ -20,8 +21,9 @@ def fetch_broker_certificate(broker: Broker) -> x509.Certificate | None:
         return None
     try:
         context = _trusting()
-        if broker.tls_certificate:  # a broker that wants one may not finish a handshake without it
-            context.load_cert_chain(broker.tls_certificate, broker.tls_key)
+        if broker.tls_certificate:  # a broker that wants one may not finish a handshake of TLS 1.2 without it
+            with contextlib.suppress(OSError):
+                context.load_cert_chain(broker.tls_certificate, broker.tls_key)
         with (
             socket.create_connection((broker.host, broker.port), timeout=_PATIENCE_S) as plain,
             context.wrap_socket(plain, server_hostname=broker.host) as encrypted,

@@ -40,14 +40,17 @@ def look_at_certificate(board: Board) -> Findings:
             "on a network that others use, make a fleet with certificates: `edgefed fleet init`",
         )
         return
+    if broker.tls_certificate and not Path(broker.tls_certificate).exists():
+        yield ok("there is none to look at before the device is enrolled")
+        return
     now = board.now()
     authority = _read(Path(broker.tls_ca), "the authority's certificate")
     if isinstance(authority, Finding):
         yield authority
     else:
         yield from _about_time(authority, "the authority", now, "the fleet needs a new one: `edgefed fleet init`")
-    if not broker.tls_certificate or not Path(broker.tls_certificate).exists():
-        return  # the check of the enrollment says so
+    if not broker.tls_certificate:
+        return
     ours = _read(Path(broker.tls_certificate), "the device's certificate")
     if isinstance(ours, Finding):
         yield ours

@@ -24,9 +24,9 @@ def look_at_power(board: Board) -> Findings:
     for other in instruments.power.readers:
         if other is not reader:
             yield ok(f"another sensor: {other.name}")
-    so = "" if reader is not None else "records tell no energy: "
     for missing in instruments.power.absent:
-        yield note(f"{so}{missing.name}: {missing.reason}", missing.remedy)
+        said = f"{missing.name}: {missing.reason}"
+        yield note(said if reader is not None else f"records tell no energy ({said})", missing.remedy)
     mode, _ = read_power_mode(board.root)
     if mode is not None:
         yield ok(f"power mode {mode}")

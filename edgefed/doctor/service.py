@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgefed.doctor.access import READ, WRITE, find_user
@@ -12,12 +14,15 @@ from edgefed.doctor.findings import Board, Findings, note, ok, problem
 __all__ = ["look_at_service"]
 
 _AGENT, _FIRST_BOOT = "edgefed-agent.service", "edgefed-firstboot.service"
-_PROPERTIES = (
-    "LoadState", "UnitFileState", "ActiveState", "SubState", "Result", "ExecMainStatus", "ExecMainCode", "NRestarts",
-    "ConditionResult", "User", "ExecStart",
-)  # fmt: skip
+_PROPERTIES = "LoadState,UnitFileState,ActiveState,SubState,Result,ExecMainStatus,NRestarts,User,ExecStart"
+_LINES = "20"
+_ENVIRONMENT = "opt/edgefed/venv/bin/python"
+_CONDITIONS = (_ENVIRONMENT, "etc/edgefed/agent.toml")  # of the agent's unit
+_STARTS_BY_ITSELF = ("enabled", "enabled-runtime", "static", "linked")
 _MANY_RESTARTS = 3
-_LINES = 20
+_LOG = f"journalctl -u {_AGENT}"
+_LAST_WORD = re.compile(r'^edgefed: (.+)$|\berror="((?:[^"\\]|\\.)*)"')
+"""What the agent says when it ends, as plain text and as one of the keys of a line of its log."""
 
 
 def look_at_service(board: Board) -> Findings:
@@ -32,9 +37,9 @@ def look_at_service(board: Board) -> Findings:
             "`edgefed flash` writes one; whoever starts the agent by hand needs none",
         )
         return
-    yield from _about_first_boot(board, agent)
+    yield from _about_first_boot(board)
     yield from _about_agent(board, agent)
-    if agent.get("UnitFileState") not in ("enabled", "enabled-runtime", "static", "linked"):
+    if agent.get("UnitFileState") not in _STARTS_BY_ITSELF:
         yield note(
             f"{_AGENT} is {agent.get('UnitFileState') or 'not enabled'}: it does not start with the board",
             f"systemctl enable {_AGENT}",
@@ -45,43 +50,63 @@ def look_at_service(board: Board) -> Findings:
 
 def _about_agent(board: Board, agent: Mapping[str, str]) -> Findings:
     state, restarts = agent.get("ActiveState", ""), int(agent.get("NRestarts") or 0)
-    ended = f"it ended with {agent.get('Result')}, status {agent.get('ExecMainStatus')}"
+    missing = [f"/{place}" for place in _CONDITIONS if not (board.root / place).exists()]
     if state == "active":
         yield ok(f"{_AGENT} is active ({agent.get('SubState')})")
         if restarts > _MANY_RESTARTS:
-            yield note(f"systemd has had to start the agent {restarts} times again", f"journalctl -u {_AGENT}")
-    elif state == "inactive" and agent.get("ConditionResult") == "no":
+            yield note(f"systemd has had to start the agent again {restarts} times{_said_at_the_end(board)}", _LOG)
+    elif missing:
         yield problem(
-            f"{_AGENT} was not started: its environment is not built yet", f"journalctl -u {_FIRST_BOOT}: see there"
+            f"{_AGENT} cannot be started: {' and '.join(missing)} is not there",
+            "the first boot builds the environment, and flashing or the package's owner writes agent.toml",
         )
-    elif state in ("activating", "failed") and agent.get("Result") not in (None, "", "success"):
-        said = _last_line(board, _AGENT)
-        yield problem(f"{_AGENT} is {state}: {ended}{said}", f"journalctl -u {_AGENT} -n 50")
-    elif state in ("activating", "reloading"):
-        yield note(f"{_AGENT} is {state}", "look again in a minute")
+    elif restarts or agent.get("Result") != "success":
+        ended = f"with {agent.get('Result')}, status {agent.get('ExecMainStatus')}"
+        # While it is started once more, systemd has forgotten with what it ended.
+        last = "" if agent.get("Result") == "success" else f", the last time {ended}"
+        yield problem(f"{_AGENT} does not stay up: started again {restarts} times{last}{_said_at_the_end(board)}", _LOG)
+    elif state == "activating":
+        yield note(f"{_AGENT} is being started", "look again in a minute")
     else:
-        yield problem(f"{_AGENT} is {state or 'not known to systemd'}; {ended}", f"systemctl start {_AGENT}")
+        yield problem(f"{_AGENT} does not run: it is {state}", f"systemctl start {_AGENT}")
 
 
-def _about_first_boot(board: Board, agent: Mapping[str, str]) -> Findings:
+def _about_first_boot(board: Board) -> Findings:
     unit = _show(board, _FIRST_BOOT)
     if unit.get("LoadState") != "loaded":
         return
-    failures = [line for line in _journal(board, _FIRST_BOOT) if line]
-    if agent.get("ConditionResult") == "no" or unit.get("ActiveState") in ("active", "activating", "failed"):
-        # It ends when it has done its work; while it runs, it builds, or waits to try again.
-        last = next((line for line in reversed(failures) if "trying again" not in line), "")
-        told = f"; the journal's last word: {last}" if last else ""
-        failing = any("failed:" in line for line in failures) or unit.get("ActiveState") == "failed"
-        if failing:
-            yield problem(
-                f"the first boot does not come to its end{told}",
-                f"journalctl -u {_FIRST_BOOT}; it tries again by itself once the reason is gone",
-            )
-        else:
-            yield note(f"the first boot is building the agent's environment{told}", "look again in some minutes")
-    else:
+    built = (board.root / _ENVIRONMENT).exists()
+    if unit.get("ActiveState") in ("active", "activating"):  # it ends when it has done its work
+        reason = _reason_of_failure(_journal(board, _FIRST_BOOT))
+        if reason is None:
+            yield note("the first boot is building the agent's environment", "look again in some minutes")
+            return
+        tell = note if built else problem  # an older environment goes on
+        yield tell(
+            f"the first boot fails, and tries again and again: {reason}",
+            f"journalctl -u {_FIRST_BOOT}; it goes on by itself once the reason is gone",
+        )
+    elif built:
         yield ok("the first boot has built the agent's environment")
+    else:
+        yield problem(
+            f"the first boot is {unit.get('ActiveState')}, and has not built the agent's environment",
+            f"systemctl restart {_FIRST_BOOT}",
+        )
+
+
+def _reason_of_failure(lines: Sequence[str]) -> str | None:
+    """Returns the last word before the first boot gave up for the time being; None where it has not."""
+    ends = [number for number, line in enumerate(lines) if "first boot: failed" in line]
+    if not ends:
+        return None
+    return lines[ends[-1] - 1] if ends[-1] else "its reason is no longer in the journal's last lines"
+
+
+def _said_at_the_end(board: Board) -> str:
+    """Returns the agent's own last word, for a sentence to end with."""
+    found = [match for line in _journal(board, _AGENT) if (match := _LAST_WORD.search(line))]
+    return f"; it said: {found[-1][1] or found[-1][2]}" if found else ""
 
 
 def _about_user(board: Board, name: str) -> Findings:
@@ -89,7 +114,7 @@ def _about_user(board: Board, name: str) -> Findings:
     user = find_user(name) if name else None
     if name and user is None:
         yield problem(f"{_AGENT} runs as {name}, and there is no such user", "systemd-sysusers edgefed.conf")
-    if user is None:
+    if user is None or os.geteuid() not in (0, user.uid):  # others may not even look
         return
     for path, bits in _files_of(board):
         if path.exists() and not user.may(bits, path):
@@ -122,16 +147,11 @@ def _about_interpreter(agent: Mapping[str, str]) -> Findings:
 
 
 def _show(board: Board, unit: str) -> dict[str, str]:
-    said = board.run(("systemctl", "show", unit, f"--property={','.join(_PROPERTIES)}"))
+    said = board.run(("systemctl", "show", unit, f"--property={_PROPERTIES}"))
     return dict(line.split("=", 1) for line in (said or "").splitlines() if "=" in line)
 
 
 def _journal(board: Board, unit: str) -> list[str]:
-    said = board.run(("journalctl", "--unit", unit, "--boot", "--lines", str(_LINES), "--output=cat", "--no-pager"))
-    return [] if said is None else [line.strip() for line in said.splitlines()]
-
-
-def _last_line(board: Board, unit: str) -> str:
-    """Returns the last thing that the program itself said, for a sentence to end with."""
-    lines = [line for line in _journal(board, unit) if line.startswith("edgefed:")]
-    return f"; {lines[-1]}" if lines else ""
+    """Returns the last lines that have something in them; [] where this user may not read them."""
+    said = board.run(("journalctl", "--unit", unit, "--boot", "--lines", _LINES, "--output=cat", "--no-pager"))
+    return [line.strip() for line in (said or "").splitlines() if line.strip()]

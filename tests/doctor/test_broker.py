@@ -200,6 +200,17 @@ def test_a_broker_whose_certificate_does_not_count_yet(board: MakeBoard, look: L
         assert "the broker's begins" in told(look(met, "clock"), "problem")
 
 
+def test_before_it_is_enrolled_the_way_is_looked_at_as_far_as_it_goes(
+    secured: Secured, board: MakeBoard, look: Look, tmp_path: Path
+) -> None:
+    met = board(tls(secured, tmp_path / "nothing"))
+    examined = look(met, "broker")
+    assert [finding.status for finding in examined.findings] == ["ok", "note"]
+    assert "has no certificate yet" in told(examined, "note")
+    met = board(tls(secured, tmp_path / "nothing"), now=lambda: now() - timedelta(days=99))
+    assert "the broker's begins" in told(look(met, "clock"), "problem")
+
+
 def test_a_name_that_is_none(board: MakeBoard, look: Look) -> None:
     examined = look(board(PLAIN.format("no-such-host.invalid", 1883)), "broker")
     assert "cannot be resolved" in told(examined, "problem")

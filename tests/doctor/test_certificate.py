@@ -12,9 +12,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from edgefed.doctor.examination import Examined
 from edgefed.doctor.findings import Board
+from edgefed.security.admissions import Admissions
 from edgefed.security.certificates import certificate_pem, issue, key_pem
 from edgefed.security.fleet_directory import FleetDirectory, Lifetimes
 from edgefed.security.identities import BROKER, Identity
+from edgefed.security.tokens import write_token
 
 MakeBoard = Callable[..., Board]
 Look = Callable[[Board, str], Examined]
@@ -144,9 +146,30 @@ def test_files_that_are_not_there(board: MakeBoard, look: Look, files: Path) -> 
     (files / "certificate.pem").unlink()
     examined = look(met, "enrollment")
     assert examined.status == "problem"
-    assert "has no certificate yet" in examined.findings[0].seen
+    assert "has no certificate" in examined.findings[0].seen
     assert "fleet admit" in examined.findings[0].remedy
     (files / "key.pem").unlink()
     assert "is not enrolled" in look(met, "enrollment").findings[0].seen
+    assert look(met, "certificate").status == "ok"
+
+
+def test_an_authority_that_is_not_there(board: MakeBoard, look: Look, files: Path) -> None:
     (files / "ca.pem").unlink()
-    assert "is not there" in problems(look(met, "certificate"))
+    assert "the authority's certificate is not there" in problems(look(board(TLS), "certificate"))
+
+
+@pytest.mark.parametrize(("hours", "status", "said"), [(1, "note", "is good until"), (-1, "problem", "has expired on")])
+def test_a_board_that_waits_to_be_admitted(
+    board: MakeBoard, look: Look, tmp_path: Path, hours: int, status: str, said: str
+) -> None:
+    made = fleet(tmp_path / "fleet")
+    claim = Identity("claim", "field")
+    token = Admissions(made).give_token("board-07", claim, expires=now() + timedelta(hours=hours), now=now(), days=9)
+    met = board(TLS)
+    place = tmp_path / "root/etc/edgefed/claim"
+    place.mkdir(parents=True)
+    write_token(place / "token", token)
+    (found,) = look(met, "enrollment").findings
+    assert (found.status, said in found.seen) == (status, True)
+    (place / "token").write_text("{")
+    assert "its token cannot be used" in look(met, "enrollment").findings[0].seen
