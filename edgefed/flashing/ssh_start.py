@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Literal
 
 from edgefed.errors import FlashError
 from edgefed.flashing.changes import Changes
 from edgefed.flashing.manifest import WHEELHOUSE
-from edgefed.flashing.ssh_connection import Connection
+from edgefed.flashing.remote import Shell
 
 __all__ = ["State", "judge", "start", "wait"]
 
@@ -29,6 +30,8 @@ systemctl daemon-reload || exit 1
 udevadm control --reload 2> /dev/null || true
 systemctl "$1" {FIRST_BOOT} 2> /dev/null || true
 [ "$2" = no ] || systemctl try-restart {AGENT} 2> /dev/null || true
+shift 2
+[ $# -eq 0 ] || systemctl start "$@" || exit 1
 """
 _LOOK = f"""
 systemctl show -p Id -p ActiveState -p Result -p NRestarts {FIRST_BOOT} {AGENT} || exit 1
@@ -52,11 +55,11 @@ class State:
     restarts: int
 
 
-def start(connection: Connection, changes: Changes) -> int:
+def start(shell: Shell, changes: Changes) -> int:
     """Has systemd read the units, and starts what builds the environment, which starts the agent.
 
     Args:
-        connection: to the board.
+        shell: on the board.
         changes: that were made; where they leave the environment as it is, an agent that runs is started anew here.
 
     Returns:
@@ -69,14 +72,15 @@ def start(connection: Connection, changes: Changes) -> int:
     # A first boot that keeps failing waits longer and longer: with new files it need not.
     first_boot = "restart" if written else "start"
     agent = "yes" if written and not any(WHEELHOUSE in path for path in written) else "no"
-    return int(connection.run(_START, first_boot, agent).split()[0])
+    enabled = {PurePosixPath(link.path).name for link in changes.links} - {AGENT, FIRST_BOOT}
+    return int(shell.run(_START, first_boot, agent, *sorted(enabled)).split()[0])
 
 
-def wait(connection: Connection, since_s: int, tell: Callable[[str], None] = lambda _: None) -> None:
+def wait(shell: Shell, since_s: int, tell: Callable[[str], None] = lambda _: None) -> None:
     """Waits until the agent is up.
 
     Args:
-        connection: to the board.
+        shell: on the board.
         since_s: when it was started, by the board's clock.
         tell: called with every line of the units' journal.
 
@@ -86,7 +90,7 @@ def wait(connection: Connection, since_s: int, tell: Callable[[str], None] = lam
     told = fine = 0
     give_up_s = time.monotonic() + _PATIENCE_S
     while True:
-        said, _, journal = connection.run(_LOOK, str(since_s)).decode(errors="replace").partition("\x1e")
+        said, _, journal = shell.run(_LOOK, str(since_s)).decode(errors="replace").partition("\x1e")
         states, lines = _states(said), journal.splitlines()
         for line in lines[told:]:
             tell(line)
@@ -97,7 +101,7 @@ def wait(connection: Connection, since_s: int, tell: Callable[[str], None] = lam
         if fine == 2:
             return
         if verdict == "failed" or time.monotonic() > give_up_s:
-            raise FlashError(_failure(connection.host, states, lines, failed=verdict == "failed"))
+            raise FlashError(_failure(shell.host, states, lines, failed=verdict == "failed"))
         time.sleep(_POLL_S)
 
 
