@@ -13,7 +13,7 @@ from edgefed.flashing.changes import Changes
 from edgefed.flashing.manifest import WHEELHOUSE
 from edgefed.flashing.remote import Shell
 
-__all__ = ["State", "judge", "start", "wait"]
+__all__ = ["AGENT", "FIRST_BOOT", "State", "judge", "start", "wait"]
 
 AGENT, FIRST_BOOT = "edgefed-agent.service", "edgefed-firstboot.service"
 _POLL_S = 2.0
