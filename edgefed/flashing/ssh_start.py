@@ -21,6 +21,8 @@ _PATIENCE_S = 1800.0  # a small board unpacks torch for many minutes
 _RESTARTS = 3
 _LAST_LINES = 12
 _FAILED_BUILD = "edgefed first boot: failed"
+_STARTING = "edgefed first boot: starting the agent"
+_RESTARTED = f"{AGENT}: Scheduled restart job"  # systemd's words
 
 # Failing to start is told by the units' own states, with the journal. The first boot comes first: it gives new files of
 # the configuration their owner.
@@ -34,7 +36,7 @@ shift 2
 [ $# -eq 0 ] || systemctl start "$@" || exit 1
 """
 _LOOK = f"""
-systemctl show -p Id -p ActiveState -p Result -p NRestarts {FIRST_BOOT} {AGENT} || exit 1
+systemctl show -p Id -p ActiveState -p Result {FIRST_BOOT} {AGENT} || exit 1
 printf '\\036'
 journalctl -q --no-pager -o cat --since "@$1" -u {FIRST_BOOT} -u {AGENT}
 """
@@ -47,12 +49,10 @@ class State:
     Attributes:
         active: its ActiveState.
         result: of its last run.
-        restarts: how often it was started again by itself.
     """
 
     active: str
     result: str
-    restarts: int
 
 
 def start(shell: Shell, changes: Changes) -> int:
@@ -112,22 +112,27 @@ def judge(states: Mapping[str, State], journal: Sequence[str]) -> Literal["up", 
         return "waiting"
     if building.result != "success" or any(line.startswith(_FAILED_BUILD) for line in journal):
         return "failed"
-    if agent.active == "failed" or (agent.active != "active" and agent.restarts >= _RESTARTS):
-        return "failed"
-    return "up" if building.active == "inactive" and agent.active == "active" else "waiting"
+    if building.active != "inactive":
+        return "waiting"  # and until then, an agent that runs, or does not, is the one from before
+    if agent.active == "active":
+        return "up"
+    return "failed" if agent.active == "failed" or _restarts(journal) >= _RESTARTS else "waiting"
+
+
+def _restarts(journal: Sequence[str]) -> int:
+    """Returns how often systemd started the agent again since the first boot did; its own counter may be older."""
+    count = 0
+    for line in journal:
+        count = 0 if line.startswith(_STARTING) else count + (_RESTARTED in line)
+    return count
 
 
 def _states(said: str) -> dict[str, State]:
     """Returns what `systemctl show` said, by unit."""
-    states = {}
-    for block in said.strip().split("\n\n"):
-        of = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-        if "Id" in of:
-            restarts = of.get("NRestarts", "")
-            states[of["Id"]] = State(
-                of.get("ActiveState", ""), of.get("Result", ""), int(restarts) if restarts.isdigit() else 0
-            )
-    return states
+    blocks = (
+        dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in said.strip().split("\n\n")
+    )
+    return {of["Id"]: State(of.get("ActiveState", ""), of.get("Result", "")) for of in blocks if "Id" in of}
 
 
 def _failure(host: str, states: Mapping[str, State], journal: Sequence[str], *, failed: bool) -> str:

@@ -23,12 +23,10 @@ _RECORDED = '#!/bin/sh\necho "{name} $*" >> /told\n[ ! -e "/answers/{name}-$1" ]
 UP = """Id=edgefed-firstboot.service
 ActiveState=inactive
 Result=success
-NRestarts=0
 
 Id=edgefed-agent.service
 ActiveState=active
 Result=success
-NRestarts=0
 """
 
 
