@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from edgefed.errors import FlashError
 from edgefed.flashing.changes import Changes
 from edgefed.flashing.manifest import RECORD, File, read_record
-from edgefed.flashing.ssh_connection import Connection
+from edgefed.flashing.remote import Shell
 from edgefed.flashing.ssh_tree import SshTree, for_each
 from edgefed.flashing.tree import follow
 
@@ -43,13 +43,13 @@ Progress = Callable[[int], None]
 """Called with the number of bytes that were sent, or found to be there, since the last call."""
 
 
-def check_running(connection: Connection) -> None:
+def check_running(shell: Shell) -> None:
     """Refuses what is reached by ssh and is no booted board: a container, a rescue system.
 
     Raises:
         FlashError: systemd does not run there.
     """
-    connection.run(_SYSTEMD_RUNS)
+    shell.run(_SYSTEMD_RUNS)
 
 
 def interrupted(tree: SshTree) -> bool:
@@ -58,11 +58,11 @@ def interrupted(tree: SshTree) -> bool:
     return tree.lookup(path) is not None and not read_record(tree.read(path), tree.name).complete
 
 
-def write(connection: Connection, tree: SshTree, changes: Changes, progress: Progress = lambda _: None) -> None:
+def write(shell: Shell, tree: SshTree, changes: Changes, progress: Progress = lambda _: None) -> None:
     """Makes the changes on the board; where there are none, nothing is sent.
 
     Args:
-        connection: to it.
+        shell: on it.
         tree: its root file system, as it was looked at.
         changes: what to do.
         progress: how far it is.
@@ -75,14 +75,14 @@ def write(connection: Connection, tree: SshTree, changes: Changes, progress: Pro
         return
     records = changes.record_file(complete=False), changes.record_file(complete=True)
     files = (*records, *changes.write)
-    _check_space(connection, tree, files)
+    _check_space(shell, tree, files)
     try:
-        _send_all(connection, files, progress)
+        _send_all(shell, files, progress)
     except FlashError:
-        if connection.alive:
-            _clean(connection, tree, files)
+        if shell.alive:
+            _clean(shell, tree, files)
         raise
-    connection.run("exec sh -s", stdin=_commit(changes, *records).encode())
+    shell.run("exec sh -s", stdin=_commit(changes, *records).encode())
 
 
 def _staged(file: File) -> str:
@@ -91,23 +91,23 @@ def _staged(file: File) -> str:
     return str(place.with_name(f".{place.name}.{file.sha256[:_DIGITS]}"))
 
 
-def _ask(connection: Connection, script: str, paths: Sequence[str]) -> list[str]:
-    answers = connection.run(script, stdin="".join(f"{path}\0" for path in paths).encode())
+def _ask(shell: Shell, script: str, paths: Sequence[str]) -> list[str]:
+    answers = shell.run(script, stdin="".join(f"{path}\0" for path in paths).encode())
     return [answer.strip() for answer in answers.decode(errors="replace").split("\0")[:-1]]
 
 
-def _parts_there(connection: Connection, files: Sequence[File]) -> list[int]:
+def _parts_there(shell: Shell, files: Sequence[File]) -> list[int]:
     """Returns how many bytes of each file an earlier flashing has brought over; 0 where they cannot be of it."""
-    sizes = map(int, _ask(connection, _SIZES, [_staged(file) for file in files]))
+    sizes = map(int, _ask(shell, _SIZES, [_staged(file) for file in files]))
     return [size if size <= file.size_bytes else 0 for file, size in zip(files, sizes, strict=True)]
 
 
-def _check_space(connection: Connection, tree: SshTree, files: Sequence[File]) -> None:
+def _check_space(shell: Shell, tree: SshTree, files: Sequence[File]) -> None:
     parents = [_existing_parent(tree, file.path) for file in files]
     needed_bytes: dict[str, int] = defaultdict(int)
     free_bytes: dict[str, int] = {}
-    space = dict(zip(parents, _ask(connection, _FREE, parents), strict=True))
-    for file, parent, there in zip(files, parents, _parts_there(connection, files), strict=True):
+    space = dict(zip(parents, _ask(shell, _FREE, parents), strict=True))
+    for file, parent, there in zip(files, parents, _parts_there(shell, files), strict=True):
         device, _, _, free_kib, _, mounted = space[parent].split(None, 5)
         needed_bytes[f"{mounted} ({device})"] += file.size_bytes - there
         free_bytes[f"{mounted} ({device})"] = int(free_kib) * 1024
@@ -122,22 +122,22 @@ def _existing_parent(tree: SshTree, path: str) -> str:
     return next(str(parent) for parent in PurePosixPath(path).parents if tree.lookup(str(parent)) is not None)
 
 
-def _send_all(connection: Connection, files: Sequence[File], progress: Progress) -> None:
+def _send_all(shell: Shell, files: Sequence[File], progress: Progress) -> None:
     """Brings files over under their names on the way, and reads them back."""
     for again in (False, True):
-        offsets = [0] * len(files) if again else _parts_there(connection, files)
+        offsets = [0] * len(files) if again else _parts_there(shell, files)
         for file, offset in zip(files, offsets, strict=True):
             progress(offset)
             # An empty file is sent too: it is made by that.
             if offset < file.size_bytes or not file.size_bytes:
-                connection.send(_SEND, _staged(file), str(offset), blocks=_blocks(file.source, offset, progress))
-        found = _ask(connection, _READ_BACK, [_staged(file) for file in files])
+                shell.send(_SEND, _staged(file), str(offset), blocks=_blocks(file.source, offset, progress))
+        found = _ask(shell, _READ_BACK, [_staged(file) for file in files])
         files = [file for file, digest in zip(files, found, strict=True) if digest.split()[0] != file.sha256]
         if not files:
             return
         # What came in two parts may be damaged where they meet: once more, as a whole.
     raise FlashError(
-        f"{connection.host}: {files[0].path}: what was written does not read back the same: is the card worn, or a "
+        f"{shell.host}: {files[0].path}: what was written does not read back the same: is the card worn, or a "
         "wheel changing here?"
     )
 
@@ -154,12 +154,12 @@ def _blocks(source: bytes | Path, offset: int, progress: Progress) -> Iterator[b
             progress(len(block))
 
 
-def _clean(connection: Connection, tree: SshTree, files: Sequence[File]) -> None:
+def _clean(shell: Shell, tree: SshTree, files: Sequence[File]) -> None:
     """Removes what was sent, and the directories that were made for it."""
     made = {str(parent) for file in files for parent in PurePosixPath(file.path).parents}
     missing = [path for path in sorted(made, reverse=True) if tree.lookup(path) is None]
-    _ask(connection, _DROP, [_staged(file) for file in files])
-    _ask(connection, _DROP_DIRECTORIES, missing)
+    _ask(shell, _DROP, [_staged(file) for file in files])
+    _ask(shell, _DROP_DIRECTORIES, missing)
 
 
 def _commit(changes: Changes, beginning: File, end: File) -> str:

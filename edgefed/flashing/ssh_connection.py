@@ -15,11 +15,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from edgefed.errors import FlashError
+from edgefed.flashing.remote import answer, command_line
 
 __all__ = ["Connection", "connect"]
 
-_MARK = b"\x1e"
-"""Comes before what a command says: a shell's startup files may say things too."""
 _LOST = 255
 """Exit code of ssh where ssh itself failed."""
 _GOODBYE_S = 5.0
@@ -77,26 +76,13 @@ class Connection:
         self._as_root = "sudo -n " if how == "sudo" else ""
 
     def run(self, script: str, *arguments: str, stdin: bytes = b"") -> bytes:
-        """Returns what a shell script on the board writes.
-
-        Args:
-            script: for a POSIX shell.
-            arguments: its $1, $2 …
-            stdin: what it reads.
-
-        Raises:
-            FlashError: the connection is cut, or the script ends with another code than 0.
-        """
+        """Returns what a shell script on the board writes; see `Shell`."""
         process = self._start(script, arguments)
         said, complaint = process.communicate(stdin)
         return self._result(process.returncode, said, complaint)
 
     def send(self, script: str, *arguments: str, blocks: Iterable[bytes]) -> None:
-        """Runs a script on the board that reads much and writes nothing before it has read it all.
-
-        Raises:
-            FlashError: as in `run`.
-        """
+        """Runs a script on the board that reads much; see `Shell`."""
         process = self._start(script, arguments)
         try:
             assert process.stdin is not None
@@ -116,9 +102,7 @@ class Connection:
         self._result(process.returncode, said, complaint)
 
     def _start(self, script: str, arguments: tuple[str, ...]) -> subprocess.Popen[bytes]:
-        # As one word of the login shell's language: whatever that is, it knows single quotes.
-        there = shlex.join(("sh", "-c", f"export LC_ALL=C; printf '\\036'\n{script}", "sh", *arguments))
-        command = (*self._command, f"{self._as_root}{there}")
+        command = (*self._command, f"{self._as_root}{command_line(script, arguments)}")
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def _result(self, code: int, said: bytes, complaint: bytes) -> bytes:
@@ -128,10 +112,10 @@ class Connection:
                 f"{self.host}: the connection was cut ({_last_line(what)}); nothing of what is there was changed by "
                 "halves: run the same command again, and it goes on"
             )
-        _, mark, answer = said.partition(_MARK)
-        if code != 0 or not mark:
+        result = answer(said)
+        if code != 0 or result is None:
             raise FlashError(f"{self.host}: {what or 'its shell runs no commands'}")
-        return answer
+        return result
 
 
 @contextlib.contextmanager
@@ -154,7 +138,7 @@ def connect(host: str, *, config: Path | None = None, terminal: bool = False) ->
         through = ("ssh", *options, "-o", "ControlMaster=no", "-o", "ProxyCommand=false", "-o", "BatchMode=yes")
         said = Path(private, "said")
         with said.open("wb") as errors:
-            master = _started((*login, "--", host, "printf '\\036'; exec cat"), errors.fileno())
+            master = _started((*login, "--", host, command_line("exec cat", ())), errors.fileno())
         try:
             if not _is_in(master):
                 raise FlashError(_refusal(host, said.read_text(errors="replace")))
@@ -175,8 +159,10 @@ def _started(command: tuple[str, ...], errors: int) -> subprocess.Popen[bytes]:
 def _is_in(master: subprocess.Popen[bytes]) -> bool:
     """Waits until a login has come to its end, and returns whether it is one."""
     assert master.stdout is not None
+    said = b""
     while byte := master.stdout.read(1):
-        if byte == _MARK:
+        said += byte
+        if answer(said) is not None:
             return True
     with contextlib.suppress(subprocess.TimeoutExpired):
         master.wait(_GOODBYE_S)  # its last words

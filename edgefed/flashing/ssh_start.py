@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Literal
 
 from edgefed.errors import FlashError
 from edgefed.flashing.changes import Changes
 from edgefed.flashing.manifest import WHEELHOUSE
-from edgefed.flashing.ssh_connection import Connection
+from edgefed.flashing.remote import Shell
 
-__all__ = ["State", "judge", "start", "wait"]
+__all__ = ["AGENT", "FIRST_BOOT", "State", "judge", "start", "wait"]
 
 AGENT, FIRST_BOOT = "edgefed-agent.service", "edgefed-firstboot.service"
 _POLL_S = 2.0
@@ -20,6 +21,8 @@ _PATIENCE_S = 1800.0  # a small board unpacks torch for many minutes
 _RESTARTS = 3
 _LAST_LINES = 12
 _FAILED_BUILD = "edgefed first boot: failed"
+_STARTING = "edgefed first boot: starting the agent"
+_RESTARTED = f"{AGENT}: Scheduled restart job"  # systemd's words
 
 # Failing to start is told by the units' own states, with the journal. The first boot comes first: it gives new files of
 # the configuration their owner.
@@ -29,9 +32,11 @@ systemctl daemon-reload || exit 1
 udevadm control --reload 2> /dev/null || true
 systemctl "$1" {FIRST_BOOT} 2> /dev/null || true
 [ "$2" = no ] || systemctl try-restart {AGENT} 2> /dev/null || true
+shift 2
+[ $# -eq 0 ] || systemctl start "$@" || exit 1
 """
 _LOOK = f"""
-systemctl show -p Id -p ActiveState -p Result -p NRestarts {FIRST_BOOT} {AGENT} || exit 1
+systemctl show -p Id -p ActiveState -p Result {FIRST_BOOT} {AGENT} || exit 1
 printf '\\036'
 journalctl -q --no-pager -o cat --since "@$1" -u {FIRST_BOOT} -u {AGENT}
 """
@@ -44,19 +49,17 @@ class State:
     Attributes:
         active: its ActiveState.
         result: of its last run.
-        restarts: how often it was started again by itself.
     """
 
     active: str
     result: str
-    restarts: int
 
 
-def start(connection: Connection, changes: Changes) -> int:
+def start(shell: Shell, changes: Changes) -> int:
     """Has systemd read the units, and starts what builds the environment, which starts the agent.
 
     Args:
-        connection: to the board.
+        shell: on the board.
         changes: that were made; where they leave the environment as it is, an agent that runs is started anew here.
 
     Returns:
@@ -69,14 +72,15 @@ def start(connection: Connection, changes: Changes) -> int:
     # A first boot that keeps failing waits longer and longer: with new files it need not.
     first_boot = "restart" if written else "start"
     agent = "yes" if written and not any(WHEELHOUSE in path for path in written) else "no"
-    return int(connection.run(_START, first_boot, agent).split()[0])
+    enabled = {PurePosixPath(link.path).name for link in changes.links} - {AGENT, FIRST_BOOT}
+    return int(shell.run(_START, first_boot, agent, *sorted(enabled)).split()[0])
 
 
-def wait(connection: Connection, since_s: int, tell: Callable[[str], None] = lambda _: None) -> None:
+def wait(shell: Shell, since_s: int, tell: Callable[[str], None] = lambda _: None) -> None:
     """Waits until the agent is up.
 
     Args:
-        connection: to the board.
+        shell: on the board.
         since_s: when it was started, by the board's clock.
         tell: called with every line of the units' journal.
 
@@ -86,7 +90,7 @@ def wait(connection: Connection, since_s: int, tell: Callable[[str], None] = lam
     told = fine = 0
     give_up_s = time.monotonic() + _PATIENCE_S
     while True:
-        said, _, journal = connection.run(_LOOK, str(since_s)).decode(errors="replace").partition("\x1e")
+        said, _, journal = shell.run(_LOOK, str(since_s)).decode(errors="replace").partition("\x1e")
         states, lines = _states(said), journal.splitlines()
         for line in lines[told:]:
             tell(line)
@@ -97,7 +101,7 @@ def wait(connection: Connection, since_s: int, tell: Callable[[str], None] = lam
         if fine == 2:
             return
         if verdict == "failed" or time.monotonic() > give_up_s:
-            raise FlashError(_failure(connection.host, states, lines, failed=verdict == "failed"))
+            raise FlashError(_failure(shell.host, states, lines, failed=verdict == "failed"))
         time.sleep(_POLL_S)
 
 
@@ -108,22 +112,27 @@ def judge(states: Mapping[str, State], journal: Sequence[str]) -> Literal["up", 
         return "waiting"
     if building.result != "success" or any(line.startswith(_FAILED_BUILD) for line in journal):
         return "failed"
-    if agent.active == "failed" or (agent.active != "active" and agent.restarts >= _RESTARTS):
-        return "failed"
-    return "up" if building.active == "inactive" and agent.active == "active" else "waiting"
+    if building.active != "inactive":
+        return "waiting"  # and until then, an agent that runs, or does not, is the one from before
+    if agent.active == "active":
+        return "up"
+    return "failed" if agent.active == "failed" or _restarts(journal) >= _RESTARTS else "waiting"
+
+
+def _restarts(journal: Sequence[str]) -> int:
+    """Returns how often systemd started the agent again since the first boot did; its own counter may be older."""
+    count = 0
+    for line in journal:
+        count = 0 if line.startswith(_STARTING) else count + (_RESTARTED in line)
+    return count
 
 
 def _states(said: str) -> dict[str, State]:
     """Returns what `systemctl show` said, by unit."""
-    states = {}
-    for block in said.strip().split("\n\n"):
-        of = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-        if "Id" in of:
-            restarts = of.get("NRestarts", "")
-            states[of["Id"]] = State(
-                of.get("ActiveState", ""), of.get("Result", ""), int(restarts) if restarts.isdigit() else 0
-            )
-    return states
+    blocks = (
+        dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in said.strip().split("\n\n")
+    )
+    return {of["Id"]: State(of.get("ActiveState", ""), of.get("Result", "")) for of in blocks if "Id" in of}
 
 
 def _failure(host: str, states: Mapping[str, State], journal: Sequence[str], *, failed: bool) -> str:

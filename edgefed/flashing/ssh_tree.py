@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from edgefed.flashing.ssh_connection import Connection
+from edgefed.flashing.remote import Shell
 from edgefed.flashing.tree import Entry, follow
 
 __all__ = ["SshTree", "for_each"]
@@ -34,13 +34,13 @@ _HASH = for_each('sha256sum < "$path"')
 
 
 class SshTree:
-    """The root file system of the board at the other end of a connection.
+    """The root file system of the board at the other end of a shell.
 
     What was seen is remembered: a tree is looked at once, and not after it was written to.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, shell: Shell) -> None:
+        self._shell = shell
         self._known: dict[str, Entry | None] = {}
         self._digests: dict[str, str] = {}
         self._expected: frozenset[str] = frozenset()
@@ -48,7 +48,7 @@ class SshTree:
     @property
     def name(self) -> str:
         """What the user calls the board."""
-        return self._connection.host
+        return self._shell.host
 
     def lookup(self, path: str) -> Entry | None:
         """Returns what is at the path itself, or None."""
@@ -71,8 +71,8 @@ class SshTree:
     def read(self, path: str, limit_bytes: int | None = None) -> bytes:
         """Returns a file's content, or its beginning."""
         if limit_bytes is None:
-            return self._connection.run(_READ, path)
-        return self._connection.run(_READ_BEGINNING, path, str(limit_bytes))
+            return self._shell.run(_READ, path)
+        return self._shell.run(_READ_BEGINNING, path, str(limit_bytes))
 
     def sha256(self, path: str) -> str:
         """Returns the sha256 of a file's content, as 64 hexadecimal digits; of all files that are expected at once."""
@@ -89,7 +89,7 @@ class SshTree:
 
     def _ask(self, script: str, paths: list[str]) -> list[bytes]:
         asked = b"".join(os.fsencode(path) + b"\0" for path in paths)
-        return self._connection.run(script, stdin=asked).split(b"\0")[:-1]
+        return self._shell.run(script, stdin=asked).split(b"\0")[:-1]
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from edgefed.flashing.manifest import RECORD, Installation, manifest
 from edgefed.flashing.rootfs import DirectoryTree
 from edgefed.flashing.rootfs import write as write_directory
 from edgefed.flashing.ssh_connection import connect
-from edgefed.flashing.ssh_start import start, wait
+from edgefed.flashing.ssh_start import AGENT, FIRST_BOOT, start, wait
 from edgefed.flashing.ssh_tree import SshTree
 from edgefed.flashing.wheelhouse import read_wheelhouse
 from tests.flashing.small_boards import MIB, make_wheel
@@ -229,11 +229,14 @@ def test_the_agent_is_started_and_waited_for(
         ssh.check_running(connection)
         wait(connection, start(connection, changes), said.append)
     assert said == ["edgefed first boot: building", "edgefed first boot: starting"]
-    assert [line for line in told(board.root) if "show" not in line and "journalctl" not in line] == [
+    commands = [line for line in told(board.root) if "show" not in line and "journalctl" not in line]
+    assert commands[:3] == [
         "systemctl daemon-reload",
         "udevadm control --reload",
         "systemctl restart edgefed-firstboot.service",
     ]
+    beside = {Path(link.path).name for link in changes.links} - {AGENT, FIRST_BOOT}
+    assert commands[3:] == ([f"systemctl start {' '.join(sorted(beside))}"] if beside else [])
     (board.root / "answers/journalctl--q").write_text("edgefed first boot: failed: what went wrong stands above\n")
     with connect("board", config=board.config) as connection, pytest.raises(FlashError, match=r"does not come up: .*"):
         wait(connection, 0)
