@@ -45,8 +45,8 @@ class ReleaseState(msgspec.Struct, frozen=True, kw_only=True):
         rollout: the operator's wish that it belongs to.
         bundle: sha256 of its file.
         name, number: of the release.
-        state: its bytes are on their way; they are here and checked, and the installer has them; it is `installed`;
-            it did not come up, and the old one is back; or nothing was changed.
+        state: `fetching`, its bytes are on their way; `delivered`, they are here, checked, and the installer has them;
+            `installed`; `rolled-back`, it did not come up and the old one is back; `refused`, nothing was changed.
         received_bytes: that have come, while it is on its way.
         reason: why, where it was not installed.
     """

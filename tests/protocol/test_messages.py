@@ -20,7 +20,7 @@ from edgefed.devices.gpu import GpuProfile
 from edgefed.devices.measurement import absent, measured
 from edgefed.devices.memory import HostMemory, MemoryProfile
 from edgefed.devices.network import NetworkProfile
-from edgefed.devices.profile import DeviceProfile
+from edgefed.devices.profile import DeviceProfile, ReleaseState
 from edgefed.devices.sensors import AbsentSensor, PowerProfile, PowerSensor, ThermalProfile
 from edgefed.devices.storage import StorageProfile
 from edgefed.errors import MessageError
@@ -38,6 +38,8 @@ from edgefed.protocol.messages.down import (
     DownMessage,
     Pong,
     Refused,
+    ReleaseOffered,
+    Standing,
     UploadGrant,
     UploadProgress,
     decode_down,
@@ -234,6 +236,11 @@ SAMPLES: dict[str, tuple[Decode, msgspec.Struct]] = {
         Acknowledged(run="0a1b2c3d", round=2, sha256=SHA256, outcome="rejected", reason="NaN in it"),
     ),
     "pong": (decode_down, Pong(nonce="c0ffee", sequence=3, padding="01234567", refused="")),
+    "standing": (decode_down, Standing(run="0a1b2c3d", duty="paused", reason="the operator has paused this device")),
+    "release-offered": (
+        decode_down,
+        ReleaseOffered(run="0a1b2c3d", rollout="1b2c3d4e", sha256=SHA256, size_bytes=4096, name="0.2.0", number=7),
+    ),
     "claim": (decode_claim, Claim(token="c0ffee00" * 4, device="board-03", request="PEM", proof="c0ffee00" * 16)),
     "admitted": (decode_claim_answer, Admitted(request=SHA256, certificate="PEM")),
     "claim-refused": (decode_claim_answer, ClaimRefused(request=SHA256, reason="the token was used already")),
@@ -313,6 +320,14 @@ SAMPLES: dict[str, tuple[Decode, msgspec.Struct]] = {
             measured_unix_s=1700000000.5,
             quick=True,
             flashed=Flashed(manifest_sha256="a" * 64, edgefed_version="0.1.0", board="Debian 12", complete=True),
+            release=ReleaseState(
+                rollout="1b2c3d4e",
+                bundle=SHA256,
+                name="0.2.0",
+                number=7,
+                state="rolled-back",
+                reason="it did not come up",
+            ),
         ),
     ),
 }

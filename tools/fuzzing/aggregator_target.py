@@ -20,6 +20,7 @@ from edgefed.coordinator.options import FederationOptions, Transfers
 from edgefed.coordinator.reception import Reception
 from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.selection import Selection
+from edgefed.coordinator.sightings import Sightings
 from edgefed.coordinator.store import Store
 from edgefed.errors import MessageError
 from edgefed.models.checkpoint import fingerprint
@@ -92,6 +93,7 @@ class _Aggregator:
             run,
             self.intake,
             broadcast,
+            Sightings(run),
             tell=self._tell,
             perform=lambda _: None,
         )
