@@ -24,6 +24,7 @@ from edgefed.cli.flash_options import (
     UpgradeOption,
     UsernameOption,
     WheelhouseOption,
+    WifiCountryOption,
     WifiOption,
     WifiPasswordOption,
 )
@@ -49,6 +50,7 @@ def image(
     config: ConfigOption = None,
     wifi: WifiOption = None,
     wifi_password_file: WifiPasswordOption = None,
+    wifi_country: WifiCountryOption = "",
     upgrade: UpgradeOption = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
@@ -87,6 +89,7 @@ def image(
         config=config,
         wifi=wifi,
         wifi_password_file=wifi_password_file,
+        wifi_country=wifi_country,
     )
     boards: list[Board] = []
 

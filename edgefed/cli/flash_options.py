@@ -34,6 +34,7 @@ __all__ = [
     "UpgradeOption",
     "UsernameOption",
     "WheelhouseOption",
+    "WifiCountryOption",
     "WifiOption",
     "WifiPasswordOption",
     "asked_wifi",
@@ -60,6 +61,9 @@ WifiOption = Annotated[str | None, typer.Option("--wifi", metavar="NAME", help="
 WifiPasswordOption = Annotated[
     Path | None, typer.Option("--wifi-password-file", help="Its first line is the network's password.")
 ]
+WifiCountryOption = Annotated[
+    str, typer.Option("--wifi-country", metavar="CC", help="The country it is in; switches on what waits for that.")
+]
 UpgradeOption = Annotated[bool, typer.Option("--upgrade", help="Bring a board that has edgefed to this version.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Write nothing; say what would be written.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON document.")]
@@ -81,11 +85,12 @@ class Asked:
     ca: Path | None
     certificate: Path | None
     key: Path | None
-    token: Path | None
+    token: Path | None = None
     data: str
     config: Path | None
     wifi: str | None
     wifi_password_file: Path | None
+    wifi_country: str = ""
 
     def installation(self, board: Board) -> Installation:
         """Returns what the board gets.
@@ -111,7 +116,7 @@ class Asked:
             certificate=_pem(self.certificate, (_CERTIFICATE,), "a certificate"),
             key=_pem(self.key, _KEYS, "a private key without a passphrase"),
             token=self._claim_token(),
-            wifi=asked_wifi(self.wifi, self.wifi_password_file),
+            wifi=asked_wifi(self.wifi, self.wifi_password_file, self.wifi_country),
         )
 
     def _agent_toml(self) -> bytes | None:
@@ -168,20 +173,21 @@ class Asked:
         return self.token.read_bytes()
 
 
-def asked_wifi(name: str | None, password_file: Path | None) -> Wifi | None:
+def asked_wifi(name: str | None, password_file: Path | None, country: str = "") -> Wifi | None:
     """Returns the wireless network that was asked for, or None.
 
     Raises:
-        ConfigError: a password is given without a name, or cannot be read.
-        FlashError: no network can have such a name or password.
+        ConfigError: a password or a country is given without a name, or the password cannot be read.
+        FlashError: no network can have such a name or password, or it is no country.
     """
     from edgefed.flashing.wifi import Wifi
 
     if name is None:
-        if password_file is not None:
-            raise ConfigError("--wifi-password-file needs --wifi, the network's name")
+        if password_file is not None or country:
+            given = "--wifi-country" if password_file is None else "--wifi-password-file"
+            raise ConfigError(f"{given} needs --wifi, the network's name")
         return None
-    return Wifi(name, _first_line(password_file) if password_file else "")
+    return Wifi(name, _first_line(password_file) if password_file else "", country)
 
 
 def version(text: str, option: str) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from edgefed.cli.flash_options import (
     UpgradeOption,
     UsernameOption,
     WheelhouseOption,
+    WifiCountryOption,
     WifiOption,
     WifiPasswordOption,
 )
@@ -47,6 +48,7 @@ def rootfs(
     config: ConfigOption = None,
     wifi: WifiOption = None,
     wifi_password_file: WifiPasswordOption = None,
+    wifi_country: WifiCountryOption = "",
     upgrade: UpgradeOption = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
@@ -87,6 +89,7 @@ def rootfs(
         config=config,
         wifi=wifi,
         wifi_password_file=wifi_password_file,
+        wifi_country=wifi_country,
     )
     with told_where(directory):
         tree = DirectoryTree(directory)

@@ -23,6 +23,7 @@ from edgefed.cli.flash_options import (
     TokenOption,
     UsernameOption,
     WheelhouseOption,
+    WifiCountryOption,
     WifiOption,
     WifiPasswordOption,
     asked_wifi,
@@ -53,6 +54,7 @@ def seed(
     config: ConfigOption = None,
     wifi: WifiOption = None,
     wifi_password_file: WifiPasswordOption = None,
+    wifi_country: WifiCountryOption = "",
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -97,8 +99,9 @@ def seed(
         config=config,
         wifi=None,  # cloud-init sets it up, by network-config
         wifi_password_file=None,
+        wifi_country="",
     )
-    network = asked_wifi(wifi, wifi_password_file)
+    network = asked_wifi(wifi, wifi_password_file, wifi_country)
     changes = for_new_board(manifest(asked.installation(board), board))
     if not dry_run:
         with told_where(directory), progress_bar(changes.size_bytes, "writing") as progress:
