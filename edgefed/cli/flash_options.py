@@ -30,6 +30,7 @@ __all__ = [
     "JsonOption",
     "KeyOption",
     "PasswordOption",
+    "SignedOption",
     "TokenOption",
     "UpgradeOption",
     "UsernameOption",
@@ -53,6 +54,7 @@ KeyOption = Annotated[Path | None, typer.Option("--key", help="The key of that c
 TokenOption = Annotated[
     Path | None, typer.Option("--token", help="Of `edgefed fleet token`: the board enrolls itself by it, once.")
 ]
+SignedOption = Annotated[bool, typer.Option("--signed", help="The fleet's members sign what they say.")]
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="The board's agent.toml, instead of one made from these options.")
 ]
@@ -86,6 +88,7 @@ class Asked:
     certificate: Path | None
     key: Path | None
     token: Path | None = None
+    signed: bool = False
     data: str
     config: Path | None
     wifi: str | None
@@ -124,10 +127,10 @@ class Asked:
 
         identity = {"--device": self.device, "--fleet": self.fleet, "--broker": self.broker}
         missing = [name for name, value in identity.items() if not value]
-        others = (self.username, self.password_file, self.ca, self.certificate, self.token, self.data)
+        others = (self.username, self.password_file, self.ca, self.certificate, self.token, self.signed, self.data)
         if self.config is not None:
-            if len(missing) < len(identity) or self.username or self.data:
-                raise ConfigError("--config says who the board is, where its broker is and where the examples are")
+            if len(missing) < len(identity) or self.username or self.signed or self.data:
+                raise ConfigError("--config says who the board is, how its broker is used and where the examples are")
             given = {"password": self.password_file, "ca": self.ca, "key": self.key, "token": self.token}
             return _given_agent_toml(self.config, **given)
         if len(missing) == len(identity) and not any(others):
@@ -145,6 +148,7 @@ class Asked:
             has_ca=self.ca is not None,
             has_certificate=self.certificate is not None,
             has_token=self.token is not None,
+            signed=self.signed,
             data=self.data,
         )
         return agent_toml(access)

@@ -20,6 +20,7 @@ from edgefed.cli.flash_options import (
     JsonOption,
     KeyOption,
     PasswordOption,
+    SignedOption,
     TokenOption,
     UsernameOption,
     WheelhouseOption,
@@ -50,6 +51,7 @@ def seed(
     certificate: CertificateOption = None,
     key: KeyOption = None,
     token: TokenOption = None,
+    signed: SignedOption = False,
     data: DataOption = "",
     config: ConfigOption = None,
     wifi: WifiOption = None,
@@ -95,6 +97,7 @@ def seed(
         certificate=certificate,
         key=key,
         token=token,
+        signed=signed,
         data=data,
         config=config,
         wifi=None,  # cloud-init sets it up, by network-config
