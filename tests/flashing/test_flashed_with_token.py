@@ -75,17 +75,8 @@ def start_command(root: Path) -> list[str]:
 
 def flash(secured: Secured, root: Path, wheels: Path, token: Path) -> None:
     edgefed("fleet", "token", "board-*", "--fleet", secured.fleet.path, "--output", token)
-    options = [
-        "--device",
-        BOARD,
-        "--fleet",
-        NAME,
-        "--broker",
-        f"127.0.0.1:{secured.port}",
-        "--signed",
-        "--token",
-        token,
-    ]
+    options = ["--device", BOARD, "--fleet", NAME, "--broker", f"127.0.0.1:{secured.port}"]
+    options += ["--signed", "--token", token]
     edgefed("flash", "rootfs", root, "--wheelhouse", wheels, *options)
     (root / "var/lib/edgefed/data").mkdir(parents=True)  # as tmpfiles does
     config = root / "etc/edgefed/agent.toml"
