@@ -45,6 +45,7 @@ class Asked:
     token: Annotated[
         Path | None, typer.Option("--token", help="Of `edgefed fleet token`: the board enrolls itself by it, once.")
     ] = None
+    signed: Annotated[bool, typer.Option("--signed", help="The fleet's members sign what they say.")] = False
     data: Annotated[str, typer.Option("--data", help="Where the examples are on the board.")] = ""
     config: Annotated[
         Path | None,
@@ -54,6 +55,9 @@ class Asked:
     wifi_password_file: Annotated[
         Path | None, typer.Option("--wifi-password-file", help="Its first line is the network's password.")
     ] = None
+    wifi_country: Annotated[
+        str, typer.Option("--wifi-country", metavar="CC", help="The country it is in; switches on what waits for that.")
+    ] = ""
 
     def installation(self, board: Board) -> Installation:
         """Returns what the board gets.
@@ -79,7 +83,7 @@ class Asked:
             certificate=_pem(self.certificate, (_CERTIFICATE,), "a certificate"),
             key=_pem(self.key, _KEYS, "a private key without a passphrase"),
             token=self._claim_token(),
-            wifi=asked_wifi(self.wifi, self.wifi_password_file),
+            wifi=asked_wifi(self.wifi, self.wifi_password_file, self.wifi_country),
         )
 
     def _agent_toml(self) -> bytes | None:
@@ -87,10 +91,10 @@ class Asked:
 
         identity = {"--device": self.device, "--fleet": self.fleet, "--broker": self.broker}
         missing = [name for name, value in identity.items() if not value]
-        others = (self.username, self.password_file, self.ca, self.certificate, self.token, self.data)
+        others = (self.username, self.password_file, self.ca, self.certificate, self.token, self.signed, self.data)
         if self.config is not None:
-            if len(missing) < len(identity) or self.username or self.data:
-                raise ConfigError("--config says who the board is, where its broker is and where the examples are")
+            if len(missing) < len(identity) or self.username or self.signed or self.data:
+                raise ConfigError("--config says who the board is, how its broker is used and where the examples are")
             given = {"password": self.password_file, "ca": self.ca, "key": self.key, "token": self.token}
             return _given_agent_toml(self.config, **given)
         if len(missing) == len(identity) and not any(others):
@@ -108,6 +112,7 @@ class Asked:
             has_ca=self.ca is not None,
             has_certificate=self.certificate is not None,
             has_token=self.token is not None,
+            signed=self.signed,
             data=self.data,
         )
         return agent_toml(access)
@@ -136,20 +141,21 @@ class Asked:
         return self.token.read_bytes()
 
 
-def asked_wifi(name: str | None, password_file: Path | None) -> Wifi | None:
+def asked_wifi(name: str | None, password_file: Path | None, country: str = "") -> Wifi | None:
     """Returns the wireless network that was asked for, or None.
 
     Raises:
-        ConfigError: a password is given without a name, or cannot be read.
-        FlashError: no network can have such a name or password.
+        ConfigError: a password or a country is given without a name, or the password cannot be read.
+        FlashError: no network can have such a name or password, or it is no country.
     """
     from edgefed.flashing.wifi import Wifi
 
     if name is None:
-        if password_file is not None:
-            raise ConfigError("--wifi-password-file needs --wifi, the network's name")
+        if password_file is not None or country:
+            given = "--wifi-country" if password_file is None else "--wifi-password-file"
+            raise ConfigError(f"{given} needs --wifi, the network's name")
         return None
-    return Wifi(name, _first_line(password_file) if password_file else "")
+    return Wifi(name, _first_line(password_file) if password_file else "", country)
 
 
 def version(text: str, option: str) -> tuple[int, int]:

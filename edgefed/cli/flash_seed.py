@@ -53,8 +53,9 @@ def seed(
         system="a board with cloud-init",
     )
     check_python(board, "--python")
-    network = asked_wifi(asked.wifi, asked.wifi_password_file)
-    without = replace(asked, wifi=None, wifi_password_file=None)  # cloud-init sets it up, by network-config
+    network = asked_wifi(asked.wifi, asked.wifi_password_file, asked.wifi_country)
+    # cloud-init sets it up, by network-config
+    without = replace(asked, wifi=None, wifi_password_file=None, wifi_country="")
     changes = for_new_board(manifest(without.installation(board), board))
     if not dry_run:
         with told_where(directory), progress_bar(changes.size_bytes, "writing") as progress:

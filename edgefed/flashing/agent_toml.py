@@ -52,6 +52,7 @@ class Access:
         has_ca: the authority's certificate is written beside.
         has_certificate: the device's own certificate and key are written beside.
         has_token: a claim token is written beside, by which the board gets all three.
+        signed: it signs what it says, as all members of its fleet do.
         data: where the examples are on the board; empty takes the directory that is made for them.
     """
 
@@ -64,6 +65,7 @@ class Access:
     has_ca: bool = False
     has_certificate: bool = False
     has_token: bool = False
+    signed: bool = False
     data: str = ""
 
 
@@ -85,6 +87,8 @@ def agent_toml(access: Access) -> bytes:
         broker["tls_ca"] = CA
     if access.has_certificate:
         broker |= {"tls_certificate": CERTIFICATE, "tls_key": KEY}
+    if access.signed:
+        broker["signed"] = True
     data = access.data or DATA
     check_data(data)
     top: dict[str, str | int] = {"device": access.device, "fleet": access.fleet, "state": f"{STATE}/state"}

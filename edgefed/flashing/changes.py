@@ -13,13 +13,25 @@ import msgspec
 
 from edgefed.errors import FlashError
 from edgefed.flashing.agent_toml import CONFIG
-from edgefed.flashing.manifest import RECORD, WHEELHOUSE, WIFI, File, FileRecord, Link, Manifest, Record, read_record
-from edgefed.flashing.tree import Entry, Tree, follow
+from edgefed.flashing.manifest import (
+    RECORD,
+    REGULATORY,
+    WHEELHOUSE,
+    WIFI,
+    File,
+    FileRecord,
+    Link,
+    Manifest,
+    Record,
+    read_record,
+)
+from edgefed.flashing.tree import Entry, Tree, follow, read_text
 
 __all__ = ["Changes", "compare", "for_new_board"]
 
 _OURS = "/opt/edgefed/"
 """Nobody has a reason to change what is below."""
+_REGULATORY_DATABASES = ("/lib/firmware/regulatory.db", "/usr/lib/crda/regulatory.bin", "/lib/crda/regulatory.bin")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,9 +148,25 @@ def _check_intention(tree: Tree, manifest: Manifest, before: Record | None, *, u
     paths = {file.path for file in manifest.files}
     if CONFIG not in paths and (before is None or CONFIG not in before.files):
         raise FlashError(f"{tree.name}: the board needs to know who it is: name device, fleet and broker")
-    if WIFI in paths and tree.lookup(follow(tree, "/usr/sbin/NetworkManager")) is None:
+    if WIFI in paths:
+        _check_wifi(tree, has_country=REGULATORY in paths)
+
+
+def _check_wifi(tree: Tree, *, has_country: bool) -> None:
+    if tree.lookup(follow(tree, "/usr/sbin/NetworkManager")) is None:
         raise FlashError(
             f"{tree.name}: has no NetworkManager, by which edgefed sets up Wi-Fi: set it up there yourself"
+        )
+    # So it is in Raspberry Pi OS (pi-gen, stage2/02-net-tweaks): it radiates on no band before it knows the country.
+    switched_off = "WirelessEnabled=false" in (read_text(tree, "/var/lib/NetworkManager/NetworkManager.state") or "")
+    if switched_off and not has_country:
+        raise FlashError(
+            f"{tree.name}: Wi-Fi is switched off in it until somebody says in which country it is: add --wifi-country"
+        )
+    if has_country and not any(tree.lookup(follow(tree, path)) for path in _REGULATORY_DATABASES):
+        raise FlashError(
+            f"{tree.name}: has no database of what each country allows, so --wifi-country would do nothing: install "
+            "wireless-regdb there first"
         )
 
 

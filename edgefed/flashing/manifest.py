@@ -24,7 +24,9 @@ from edgefed.flashing.wifi import Wifi
 
 __all__ = [
     "RECORD",
+    "REGULATORY",
     "WHEELHOUSE",
+    "WIFI",
     "File",
     "FileRecord",
     "Installation",
@@ -38,8 +40,10 @@ __all__ = [
 RECORD = FLASH_RECORD
 WHEELHOUSE = "/opt/edgefed/wheelhouse"
 WIFI = "/etc/NetworkManager/system-connections/edgefed-wifi.nmconnection"
+REGULATORY = "/etc/modprobe.d/edgefed-wifi.conf"
 _WANTS = "/etc/systemd/system/multi-user.target.wants"
 _UNITS = ("edgefed-agent.service", "edgefed-firstboot.service", "edgefed-update.path")
+_WIFI_UNIT = "edgefed-wifi.service"
 _PROGRAMS = "/opt/edgefed/bin/"
 _PUBLIC, _PROGRAM, _SECRET = 0o644, 0o755, 0o600
 
@@ -151,7 +155,9 @@ def manifest(installation: Installation, board: Board) -> Manifest:
     files = [*_constant_files(), *_own_files(installation)]
     files += [File(f"{WHEELHOUSE}/{wheel.path.name}", wheel.path) for wheel in installation.wheels]
     files.append(File(f"{WHEELHOUSE}/requirements.lock", lock(installation.wheels).encode()))
-    links = tuple(Link(f"{_WANTS}/{unit}", f"/etc/systemd/system/{unit}") for unit in _UNITS)
+    has_country = installation.wifi is not None and installation.wifi.country
+    units = (*_UNITS, _WIFI_UNIT) if has_country else _UNITS
+    links = tuple(Link(f"{_WANTS}/{unit}", f"/etc/systemd/system/{unit}") for unit in units)
     return Manifest(board=board, files=tuple(sorted(files, key=lambda file: file.path)), links=links)
 
 
@@ -179,6 +185,7 @@ def _constant_files() -> Iterator[File]:
 
 
 def _own_files(installation: Installation) -> Iterator[File]:
+    wifi = installation.wifi
     own = (
         (agent_toml.CONFIG, installation.agent_toml, 0o640),
         (agent_toml.PASSWORD, installation.password, _SECRET),
@@ -186,7 +193,8 @@ def _own_files(installation: Installation) -> Iterator[File]:
         (agent_toml.CERTIFICATE, installation.certificate, _PUBLIC),
         (agent_toml.KEY, installation.key, _SECRET),
         (agent_toml.CLAIM_TOKEN, installation.token, _SECRET),
-        (WIFI, installation.wifi.keyfile().encode() if installation.wifi else None, _SECRET),
+        (WIFI, wifi.keyfile().encode() if wifi else None, _SECRET),
+        (REGULATORY, wifi.regulatory_options().encode() if wifi and wifi.country else None, _PUBLIC),
     )
     for path, content, mode in own:
         if content is not None:

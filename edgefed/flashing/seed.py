@@ -150,11 +150,12 @@ def _network_config(wifi: Wifi) -> str:
     except UnicodeEncodeError:
         raise FlashError(f"the Wi-Fi name {wifi.ssid!r} is not UTF-8, which cloud-init takes alone") from None
     network = {"password": wifi.password} if wifi.password else {}
+    country = {"regulatory-domain": wifi.country} if wifi.country else {}  # netplan has it since 0.105
     return _document(
         {
             "version": 2,
             "ethernets": {"wired": {"match": {"name": "e*"}, "dhcp4": True, "optional": True}},
-            "wifis": {"wlan0": {"dhcp4": True, "optional": True, "access-points": {wifi.ssid: network}}},
+            "wifis": {"wlan0": {"dhcp4": True, "optional": True, **country, "access-points": {wifi.ssid: network}}},
         }
     )
 

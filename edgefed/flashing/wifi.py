@@ -1,6 +1,7 @@
 """A wireless network as a keyfile of NetworkManager, whatever characters its name and password have.
 
-The format is GLib's key file with NetworkManager's additions (nm-settings-keyfile(5)).
+The format is GLib's key file with NetworkManager's additions (nm-settings-keyfile(5)). It has no country: which
+channels a radio may use is the kernel's to know, whose module cfg80211 is told when it is loaded.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ __all__ = ["Wifi"]
 _HEXADECIMAL_KEY = re.compile(r"[0-9A-Fa-f]{64}")
 _ESCAPES = {" ": r"\s", "\\": r"\\"}
 _MAX_SSID_BYTES = 32
+_COUNTRY = re.compile(r"[A-Z]{2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class Wifi:
     Attributes:
         ssid: its name.
         password: its passphrase, or its key as 64 hexadecimal digits; empty for an open network.
+        country: where the board is, as two letters (ISO 3166-1); empty leaves it to the system.
 
     Raises:
         FlashError: it is nothing that a network can have (IEEE 802.11, and its annex on passphrases).
@@ -34,9 +37,12 @@ class Wifi:
 
     ssid: str
     password: str
+    country: str = ""
 
     def __post_init__(self) -> None:
         """Refuses what no network can have."""
+        if self.country and not _COUNTRY.fullmatch(self.country):
+            raise FlashError(f"the Wi-Fi country {self.country!r} is not two capital letters, such as DE, GB or US")
         size_bytes = len(os.fsencode(self.ssid))  # a name is bytes, and need not be UTF-8
         if not 0 < size_bytes <= _MAX_SSID_BYTES:
             raise FlashError(f"the Wi-Fi name {self.ssid!r} has {size_bytes} bytes: 1 to 32 are possible")
@@ -64,3 +70,7 @@ class Wifi:
             f"[connection]\nid=edgefed-wifi\nuuid={uuid.UUID(bytes=digest[:16], version=4)}\ntype=wifi\n\n"
             f"[wifi]\nmode=infrastructure\nssid={ssid}\n\n{security}[ipv4]\nmethod=auto\n\n[ipv6]\nmethod=auto\n"
         )
+
+    def regulatory_options(self) -> str:
+        """Returns the text of a file in modprobe.d(5) that tells the kernel the country."""
+        return f"options cfg80211 ieee80211_regdom={self.country}\n"

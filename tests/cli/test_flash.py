@@ -159,6 +159,8 @@ def test_a_dry_run_says_what_would_be_written_and_writes_nothing(edgefed: Run, r
         ([*WHO, "--ca", "ca", "--certificate", "ca", "--key", "locked"], 3, "locked: is not a private key without a"),
         ([*WHO, "--certificate", "ca", "--key", "key"], 3, "--certificate needs --ca"),
         ([*WHO, "--wifi-password-file", "text"], 3, "needs --wifi"),
+        ([*WHO, "--wifi-country", "DE"], 3, "--wifi-country needs --wifi"),
+        ([*WHO, "--wifi", "net", "--wifi-country", "Germany"], 15, "'Germany' is not two capital letters"),
         ([*WHO, "--wifi", "net", "--wifi-password-file", "empty"], 3, "empty: its first line is empty"),
         ([*WHO, "--wifi", "net", "--wifi-password-file", "short"], 15, "5 characters: 8 to 63"),
         ([*WHO, "--wifi", "net", "--wifi-password-file", "text"], 15, "no NetworkManager"),

@@ -44,7 +44,11 @@ def test_without_tls_and_data_the_usual_places_are_taken(tmp_path: Path) -> None
 def test_a_board_with_a_token_has_its_certificate_where_it_may_write(tmp_path: Path) -> None:
     (tmp_path / "agent.toml").write_bytes(agent_toml(Access(device="a", fleet="b", host="h", has_token=True)))
     broker = read_agent(tmp_path / "agent.toml").broker
-    assert broker.port == 8883
+    assert (broker.port, broker.signed) == (8883, False)
+    (tmp_path / "agent.toml").write_bytes(
+        agent_toml(Access(device="a", fleet="b", host="h", has_token=True, signed=True))
+    )
+    assert read_agent(tmp_path / "agent.toml").broker.signed
     assert [broker.tls_ca, broker.tls_certificate, broker.tls_key] == [
         f"/var/lib/edgefed/tls/{name}.pem" for name in ("ca", "certificate", "key")
     ]
@@ -64,6 +68,7 @@ def test_any_text_survives(tmp_path_factory: pytest.TempPathFactory, username: s
         ({"fleet": "a/b"}, "fleet name"),
         ({"port": 70000}, "70000|65535"),
         ({"data": "data.jsonl"}, "absolute path"),
+        ({"signed": True}, "signed needs tls_ca, tls_certificate and tls_key"),
         ({"data": "/home/me/data"}, "hidden from the agent"),
         ({"data": "/tmp"}, "hidden from the agent"),
     ],

@@ -75,8 +75,8 @@ def start_command(root: Path) -> list[str]:
 
 def flash(secured: Secured, root: Path, wheels: Path, token: Path) -> None:
     edgefed("fleet", "token", "board-*", "--fleet", secured.fleet.path, "--output", token)
-    options = ["--device", BOARD, "--fleet", NAME, "--broker", f"127.0.0.1:{secured.port}", "--token", token]
-    edgefed("flash", "rootfs", root, "--wheelhouse", wheels, *options)
+    options = ["--device", BOARD, "--fleet", NAME, "--broker", f"127.0.0.1:{secured.port}", "--signed"]
+    edgefed("flash", "rootfs", root, "--wheelhouse", wheels, *options, "--token", token)
     (root / "var/lib/edgefed/data").mkdir(parents=True)  # as tmpfiles does
     config = root / "etc/edgefed/agent.toml"
     config.write_text(config.read_text().replace("/var/lib/", f"{root}/var/lib/"))
@@ -162,8 +162,8 @@ def test_a_used_token_is_refused_and_the_board_goes_on_asking(
         first = tmp_path / "first"
         first.mkdir()
         (first / "agent.toml").write_text((root / "etc/edgefed/agent.toml").read_text().replace(f"{root}", f"{first}"))
-        command = [sys.executable, "-m", "edgefed.cli.enroll_process", first / "agent.toml", tmp_path / "board.token"]
-        subprocess.run(command, check=True, timeout=PATIENCE_S)
+        command = [sys.executable, "-m", "edgefed.cli.enroll_process"]
+        subprocess.run([*command, first / "agent.toml", tmp_path / "board.token"], check=True, timeout=PATIENCE_S)
         with running(log, *start_command(root)) as agent:
             wait_for(lambda: "not enrolled (exit code 16); trying again in 5 s" in log.read_text(), log, admit_log)
             assert agent.poll() is None

@@ -19,7 +19,9 @@ from tests.flashing.small_boards import HERE
 
 FILES = Path(agent_toml.__file__).parent / "files"
 SYSTEM = FILES / "etc/systemd/system"
-AGENT, FIRST_BOOT, UPDATE = (SYSTEM / f"edgefed-{name}.service" for name in ("agent", "firstboot", "update"))
+AGENT, FIRST_BOOT, UPDATE, WIFI = (
+    SYSTEM / f"edgefed-{name}.service" for name in ("agent", "firstboot", "update", "wifi")
+)
 WATCH = SYSTEM / "edgefed-update.path"
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here")
 
@@ -33,7 +35,7 @@ def test_everything_is_written_with_its_mode(wheelhouse: Path) -> None:
         certificate=b"d",
         key=b"k",
         token=b"t",
-        wifi=Wifi("net", "long enough"),
+        wifi=Wifi("net", "long enough", "DE"),
     )
     planned = manifest(installation, HERE)
     assert {file.path: f"{file.mode:o}" for file in planned.files} == {
@@ -44,11 +46,13 @@ def test_everything_is_written_with_its_mode(wheelhouse: Path) -> None:
         "/etc/edgefed/tls/ca.pem": "644",
         "/etc/edgefed/tls/certificate.pem": "644",
         "/etc/edgefed/tls/key.pem": "600",
+        "/etc/modprobe.d/edgefed-wifi.conf": "644",
         "/etc/systemd/system.conf.d/50-edgefed-watchdog.conf": "644",
         "/etc/systemd/system/edgefed-agent.service": "644",
         "/etc/systemd/system/edgefed-firstboot.service": "644",
         "/etc/systemd/system/edgefed-update.path": "644",
         "/etc/systemd/system/edgefed-update.service": "644",
+        "/etc/systemd/system/edgefed-wifi.service": "644",
         "/etc/udev/rules.d/70-edgefed-power.rules": "644",
         "/opt/edgefed/bin/environment": "755",
         "/opt/edgefed/bin/first-boot": "755",
@@ -67,14 +71,16 @@ def test_everything_is_written_with_its_mode(wheelhouse: Path) -> None:
     )
     assert record.files["/etc/edgefed/tls/key.pem"].mode == "0600"
     assert set(record.files) == {file.path for file in planned.files}
-    assert set(record.links) == {
-        f"/etc/systemd/system/multi-user.target.wants/edgefed-{unit}"
-        for unit in ("agent.service", "firstboot.service", "update.path")
-    }
+    wants = "/etc/systemd/system/multi-user.target.wants"
+    units = ("agent.service", "firstboot.service", "update.path", "wifi.service")
+    assert set(record.links) == {f"{wants}/edgefed-{unit}" for unit in units}
 
 
 def test_what_is_not_given_is_not_written(wheelhouse: Path) -> None:
-    paths = {file.path for file in manifest(Installation(wheels=read_wheelhouse(wheelhouse, HERE)), HERE).files}
+    planned = manifest(Installation(wheels=read_wheelhouse(wheelhouse, HERE), wifi=Wifi("net", "")), HERE)
+    paths = {file.path for file in planned.files}
+    assert "/etc/modprobe.d/edgefed-wifi.conf" not in paths
+    assert not [link for link in planned.links if "wifi" in link.path], "nothing is switched on"
     assert {path for path in paths if path.startswith("/etc/edgefed")} == set()
     assert "/etc/systemd/system/edgefed-agent.service" in paths
 
@@ -94,10 +100,8 @@ def test_a_damaged_record_is_told() -> None:
 @needs_systemd
 def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
     shutil.copytree(FILES, tmp_path, dirs_exist_ok=True)
-    for program in (
-        "opt/edgefed/venv/bin/python",
-        *(f"usr/bin/{name}" for name in ("systemd-sysusers", "udevadm", "flock")),
-    ):
+    programs = ("systemd-sysusers", "udevadm", "flock", "nmcli", "touch")
+    for program in ("opt/edgefed/venv/bin/python", *(f"usr/bin/{name}" for name in programs)):
         (tmp_path / program).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy("/bin/true", tmp_path / program)
     shutil.copy("/bin/true", tmp_path / "usr/bin/systemd-tmpfiles")
@@ -106,8 +110,9 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
     for target in ("basic", "multi-user", "network-online", "sysinit", "time-sync", "shutdown", "paths"):
         (units / f"{target}.target").write_text("[Unit]\nDefaultDependencies=no\n")
     (tmp_path / "usr/lib/systemd/system/-.slice").touch()
+    (units / "NetworkManager.service").write_text("[Service]\nExecStart=/usr/bin/touch\n")
     command = ["systemd-analyze", "verify", f"--root={tmp_path}", "--man=no"]
-    checked = [f"/etc/systemd/system/{unit.name}" for unit in (AGENT, FIRST_BOOT, UPDATE, WATCH)]
+    checked = [f"/etc/systemd/system/{unit.name}" for unit in (AGENT, FIRST_BOOT, UPDATE, WATCH, WIFI)]
     done = subprocess.run([*command, *checked], capture_output=True, text=True, check=False)
     ours = [line for line in done.stderr.splitlines() if "edgefed" in line]
     assert (done.returncode, ours) == (0, [])
@@ -118,7 +123,7 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
 
 
 @needs_systemd
-@pytest.mark.parametrize("unit", [AGENT, FIRST_BOOT, UPDATE])
+@pytest.mark.parametrize("unit", [AGENT, FIRST_BOOT, UPDATE, WIFI])
 def test_the_units_are_not_exposed(unit: Path) -> None:
     command = ["systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=40", str(unit)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -158,6 +158,27 @@ def test_wifi_needs_network_manager(rootfs: Rootfs, wheelhouse: Path) -> None:
     assert stat.S_IMODE(keyfile.stat().st_mode) == 0o600
 
 
+def test_wifi_that_waits_for_its_country_is_not_flashed_without(rootfs: Rootfs, wheelhouse: Path) -> None:
+    root = rootfs()
+    (root / "usr/sbin/NetworkManager").write_bytes(b"")
+    state = root / "var/lib/NetworkManager/NetworkManager.state"
+    state.parent.mkdir()
+    state.write_text("[main]\nWirelessEnabled=false\n")  # as Raspberry Pi OS comes
+    with pytest.raises(FlashError, match=r"switched off in it until .* add --wifi-country"):
+        flash(root, wheelhouse, wifi=Wifi("net", "long enough"))
+    wifi = Wifi("net", "long enough", "GB")
+    with pytest.raises(FlashError, match="wireless-regdb"):
+        flash(root, wheelhouse, wifi=wifi)
+    (root / "usr/lib/firmware").mkdir()
+    (root / "etc/alternatives").mkdir()
+    (root / "usr/lib/firmware/regulatory.db-debian").write_bytes(b"")
+    (root / "etc/alternatives/regulatory.db").symlink_to("/lib/firmware/regulatory.db-debian")
+    (root / "usr/lib/firmware/regulatory.db").symlink_to("/etc/alternatives/regulatory.db")
+    flash(root, wheelhouse, wifi=wifi)
+    assert (root / "etc/modprobe.d/edgefed-wifi.conf").read_text() == "options cfg80211 ieee80211_regdom=GB\n"
+    assert (root / "etc/systemd/system/multi-user.target.wants/edgefed-wifi.service").is_symlink()
+
+
 def failing_after(count: int, function: object) -> object:
     calls: Iterator[int] = iter(range(1000))
 

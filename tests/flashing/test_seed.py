@@ -47,6 +47,9 @@ def test_the_documents_are_what_cloud_init_reads(changes: Changes, tmp_path: Pat
     assert meta["local-hostname"] == "board-07"
     points = document(tmp_path / "seed/network-config")["wifis"]["wlan0"]["access-points"]
     assert points == {wifi.ssid: {"password": wifi.password}}
+    abroad = Wifi("net", "long enough", "NO")
+    write_seed(tmp_path / "abroad", changes, device="board-07", wifi=abroad)
+    assert document(tmp_path / "abroad/network-config")["wifis"]["wlan0"]["regulatory-domain"] == "NO"
     write_seed(tmp_path / "again", changes, device="board-07")
     assert document(tmp_path / "again/meta-data") == meta, "the same seed is the same instance"
     assert not (tmp_path / "again/network-config").exists()

@@ -61,6 +61,14 @@ def test_an_open_network_has_no_security() -> None:
     assert "wifi-security" not in Wifi("café", "").keyfile()
 
 
+def test_the_kernel_is_told_the_country() -> None:
+    wifi = Wifi("net", "", "NO")
+    assert wifi.regulatory_options() == "options cfg80211 ieee80211_regdom=NO\n"
+    for wrong in ("no", "GBR", "0", "D\n", "Ö1"):
+        with pytest.raises(FlashError, match="not two capital letters"):
+            Wifi("net", "", wrong)
+
+
 @pytest.mark.parametrize(
     ("name", "password", "message"),
     [
