@@ -42,6 +42,7 @@ COMMANDS: Mapping[str, str] = {
     "summarize": "edgefed.cli.summarize:summarize",
     "report": "edgefed.cli.report:report",
     "export": "edgefed.cli.export:export",
+    "store": "edgefed.cli.store:store",
     "train": "edgefed.cli.train:train",
     "bench": "edgefed.cli.bench:bench",
 }
@@ -57,6 +58,10 @@ SUBCOMMANDS: Mapping[str, Mapping[str, str]] = {
         "token": "edgefed.cli.fleet_claims:token",
         "admit": "edgefed.cli.fleet_claims:admit",
         "broker-config": "edgefed.cli.fleet_broker:broker_config",
+    },
+    "store": {
+        "check": "edgefed.cli.store:check",
+        "recover": "edgefed.cli.store:recover",
     },
     "flash": {
         "rootfs": "edgefed.cli.flash_rootfs:rootfs",
