@@ -58,7 +58,7 @@ def account(config: Path, states: Path, acknowledged: set[tuple[str, int]]) -> d
         for event, now_s in store.journal():
             state, actions = rounds.step(state, event, now_s, options.rules)
             merges |= {action.round: action for action in actions if isinstance(action, Merge)}
-        merged_rounds = [one.round for one in store.merged_rounds()]
+        merged_rounds = [one.round for one in store.merged_rounds() if one.copied is None]
         outcomes = Counter(answer.outcome for answer in store.answers())
         used = {(one.device, one.round) for one in store.answers() if one.outcome in ("counted", "late")}
     merged = Counter((update.device, update.round) for round_ in merged_rounds for update in merges[round_].updates)

@@ -45,6 +45,7 @@ COMMANDS: Mapping[str, str] = {
     "summarize": "edgefed.cli.summarize:summarize",
     "report": "edgefed.cli.report:report",
     "export": "edgefed.cli.export:export",
+    "store": "edgefed.cli.store:store",
     "train": "edgefed.cli.train:train",
     "bench": "edgefed.cli.bench:bench",
 }
@@ -69,6 +70,10 @@ SUBCOMMANDS: Mapping[str, Mapping[str, str]] = {
         "withdraw": "edgefed.cli.fleet_tokens:withdraw",
         "admit": "edgefed.cli.fleet_claims:admit",
         "broker-config": "edgefed.cli.fleet_broker:broker_config",
+    },
+    "store": {
+        "check": "edgefed.cli.store:check",
+        "recover": "edgefed.cli.store:recover",
     },
     "flash": {
         "rootfs": "edgefed.cli.flash_rootfs:rootfs",

@@ -40,10 +40,10 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MergedRound(msgspec.Struct, frozen=True, kw_only=True):
-    """One merged round.
+    """One round that is over: merged, or given up.
 
     Attributes:
-        round: its number.
+        round: its number; 0 stands for the adapter before the first.
         manifest: the global adapter that came out, as the next round broadcasts it.
         devices: whose updates are in it, with the weight each had, normalised to a sum of one.
         norm: Frobenius norm of the whole global adapter.
@@ -57,6 +57,7 @@ class MergedRound(msgspec.Struct, frozen=True, kw_only=True):
         interventions: accepted updates that did not enter the sum as they came.
         copied: the earlier round whose adapter is this one's, where the round was given up; null of a sum.
         given_up_because: why it was.
+        digest: of the directory of the state that came out; see `digests.directory_digest`.
     """
 
     round: int
@@ -74,3 +75,4 @@ class MergedRound(msgspec.Struct, frozen=True, kw_only=True):
     interventions: tuple[Intervention, ...] = ()
     copied: int | None = None
     given_up_because: str = ""
+    digest: str = ""

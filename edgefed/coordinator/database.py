@@ -12,48 +12,26 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sql
+from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import SQLAlchemyError
 
 from edgefed.coordinator.crash_points import AtWrite, crash_point
-from edgefed.coordinator.run_directory import MAKE_ROOM
+from edgefed.coordinator.digests import row_digest
+from edgefed.coordinator.mark import Mark
+from edgefed.coordinator.run_directory import MAKE_ROOM, damaged
+from edgefed.coordinator.tables import SCHEMA_VERSION, meta_table, metadata
 from edgefed.errors import StoreError
 
-__all__ = ["SCHEMA_VERSION", "Database", "answers_table", "journal_table", "rounds_table"]
+__all__ = ["MARK", "Database", "OtherVersion", "engine_of", "lock_run", "put_meta"]
 
-SCHEMA_VERSION = 1
+MARK = "store.mark"
+
+_DAMAGED = ("database disk image is malformed", "file is not a database")
 _NO_ROOM = ("database or disk is full", "disk I/O error")
 
-metadata = sql.MetaData()
-meta_table = sql.Table(
-    "meta",
-    metadata,
-    sql.Column("key", sql.String(64), primary_key=True),
-    sql.Column("value", sql.Text, nullable=False),
-)
-journal_table = sql.Table(
-    "journal",
-    metadata,
-    sql.Column("sequence", sql.Integer, primary_key=True, autoincrement=True),
-    sql.Column("now_s", sql.Float, nullable=False),
-    sql.Column("event", sql.Text, nullable=False),
-)
-answers_table = sql.Table(
-    "answers",
-    metadata,
-    sql.Column("sequence", sql.Integer, primary_key=True, autoincrement=True),
-    sql.Column("round", sql.Integer, nullable=False),
-    sql.Column("device", sql.String(64), nullable=False),
-    sql.Column("sha256", sql.String(64), nullable=False),
-    sql.Column("outcome", sql.String(16), nullable=False),
-    sql.Column("answer", sql.Text, nullable=False),
-    sql.UniqueConstraint("round", "device", "sha256"),
-)
-rounds_table = sql.Table(
-    "rounds",
-    metadata,
-    sql.Column("round", sql.Integer, primary_key=True),
-    sql.Column("merged", sql.Text, nullable=False),
-)
+
+class OtherVersion(StoreError):
+    """The store was written by another version of edgefed, which is no damage."""
 
 
 class Database:
@@ -66,6 +44,7 @@ class Database:
         self._lock_file = lock_file
         self._at_write = at_write
         self._fence: str | None = None
+        self._mark: Mark | None = None
         self.directory = directory
 
     @classmethod
@@ -77,17 +56,24 @@ class Database:
             at_write: called before and after each durable write; without it, the environment says whether to die there.
 
         Raises:
-            StoreError: it is in use (the message has the process id), unreadable, or of another version.
+            StoreError: it is in use (the message has the process id), unreadable, damaged, or of another version.
         """
         at_write = at_write or crash_point(os.environ)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            lock_file = _lock(directory / "store.lock")
+            lock_file = lock_run(directory)
         except OSError as error:
             raise StoreError(f"the run directory {directory} cannot be used: {error}") from error
-        database = cls(_engine(directory / "store.sqlite"), lock_file, directory, at_write)
+        path = directory / "store.sqlite"
+        if not path.exists() and Mark.read(directory / MARK):
+            os.close(lock_file)
+            raise damaged(directory, "store.sqlite is gone")
+        database = cls(engine_of(path), lock_file, directory, at_write)
         try:
+            database.check_pages()
             database._check_version()
+            database.check_mark()
+            database._keep_mark()
             database._take_over()
         except BaseException:
             database.close()
@@ -112,7 +98,7 @@ class Database:
         engine = sql.create_engine(sql.URL.create("sqlite", database=path.absolute().as_uri(), query=read_only))
         database = cls(engine, None, directory)
         try:
-            database._refuse_other_version(database.get_meta("schema_version"))
+            database._refuse_other_version(database._found_version())
         except BaseException:
             database.close()
             raise
@@ -121,6 +107,8 @@ class Database:
     def close(self) -> None:
         """Closes it and lets another process have it."""
         self._engine.dispose()
+        if self._mark is not None:
+            self._mark.close()
         if self._lock_file is not None:
             os.close(self._lock_file)
 
@@ -145,20 +133,44 @@ class Database:
         with self._errors_of_the_library("written"), self._engine.begin() as connection:
             self._check_fence(connection)
             yield connection
+            writes = self._count(connection)
+        if self._mark is not None:
+            self._mark.advance(writes)
         self._at_write("after")
 
     def get_meta(self, key: str) -> str | None:
-        """Returns a named value, or None."""
+        """Returns a named value, or None.
+
+        Raises:
+            StoreError: it cannot be read, or is not what was written.
+        """
         with self.read() as connection:
-            value = connection.execute(
-                sql.select(meta_table.c.value).where(meta_table.c.key == key)
-            ).scalar_one_or_none()
-        return None if value is None else str(value)
+            return self.meta(connection, key)
 
     def set_meta(self, key: str, value: str) -> None:
-        """Keeps a named value, once and for all."""
+        """Keeps a named value."""
         with self.write() as connection:
-            connection.execute(sql.insert(meta_table).values(key=key, value=value))
+            put_meta(connection, key, value)
+
+    def check_pages(self) -> None:
+        """Has SQLite look at all its pages.
+
+        Raises:
+            StoreError: they do not hang together.
+        """
+        with self.read() as connection:
+            said = connection.execute(sql.text("PRAGMA integrity_check(1)")).scalar_one()
+        if said != "ok":
+            raise damaged(self.directory, f"SQLite finds: {said}".replace("\n", " "))
+
+    def meta(self, connection: sql.Connection, key: str) -> str | None:
+        """Returns a named value as `get_meta`, on a connection that is open."""
+        row = connection.execute(sql.select(meta_table).where(meta_table.c.key == key)).one_or_none()
+        if row is None:
+            return None
+        if row.digest != row_digest(key, row.value):
+            raise damaged(self.directory, f"its {key} is not what was written")
+        return str(row.value)
 
     @contextlib.contextmanager
     def _errors_of_the_library(self, doing: str) -> Iterator[None]:
@@ -167,14 +179,16 @@ class Database:
         except SQLAlchemyError as error:
             cause = str(getattr(error, "orig", None) or error)
             full = f"; {MAKE_ROOM}" if cause in _NO_ROOM else ""
+            if cause in _DAMAGED:
+                raise damaged(self.directory, f"it cannot be {doing}: {cause}") from error
             raise StoreError(f"the store in {self.directory} cannot be {doing}: {cause}{full}") from error
         except (msgspec.MsgspecError, RecursionError) as error:
-            raise StoreError(f"the store in {self.directory} is damaged: {error}") from error
+            raise damaged(self.directory, str(error)) from error
 
     def _check_version(self) -> None:
         with self.write() as connection:
             meta_table.create(connection, checkfirst=True)
-        found = self.get_meta("schema_version")
+        found = self._found_version()
         if found is None:
             self.set_meta("schema_version", str(SCHEMA_VERSION))
         else:
@@ -182,13 +196,43 @@ class Database:
         with self.write() as connection:
             metadata.create_all(connection)
 
+    def _found_version(self) -> str | None:
+        """Returns the version. Where and with which digest it is kept is the same in all versions from 2 on."""
+        with self.read() as connection:
+            columns = connection.execute(sql.text("SELECT name FROM pragma_table_info('meta')")).scalars().all()
+            if columns and "digest" not in columns:
+                return "1"
+            return self.meta(connection, "schema_version")
+
+    def check_mark(self) -> None:
+        """Looks whether the store is behind what it was: SQLite drops the damaged end of its log without a word.
+
+        Raises:
+            StoreError: it is.
+        """
+        writes, marked = int(self.get_meta("writes") or 0), Mark.read(self.directory / MARK)
+        if writes < marked:
+            raise damaged(self.directory, f"it has lost its last {marked - writes} of {marked} writes")
+
+    def _keep_mark(self) -> None:
+        try:
+            self._mark = Mark(self.directory / MARK)
+        except OSError as error:
+            raise StoreError(f"the run directory {self.directory} cannot be written: {error}; {MAKE_ROOM}") from error
+
+    def _count(self, connection: sql.Connection) -> int:
+        """Counts a write, in its own transaction, and returns how many there were."""
+        if self._fence is None:
+            return 0
+        writes = int(self.meta(connection, "writes") or 0) + 1
+        put_meta(connection, "writes", str(writes))
+        return writes
+
     def _take_over(self) -> None:
         """Shuts out whoever opened it before: a lock on a file holds little on a network's file system."""
         fence = secrets.token_hex(8)
         with self.write() as connection:
-            taken = connection.execute(sql.update(meta_table).where(meta_table.c.key == "fence").values(value=fence))
-            if not taken.rowcount:
-                connection.execute(sql.insert(meta_table).values(key="fence", value=fence))
+            put_meta(connection, "fence", fence)
         self._fence = fence
 
     def _check_fence(self, connection: sql.Connection) -> None:
@@ -204,13 +248,21 @@ class Database:
 
     def _refuse_other_version(self, found: str | None) -> None:
         if found != str(SCHEMA_VERSION):
-            raise StoreError(
+            raise OtherVersion(
                 f"the store in {self.directory} has version {found}, and this edgefed reads version {SCHEMA_VERSION}: "
                 "use the edgefed that wrote it, or another run directory"
             )
 
 
-def _engine(path: Path) -> sql.Engine:
+def put_meta(connection: sql.Connection, key: str, value: str) -> None:
+    """Keeps a named value, in place of an earlier one."""
+    put = insert(meta_table).values(key=key, value=value, digest=row_digest(key, value))
+    changed = {"value": put.excluded.value, "digest": put.excluded.digest}
+    connection.execute(put.on_conflict_do_update(index_elements=["key"], set_=changed))
+
+
+def engine_of(path: Path) -> sql.Engine:
+    """Returns what connects to a store's file, made where it is not there; each commit is synced."""
     engine = sql.create_engine(sql.URL.create("sqlite", database=str(path)))
 
     @sql.event.listens_for(engine, "connect")
@@ -223,7 +275,14 @@ def _engine(path: Path) -> sql.Engine:
     return engine
 
 
-def _lock(path: Path) -> int:
+def lock_run(directory: Path) -> int:
+    """Returns the open file that keeps others out of a run directory until it is closed.
+
+    Raises:
+        StoreError: another process is in it.
+        OSError: the file cannot be made.
+    """
+    path = directory / "store.lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -46,6 +46,7 @@ class Update(msgspec.Struct, frozen=True, kw_only=True):
         sha256: of its blob.
         examples: training examples behind it, its weight before any discount.
         rank, held_rank: trained rank, and how much of the round's global adapter it started from.
+        kept_sha256: of what is kept of it, where that is not the blob as it came but what was sealed in it.
     """
 
     device: str
@@ -54,6 +55,7 @@ class Update(msgspec.Struct, frozen=True, kw_only=True):
     examples: int
     rank: int
     held_rank: int
+    kept_sha256: str = ""
 
 
 # --- events -----------------------------------------------------------------------------------------------------------

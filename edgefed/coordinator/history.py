@@ -55,13 +55,14 @@ def round_lines(store: Store, state: State, after: int = 0) -> Iterator[dict[str
     merged = store.merged_rounds()
     for one in merged[after:]:
         yield _merged_line(one, store.answers(one.round), losses.get(one.round - 1))
-    final = len(merged) + 1
+    last = merged[-1].round if merged else 0
+    final = last + 1
     evaluated = [answer for answer in store.answers(final) if answer.outcome == "evaluated"]
     if evaluated:
         yield {
             "round": final,
             "kind": "evaluate",
-            "loss_before": losses.get(len(merged)),
+            "loss_before": losses.get(last),
             "devices": {answer.device: {"record": msgspec.to_builtins(answer.record)} for answer in evaluated},
         }
 

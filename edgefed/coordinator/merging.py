@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 
 from edgefed.aggregation.exchange import Delivered, Exchange, Intervention, MergedState
 from edgefed.coordinator.answers import MergedRound
+from edgefed.coordinator.digests import directory_digest
 from edgefed.coordinator.divergence import last_good
 from edgefed.coordinator.events import GiveUp, Update
 from edgefed.coordinator.round_state import State
 from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.selection import Selection
 
-__all__ = ["RoundTraffic", "give_up_round", "merge_round", "tidy"]
+__all__ = ["RoundTraffic", "first_record", "give_up_round", "merge_round", "tidy"]
 
 
 class RoundTraffic:
@@ -84,6 +85,7 @@ def merge_round(
         opened_unix_s=merged_unix_s - traffic.lasted_s,
         merged_unix_s=merged_unix_s,
         interventions=chosen.interventions,
+        digest=directory_digest(directory.state(round_)),
     )
     return record, merged
 
@@ -117,8 +119,26 @@ def give_up_round(
         ),
         copied=doing.of,
         given_up_because=doing.reason,
+        digest=directory_digest(directory.state(doing.round)),
     )
     return record, state
+
+
+def first_record(directory: RunDirectory, made: MergedState) -> MergedRound:
+    """Returns the record of the adapter before the first round."""
+    now_unix_s = time.time()
+    return MergedRound(
+        round=0,
+        manifest=made.manifest,
+        devices={},
+        norm=made.norm,
+        merge_s=0.0,
+        broadcast_bytes=0,
+        received_bytes=0,
+        opened_unix_s=now_unix_s,
+        merged_unix_s=now_unix_s,
+        digest=directory_digest(directory.state(0)),
+    )
 
 
 def tidy(directory: RunDirectory, selection: Selection, state: State, merged: int) -> None:

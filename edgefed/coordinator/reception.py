@@ -28,6 +28,7 @@ from edgefed.coordinator.store import Store
 from edgefed.coordinator.word_limit import WordLimit
 from edgefed.devices.profile import DeviceProfile
 from edgefed.errors import AdapterError, ChunkError, MessageError
+from edgefed.files import hash_file
 from edgefed.protocol.chunks import Ranges, is_chunk
 from edgefed.protocol.messages.down import Acknowledged, DownMessage, Refused
 from edgefed.protocol.messages.retained import decode_device_state
@@ -148,6 +149,7 @@ class Reception:
             return
         try:  # whoever takes updates in does nothing else meanwhile, so the verdict holds until the end
             path = await asyncio.to_thread(self._opened, device, offer, path)
+            kept_sha256 = "" if self._sealing is None else await asyncio.to_thread(hash_file, path)
             start = self._directory.state(offer.round - 1)
             await asyncio.to_thread(self._exchange.check, path, offer.plan, start)
         except (AdapterError, ChunkError) as error:
@@ -166,6 +168,7 @@ class Reception:
                 examples=offer.examples,
                 rank=offer.plan.rank,
                 held_rank=offer.plan.held_rank,
+                kept_sha256=kept_sha256,
             ),
             loss=loss,
             target_tokens=tokens,

@@ -3,6 +3,9 @@
 ::
 
     <directory>/store.sqlite        journal, answers, merged rounds (edgefed.coordinator.store)
+    <directory>/store.mark          how many writes the store had taken, so that it cannot fall behind unnoticed
+    <directory>/run.json            id and settings of the run, once more, for the day when the store is damaged
+    <directory>/damaged-<n>/        what `edgefed store recover` has replaced
     <directory>/sealing.key         what updates are sealed for, with `sealed = true`; it is made for this run
     <directory>/roster.json         what the operator wants of each device; the command line writes it
     <directory>/update.json, update-progress.json, releases/
@@ -13,6 +16,7 @@
     <directory>/incoming/<device>/  updates on their way
     <directory>/updates/            whole updates that wait for their merge
     <directory>/global/<n>/         the state after n merged rounds: exact values and broadcast parts
+    <directory>/global/<n>.json     what vouches for it, should the store be lost
     <directory>/report.html         how well every device was used, once the federation is over
     <directory>/adapter/            the final global adapter, as PEFT loads it
     <directory>/adapter-best/       the one with the lowest evaluated loss
@@ -28,9 +32,17 @@ from pathlib import Path
 from edgefed.errors import StoreError
 from edgefed.files import is_disk_trouble, remove_leftovers, sync_directory, sync_file, temporary_beside
 
-__all__ = ["MAKE_ROOM", "RunDirectory", "disk_trouble_told"]
+__all__ = ["MAKE_ROOM", "RunDirectory", "damaged", "disk_trouble_told"]
 
 MAKE_ROOM = "make room and start the aggregator again: it goes on where it was, and nothing it acknowledged is lost"
+
+
+def damaged(directory: Path, what: str) -> StoreError:
+    """Returns the error for a run that is not what was written."""
+    return StoreError(
+        f"the store in {directory} is damaged: {what}; `edgefed store check {directory}` says what is whole, and how "
+        "to go on from it"
+    )
 
 
 @contextlib.contextmanager
@@ -82,6 +94,10 @@ class RunDirectory:
         """The state after so many merged rounds."""
         return self.states / str(merged_rounds)
 
+    def record(self, rounds: int) -> Path:
+        """The record of the round that a state came out of."""
+        return self.states / f"{rounds}.json"
+
     def update(self, device: str, round_: int, sha256: str) -> Path:
         """Where an accepted update waits for its merge."""
         return self.updates / f"{device}-{round_}-{sha256[:16]}.safetensors"
@@ -118,8 +134,12 @@ class RunDirectory:
         """Removes all states but these, and what an interrupted merge left."""
         names = {str(number) for number in keep}
         for path in self.states.iterdir():
-            if path.name not in names:
+            if path.name.removesuffix(".json") in names:
+                continue
+            if path.is_dir():
                 shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def drop_updates(self, keep: Iterable[Path]) -> None:
         """Removes all updates but these."""

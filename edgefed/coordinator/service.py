@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -26,14 +27,16 @@ from edgefed.coordinator.divergence import last_good
 from edgefed.coordinator.history import extend_history, write_history
 from edgefed.coordinator.intake import Intake
 from edgefed.coordinator.ledger import Ledger
-from edgefed.coordinator.merging import RoundTraffic, give_up_round, merge_round, tidy
+from edgefed.coordinator.merging import RoundTraffic, first_record, give_up_round, merge_round, tidy
 from edgefed.coordinator.notices import Notices
 from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.outbox import Outbox
 from edgefed.coordinator.reception import Reception
 from edgefed.coordinator.rollout_desk import RolloutDesk
+from edgefed.coordinator.round_records import write_record
 from edgefed.coordinator.run_directory import RunDirectory, disk_trouble_told
 from edgefed.coordinator.sightings import Sightings
+from edgefed.coordinator.soundness import check_account, check_files, check_states, check_updates
 from edgefed.coordinator.steward import Steward
 from edgefed.coordinator.store import Store
 from edgefed.errors import AdapterError, EdgefedError, FederationFailed, MessageError
@@ -215,7 +218,9 @@ class Aggregator:
             self._spawn(background)
         try:
             self._directory.remove_leftovers()
-            await asyncio.to_thread(self._exchange.begin, self._directory.state(0))
+            check_account(self._store)
+            check_files(self._store, self._directory, self._ledger.state)
+            await self._begin()
             await self._take_the_fleet()
             await self._transport.subscribe(self._topics.every_device("up"))
             await self._transport.subscribe(self._topics.every_device("state"))
@@ -230,6 +235,19 @@ class Aggregator:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self._intake.close()
+
+    async def _begin(self) -> None:
+        """Makes the adapter before the first round, once."""
+        path = self._directory.state(0)
+        if self._store.start is None:
+            shutil.rmtree(path, ignore_errors=True)  # of a first start that was cut short
+        elif not path.exists():
+            return  # a later adapter has taken its place in all that is to come
+        made = await asyncio.to_thread(self._exchange.begin, path)
+        if self._store.start is None:
+            start = first_record(self._directory, made)
+            write_record(self._directory, start)
+            self._store.keep_start(start)
 
     def goodbye(self) -> AggregatorState | None:
         """Returns the state to leave behind when this process ends; None where the fleet is another aggregator's."""
@@ -392,6 +410,10 @@ class Aggregator:
         _log.info(
             "round %(round)d: merging %(updates)d updates", {"round": action.round, "updates": len(action.updates)}
         )
+        base = action.round - 1
+        digests = {base: self._store.state_digest(base)}
+        await asyncio.to_thread(check_updates, self._directory, action.updates)
+        await asyncio.to_thread(check_states, self._directory, digests)
         try:
             record, state = await asyncio.to_thread(
                 merge_round,
@@ -423,21 +445,23 @@ class Aggregator:
         spent = spent_by(record, earlier, privacy)
         self._epsilon = record.epsilon
         self._reception.refusals.take_merged(record)
+        write_record(self._directory, record)
         self._perform(self._ledger.apply_merged(record, last_because=spent))
         extend_history(self._directory.history, self._store, self._ledger.state)
-        tidy(self._directory, self._options.selection, self._ledger.state, len(self._store.merged_rounds()))
+        tidy(self._directory, self._options.selection, self._ledger.state, self._store.last_round)
 
     def _finish(self, end: events.Finish) -> None:
         write_history(self._directory.history, self._store, self._ledger.state)
         state = self._ledger.state
-        last = len(self._store.merged_rounds())
+        last = self._store.last_round
         if state.failed:  # the last adapter is the one that has diverged, or is about to
             good = last_good(state.typical)
             last = 0 if good is None else good[0]
-        if last:
-            self._exchange.export(self._directory.state(last), self._directory.adapter)
-        if state.best is not None and state.best[0]:
-            self._exchange.export(self._directory.state(state.best[0]), self._directory.best_adapter)
+        best = 0 if state.best is None else state.best[0]
+        for number, output in ((last, self._directory.adapter), (best, self._directory.best_adapter)):
+            if number:
+                check_states(self._directory, {number: self._store.state_digest(number)})
+                self._exchange.export(self._directory.state(number), output)
         self._notices.post_end(state.round, end.reason)
         level = logging.ERROR if end.failed else logging.INFO
         _log.log(level, "the federation is over: %(reason)s", {"reason": end.reason})
