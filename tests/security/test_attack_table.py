@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 NAMED = [name for names in ATTACKS.values() for name in names]
 
 
-def tests_in(file: str) -> set[str]:
+def functions_of(file: str) -> set[str]:
     nodes = ast.parse((ROOT / file).read_text()).body
     functions = (node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
     return {node.name for node in functions if node.name.startswith("test_")}
@@ -20,8 +20,8 @@ def tests_in(file: str) -> set[str]:
 
 def test_every_attack_is_there_once_and_is_a_test() -> None:
     assert len(set(NAMED)) == len(NAMED)
-    assert set(NAMED) <= set().union(*map(tests_in, FILES))
-    assert tests_in(FILES[0]) | tests_in(FILES[1]) <= set(NAMED)
+    assert set(NAMED) <= set().union(*map(functions_of, FILES))
+    assert functions_of(FILES[0]) | functions_of(FILES[1]) <= set(NAMED)
 
 
 def test_what_fails_is_let_in_and_what_is_skipped_is_not_counted() -> None:
