@@ -53,3 +53,11 @@ def test_a_device_that_has_measured_nothing_yet_leaves_the_cells_empty(tmp_path:
     for profile in (None, read_profile(tmp_path, quantization="nf4", max_rank=8)):
         cells = row(tmp_path, profile)
         assert (cells["memory"], cells["best rate"], cells["status"]) == ("", "", "ready")
+
+
+def test_what_is_left_aside_is_said() -> None:
+    view = FleetView("barn")
+    topic = view.topics.device("a", "state")
+    view.distrusted[topic] = "it is not signed, and only a may say that"
+    assert view.describe_distrusted() == [f"left aside on {topic}: it is not signed, and only a may say that"]
+    assert view.as_json()["distrusted"] == {topic: "it is not signed, and only a may say that"}
