@@ -1,6 +1,6 @@
 """Who gets in where they do not belong: the attacks of the tests, counted.
 
-python -m benchmarks.faults.attacks
+python -m benchmarks.faults.attacks [--out FILE]
 
 Each attack is a test that fails where the attack succeeds, against real processes and a real Mosquitto with the
 configuration that edgefed writes; `EDGEFED_MOSQUITTO` names another one (`tools/mosquitto.py`).
@@ -8,6 +8,7 @@ configuration that edgefed writes; `EDGEFED_MOSQUITTO` names another one (`tools
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -116,6 +117,10 @@ def count(report: ElementTree.Element) -> list[Row]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=RESULT, help="the result file")
+    options = parser.parse_args()
+    origin = provenance()  # of what is tried, whatever happens to the working tree meanwhile
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "report.xml")
         command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={file}", *FILES]
@@ -124,8 +129,8 @@ def main() -> None:
     for row in rows:
         print(f"{row.attack:105} run {row.run:3} let in {row.let_in}")
     version = ".".join(map(str, mosquitto_version()))
-    result = {"provenance": provenance(), "mosquitto": version, "attacks": [asdict(row) for row in rows]}
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    result = {"provenance": origin, "mosquitto": version, "attacks": [asdict(row) for row in rows]}
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

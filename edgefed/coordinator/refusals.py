@@ -78,6 +78,8 @@ class Refusals:
         author = "the aggregator" if topic is None else topic.device
         channel = what.topic.rpartition("/")[2]
         kind: RefusalKind = "outdated" if what.outdated else "distrusted"
+        for earlier in [one for one in self._latest if (one.what, one.device) == (kind, author)]:
+            self._latest.remove(earlier)  # one is told; whoever forges many does not drive out what else there is
         self._add(kind, author, round_, f"on {channel}: {what.reason}", time.time())
 
     def _add(self, what: RefusalKind, device: str, round_: int, reason: str, unix_s: float) -> None:

@@ -50,7 +50,7 @@ class LatestTime:
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read: {error}; without it, old rounds could be played again") from None
+            raise ConfigError(f"{path} cannot be read: {error}; without it, what is old could pass for new") from None
 
     def advance(self, unix_s: float) -> None:
         """Takes a later time."""
@@ -81,8 +81,8 @@ class Word(msgspec.Struct, frozen=True, kw_only=True):
 class LatestWords:
     """The latest word on each topic that the broker keeps.
 
-    They are written to disk every few seconds where there is something new, and at the end: a word as young as that
-    could be played again after a kill, and no older one.
+    They are written to disk every few seconds where there is something new, and at the end. What was heard since could
+    be played again after a kill, and nothing older.
 
     Args:
         path: the file; it need not be there yet. None keeps them in this process alone.
@@ -106,7 +106,7 @@ class LatestWords:
             return
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise ConfigError(
-                f"{path} cannot be read: {error}; without it, old states could be played again. Remove it to start anew"
+                f"{path} cannot be read: {error}; without it, what is old could pass for new. Remove it to start anew"
             ) from None
 
     def take(self, topic: str, word: Word) -> None:

@@ -111,3 +111,11 @@ def test_what_devices_say_is_only_text(tmp_path: Path) -> None:
     state = AggregatorState(status="online", instance="x", note=evil, refusals=[refusal])
     assert describe_aggregator(state).isprintable()
     assert all(line.isprintable() for line in describe_refusals(state))
+
+
+def test_what_is_left_aside_is_said() -> None:
+    view = FleetView("barn")
+    topic = view.topics.device("a", "state")
+    view.distrusted[topic] = "it is not signed, and only a may say that"
+    assert view.describe_distrusted() == [f"left aside on {topic}: it is not signed, and only a may say that"]
+    assert view.as_json()["distrusted"] == {topic: "it is not signed, and only a may say that"}

@@ -59,3 +59,6 @@ def test_of_two_at_work_exactly_one_gives_way() -> None:
 def test_its_own_words_are_known() -> None:
     claim = FleetClaim("barn", "m", "me")
     assert claim.hear(word("online", run="m", instance="me")) == "own"
+    claim.take()
+    assert claim.hear(word("lost", run="m", instance="me")) == "vacant", "its will: it has to say that it is back"
+    assert claim.holds

@@ -16,8 +16,10 @@ from edgefed.coordinator.run_records import run_records
 from edgefed.coordinator.store import Store
 from edgefed.protocol.messages.manifest import Manifest
 from edgefed.protocol.messages.retained import AggregatorState
+from edgefed.protocol.topics import Topics
 from edgefed.reports.build import build_report
 from edgefed.reports.page import render_page
+from edgefed.transport.base import Distrusted
 
 SETTINGS = {"fleet": "f", "model": {"name": "m"}, "method": {"type": "lora", "aggregation": "delta"}}
 
@@ -84,6 +86,23 @@ def test_only_the_latest_few_are_told_and_all_are_counted(store: Store) -> None:
     assert len(refusals.latest[0].reason) == 300
     assert refusals.latest[-1].reason == "it sends more than 600 messages a minute"
     assert Refusals(store).totals["rejected"] == 1  # of these, nothing was kept
+
+
+def test_messages_that_were_not_trusted_are_counted_and_drive_nothing_else_out(store: Store) -> None:
+    refusals, topics = Refusals(store), Topics("f")
+    for _ in range(9):
+        for topic in (topics.device("victim", "state"), topics.aggregator_state):
+            refusals.take_distrusted(topics, Distrusted(topic, "it is not signed", outdated=False), 2)
+    refusals.take_distrusted(topics, Distrusted(topics.device("victim", "profile"), "a later one", outdated=True), 2)
+    assert refusals.totals == {"rejected": 1, "excluded": 1, "clipped": 1, "distrusted": 18, "outdated": 1}
+    assert [(one.device, one.what, one.reason) for one in refusals.latest[-3:]] == [
+        ("victim", "distrusted", "on state: it is not signed"),
+        ("the aggregator", "distrusted", "on state: it is not signed"),
+        ("victim", "outdated", "on profile: a later one"),
+    ]
+    assert {one.device for one in refusals.latest} >= {"broken", "long"}
+    state = AggregatorState(status="online", instance="i", **refusals.totals, refusals=refusals.latest)
+    assert "18 messages not trusted · 1 out of date" in describe_aggregator(state)
 
 
 def test_the_status_has_the_numbers_and_the_reasons(store: Store) -> None:

@@ -39,7 +39,7 @@ from edgefed.security.signatures import Signer, read_signer
 from edgefed.transport.base import Message, Transport, Will
 from edgefed.transport.signed import SignedTransport, will_as_told
 from tests.federation.stand_in import StandIn, federation_toml, make_paper_model
-from tests.security.secured import NAME, PATIENCE_S, Secured, device, listening, now, tls, until
+from tests.security.secured import NAME, PATIENCE_S, Ear, Secured, device, listening, now, tls, until
 
 pytestmark = pytest.mark.broker
 TOPICS = Topics(NAME)
@@ -248,6 +248,10 @@ def test_states_over_a_broker_that_lies(tmp_path: Path) -> None:
         assert refused in said
 
 
+def latest(topic: str, ear: Ear) -> bytes:
+    return next(message.payload for message in reversed(ear.heard) if message.topic == topic)
+
+
 async def live_through_lies(secured: Secured, path: Path, model: Path) -> None:
     honest = [stand_in(secured, path, model, f"dev-{number}") for number in range(2)]
     mine = [TOPICS.device("dev-0", "state"), TOPICS.device("dev-0", "profile")]
@@ -273,6 +277,7 @@ async def live_through_lies(secured: Secured, path: Path, model: Path) -> None:
             counts = await lie_about_states(mallory, secured, old)
             await until(lambda: (shown().distrusted, shown().outdated) == counts)
         status = shown()
+        await until(lambda: latest(TOPICS.aggregator_state, ear).count(b'"instance":"forged"') == 0)
         assert {one.device for one in status.refusals} <= {"dev-0", "dev-1", "thief", "the aggregator"}
         assert (status.status, status.joined, status.round) == ("online", 1, 1)
         await asyncio.wait_for(asyncio.gather(taking_part, honest[1].take_part()), PATIENCE_S)
