@@ -9,10 +9,11 @@ import platform
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 import psutil
+from msgspec import Meta
 
 from edgefed import __version__
 from edgefed.devices.compute import ComputeProfile
@@ -50,13 +51,13 @@ class ReleaseState(msgspec.Struct, frozen=True, kw_only=True):
         reason: why, where it was not installed.
     """
 
-    rollout: str
-    bundle: str
-    name: str
+    rollout: Annotated[str, Meta(max_length=64)]
+    bundle: Annotated[str, Meta(max_length=64)]
+    name: Annotated[str, Meta(max_length=4096)]
     number: int
     state: Literal["fetching", "delivered", "installed", "rolled-back", "refused"]
     received_bytes: int = 0
-    reason: str = ""
+    reason: Annotated[str, Meta(max_length=4096)] = ""
 
 
 class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):

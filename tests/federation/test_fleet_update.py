@@ -134,7 +134,14 @@ class World:
 
     def update(self, *words: str | Path) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "edgefed", "fleet", "update", *map(str, words), "-c", str(self.run.config)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # Whoever runs the tests in the background has it ignored, and it would stay so.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
     async def ended(self, process: subprocess.Popen[str]) -> tuple[int, str, str]:
         out, err = await asyncio.to_thread(process.communicate, timeout=PATIENCE_S)

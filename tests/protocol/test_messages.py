@@ -37,6 +37,8 @@ from edgefed.protocol.messages.down import (
     DownMessage,
     Pong,
     Refused,
+    ReleaseOffered,
+    Standing,
     UploadGrant,
     UploadProgress,
     decode_down,
@@ -233,6 +235,13 @@ SAMPLES: dict[str, tuple[Decode, msgspec.Struct]] = {
         Acknowledged(run="0a1b2c3d", round=2, sha256=SHA256, outcome="rejected", reason="NaN in it"),
     ),
     "pong": (decode_down, Pong(nonce="c0ffee", sequence=3, padding="01234567", refused="")),
+    "standing": (decode_down, Standing(run="0a1b2c3d", duty="paused", reason="paused by the operator: too warm")),
+    "release-offered": (
+        decode_down,
+        ReleaseOffered(
+            run="0a1b2c3d", rollout="c0ffee00", sha256=SHA256, size_bytes=2_000_000, name="1.2", number=1_772_366_460
+        ),
+    ),
     "claim": (decode_claim, Claim(token="c0ffee00" * 4, device="board-03", request="PEM", proof="c0ffee00" * 16)),
     "admitted": (decode_claim_answer, Admitted(request=SHA256, certificate="PEM")),
     "claim-refused": (decode_claim_answer, ClaimRefused(request=SHA256, reason="the token was used already")),
