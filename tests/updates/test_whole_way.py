@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from edgefed.coordinator.sightings import read_sightings
 from edgefed.security.identities import AGGREGATOR
 from tests.federation.stand_in import federation_toml, make_paper_model
 from tests.federation.test_aggregator import Run
@@ -75,6 +76,7 @@ def shown(run: Run) -> dict[str, Any]:
 def test_from_wheels_to_the_new_agent_and_back_from_one_that_crashes(tmp_path: Path) -> None:
     with real_board(tmp_path) as board, aggregator(tmp_path, board.secured) as run, installer(board):
         until(lambda: shown(run).get("edgefed_version") == "0.1.1")
+        until(lambda: read_sightings(run.directory)[DEVICE.name].architecture)  # what it is offered goes by that
         done = edgefed(run, "update", wheels(tmp_path, "0.2.0"), "--yes")
         assert done.returncode == 0, done.stderr + run.log.read_text() + board.log.read_text()
         assert f"{DEVICE.name}\tinstalled" in done.stdout
