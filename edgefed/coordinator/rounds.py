@@ -35,9 +35,9 @@ from edgefed.coordinator.events import (
     Stop,
     UpdateReceived,
 )
+from edgefed.coordinator.holding import obey, refusal
 from edgefed.coordinator.offers import judge_offer
 from edgefed.coordinator.round_state import Rules, State
-from edgefed.protocol.messages.down import Duty
 
 __all__ = ["next_deadline", "recover", "step"]
 
@@ -62,7 +62,7 @@ def step(state: State, event: Event, now_s: float, rules: Rules) -> tuple[State,
     if isinstance(event, DeviceJoined):
         state, actions = _join(state, event.device, now_s, rules)
     elif isinstance(event, RosterRead):
-        state, actions = _obey(state, event)
+        state, actions = obey(state, event)
     else:
         state, actions = _note(state, event, rules), ()
     state, more = _advance(state, now_s, rules)
@@ -112,26 +112,6 @@ def _finish(state: State, reason: str) -> tuple[State, tuple[Action, ...]]:
     return replace(state, phase="finished", outstanding=(), overdue=(), finished_reason=reason), (Finish(reason),)
 
 
-def _obey(state: State, event: RosterRead) -> tuple[State, tuple[Action, ...]]:
-    """Takes who is held out of what has not begun, and who is removed out of what has."""
-    if event.held == state.held:
-        return state, ()
-    held = dict(event.held)
-    removed = {device for device, duty in event.held if duty == "removed"}
-    obeyed = replace(
-        state,
-        held=event.held,
-        candidates=tuple(device for device in state.candidates if device not in held),
-        participants=tuple(
-            device for device in state.participants if device not in removed or device in state.delivered
-        ),
-        outstanding=tuple(device for device in state.outstanding if device not in removed),
-        overdue=tuple(device for device in state.overdue if device not in removed),
-        owed=frozenset(pair for pair in state.owed if pair[1] not in removed),
-    )
-    return obeyed, tuple(Refuse(device, _WHY_HELD[held[device]]) for device in state.candidates if device in held)
-
-
 def _note(state: State, event: Event, rules: Rules) -> State:
     if isinstance(event, DeviceLeft):
         return _leave(state, event.device)
@@ -145,9 +125,8 @@ def _note(state: State, event: Event, rules: Rules) -> State:
 
 
 def _join(state: State, device: str, now_s: float, rules: Rules) -> tuple[State, tuple[Action, ...]]:
-    duty = dict(state.held).get(device)
-    if duty is not None and device not in state.participants:  # who takes part already may ask again
-        return state, (Refuse(device, _WHY_HELD[duty]),)
+    if (refused := refusal(state, device)) is not None:
+        return state, (refused,)
     if state.phase == "gathering":
         known = device in state.candidates
         return state if known else replace(state, candidates=_with(state.candidates, device)), ()
@@ -280,13 +259,6 @@ def _after_merge(state: State, event: Merged, now_s: float, rules: Rules) -> tup
     if rules.final_evaluation:
         return _open(merged, state.round + 1, "evaluate", now_s)
     return _finish(merged, f"all {rules.rounds} rounds are done")
-
-
-_WHY_HELD: dict[Duty, str] = {
-    "paused": "the operator has paused this device",
-    "draining": "the operator lets this device run dry: it gets no new task",
-    "removed": "the operator has removed this device from the fleet",
-}
 
 
 # --- small helpers ----------------------------------------------------------------------------------------------------

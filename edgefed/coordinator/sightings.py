@@ -16,7 +16,8 @@ import msgspec
 from msgspec.structs import replace
 
 from edgefed.coordinator.run_directory import RunDirectory
-from edgefed.devices.profile import DeviceProfile, ReleaseState
+from edgefed.devices.profile import DeviceProfile
+from edgefed.devices.release_state import ReleaseState
 from edgefed.errors import StoreError
 from edgefed.files import replace_file
 from edgefed.protocol.messages.manifest import Plan

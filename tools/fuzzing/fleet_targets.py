@@ -12,7 +12,8 @@ from edgefed.coordinator.rollout_desk import read_progress, read_rollout
 from edgefed.coordinator.roster import Roster, read_roster
 from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.sightings import Sightings, read_sightings
-from edgefed.devices.profile import ReleaseState, read_profile
+from edgefed.devices.profile import read_profile
+from edgefed.devices.release_state import ReleaseState
 from edgefed.errors import StoreError
 from edgefed.protocol.messages.manifest import Plan
 from edgefed.protocol.messages.retained import DeviceState
