@@ -25,7 +25,7 @@ from msgspec.structs import replace
 
 from edgefed.agent.downloads import Downloads
 from edgefed.agent.options import AgentOptions
-from edgefed.devices.profile import ReleaseState
+from edgefed.devices.release_state import ReleaseState
 from edgefed.errors import EdgefedError, TransportError, UpdateError
 from edgefed.files import replace_file, sync_directory
 from edgefed.protocol.messages.down import ReleaseOffered

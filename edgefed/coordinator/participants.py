@@ -20,9 +20,9 @@ from edgefed.coordinator.events import (
     RosterRead,
     UpdateReceived,
 )
+from edgefed.coordinator.holding import obey, refusal
 from edgefed.coordinator.offers import judge_offer
 from edgefed.coordinator.round_state import Rules, State
-from edgefed.protocol.messages.down import Duty
 
 __all__ = ["remaining_s", "take_in"]
 
@@ -32,7 +32,7 @@ def take_in(state: State, event: Event, now_s: float, rules: Rules) -> tuple[Sta
     if isinstance(event, DeviceJoined):
         return _join(state, event.device, now_s, rules)
     if isinstance(event, RosterRead):
-        return _obey(state, event)
+        return obey(state, event)
     if isinstance(event, DeviceLeft):
         state = _leave(state, event.device, diverged=event.diverged)
     elif isinstance(event, DeviceReturned):
@@ -46,9 +46,8 @@ def take_in(state: State, event: Event, now_s: float, rules: Rules) -> tuple[Sta
 
 def _join(state: State, device: str, now_s: float, rules: Rules) -> tuple[State, tuple[Action, ...]]:
     """Returns the state with a device that asked to take part, and its answer where it gets one now."""
-    duty = dict(state.held).get(device)
-    if duty is not None and device not in state.participants:  # who takes part already may ask again
-        return state, (Refuse(device, _WHY_HELD[duty]),)
+    if (refused := refusal(state, device)) is not None:
+        return state, (refused,)
     if state.phase == "gathering":
         known = device in state.candidates
         return state if known else replace(state, candidates=_with(state.candidates, device)), ()
@@ -110,33 +109,6 @@ def _evaluate(state: State, event: EvaluationReceived) -> State:
         return state
     evaluations = (*state.evaluations, (event.device, event.loss, event.target_tokens))
     return _not_awaited(replace(state, evaluations=evaluations), event.device)
-
-
-def _obey(state: State, event: RosterRead) -> tuple[State, tuple[Action, ...]]:
-    """Returns the state without whoever is held, where nothing has begun, and without whoever is removed anywhere."""
-    if event.held == state.held:
-        return state, ()
-    held = dict(event.held)
-    removed = {device for device, duty in event.held if duty == "removed"}
-    obeyed = replace(
-        state,
-        held=event.held,
-        candidates=tuple(device for device in state.candidates if device not in held),
-        participants=tuple(
-            device for device in state.participants if device not in removed or device in state.delivered
-        ),
-        outstanding=tuple(device for device in state.outstanding if device not in removed),
-        overdue=tuple(device for device in state.overdue if device not in removed),
-        owed=frozenset(pair for pair in state.owed if pair[1] not in removed),
-    )
-    return obeyed, tuple(Refuse(device, _WHY_HELD[held[device]]) for device in state.candidates if device in held)
-
-
-_WHY_HELD: dict[Duty, str] = {
-    "paused": "the operator has paused this device",
-    "draining": "the operator lets this device run dry: it gets no new task",
-    "removed": "the operator has removed this device from the fleet",
-}
 
 
 def _taken(state: State) -> int:

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import replace
 
-from edgefed.devices.profile import ReleaseState
+from edgefed.devices.release_state import ReleaseState
 
 __all__ = ["Candidate", "OfferedBundle", "Progress", "Rollout", "Step", "advance", "fitting", "in_order"]
 

@@ -16,7 +16,8 @@ import msgspec
 from msgspec.structs import replace
 
 from edgefed.coordinator.run_directory import RunDirectory
-from edgefed.devices.profile import DeviceProfile, ReleaseState
+from edgefed.devices.profile import DeviceProfile
+from edgefed.devices.release_state import ReleaseState
 from edgefed.errors import StoreError
 from edgefed.files import replace_file
 from edgefed.protocol.messages.manifest import Plan
@@ -29,6 +30,7 @@ _log = logging.getLogger(__name__)
 _SAVE_EVERY_S = 1.0
 _PER_SECOND = 200
 """Of more devices than that, the document is written less often: it is one file."""
+_MOST_PROFILE_BYTES = 32_768
 _MOST_DEVICES = 10_000
 """On a broker that lets everybody in, anybody can make names up."""
 
@@ -93,7 +95,9 @@ class Sightings:
 
     def hear_profile(self, device: str, profile: DeviceProfile) -> None:
         """A device has said what it is. Raises `StoreError` where that cannot be kept."""
-        if device in self._devices or len(self._devices) < _MOST_DEVICES:
+        if len(msgspec.json.encode(profile)) > _MOST_PROFILE_BYTES:
+            _log.warning("the profile of device %s is longer than any can be: it is left aside", device)
+        elif device in self._devices or len(self._devices) < _MOST_DEVICES:
             _write(self._directory.profile(device), profile)
             self._keep(device, architecture=profile.architecture, python=profile.python, release=profile.release)
 

@@ -9,7 +9,6 @@ import platform
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import psutil
@@ -21,10 +20,11 @@ from edgefed.devices.flashed import Flashed, read_flashed
 from edgefed.devices.gpu import GpuProfile
 from edgefed.devices.memory import MemoryProfile
 from edgefed.devices.network import NetworkProfile
+from edgefed.devices.release_state import ReleaseState
 from edgefed.devices.sensors import PowerProfile, ThermalProfile
 from edgefed.devices.storage import StorageProfile
 
-__all__ = ["DeviceProfile", "RealParts", "ReleaseState", "read_profile"]
+__all__ = ["DeviceProfile", "RealParts", "read_profile"]
 
 
 class RealParts(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,28 +36,6 @@ class RealParts(msgspec.Struct, frozen=True, kw_only=True):
     compute: ComputeProfile | None = None
     network: NetworkProfile | None = None
     power_mode: str | None = None
-
-
-class ReleaseState(msgspec.Struct, frozen=True, kw_only=True):
-    """What has become of a release that this device was offered.
-
-    Attributes:
-        rollout: the operator's wish that it belongs to.
-        bundle: sha256 of its file.
-        name, number: of the release.
-        state: `fetching`, its bytes are on their way; `delivered`, they are here, checked, and the installer has them;
-            `installed`; `rolled-back`, it did not come up and the old one is back; `refused`, nothing was changed.
-        received_bytes: that have come, while it is on its way.
-        reason: why, where it was not installed.
-    """
-
-    rollout: str
-    bundle: str
-    name: str
-    number: int
-    state: Literal["fetching", "delivered", "installed", "rolled-back", "refused"]
-    received_bytes: int = 0
-    reason: str = ""
 
 
 class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ import pytest
 from edgefed.agent.options import AgentOptions
 from edgefed.agent.updater import Updater
 from edgefed.data.source import DataSource
-from edgefed.devices.profile import ReleaseState
+from edgefed.devices.release_state import ReleaseState
 from edgefed.protocol.messages.down import ReleaseOffered
 from edgefed.protocol.messages.up import UpMessage
 from edgefed.transport.in_memory import InMemoryBroker

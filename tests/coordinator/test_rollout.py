@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from edgefed.coordinator.rollout import Candidate, OfferedBundle, Progress, Rollout, Step, advance, fitting, in_order
-from edgefed.devices.profile import ReleaseState
+from edgefed.devices.release_state import ReleaseState
 
 X86 = OfferedBundle(
     sha256="a" * 64,

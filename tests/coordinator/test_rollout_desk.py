@@ -18,7 +18,8 @@ from edgefed.coordinator.rollout_desk import RolloutDesk, read_progress, read_ro
 from edgefed.coordinator.roster import Roster
 from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.sightings import Sightings
-from edgefed.devices.profile import ReleaseState, read_profile
+from edgefed.devices.profile import read_profile
+from edgefed.devices.release_state import ReleaseState
 from edgefed.errors import StoreError
 from edgefed.protocol.chunks import Ranges
 from edgefed.protocol.messages.down import DownMessage, ReleaseOffered

@@ -19,6 +19,7 @@ import pytest
 
 from edgefed.coordinator.rollout import OfferedBundle, Rollout, in_order
 from edgefed.coordinator.rollout_desk import write_rollout
+from edgefed.coordinator.sightings import read_sightings
 from edgefed.files import hash_file
 from edgefed.security.identities import AGGREGATOR
 from edgefed.security.signatures import read_signer, read_verifier
@@ -134,7 +135,14 @@ class World:
 
     def update(self, *words: str | Path) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "edgefed", "fleet", "update", *map(str, words), "-c", str(self.run.config)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # Whoever runs the tests in the background has it ignored, and it would stay so.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
     async def ended(self, process: subprocess.Popen[str]) -> tuple[int, str, str]:
         out, err = await asyncio.to_thread(process.communicate, timeout=PATIENCE_S)
@@ -169,6 +177,10 @@ class World:
             await asyncio.sleep(0.02)
         raise AssertionError(f"{what} does not come:\n{self.logs()}")
 
+    def knows_both(self) -> bool:
+        """Whether the aggregator has heard what both boards are."""
+        return sum(bool(one.architecture) for one in read_sightings(self.run.directory).values()) == len(self.boards)
+
     def logs(self) -> str:
         logs = (self.run.log, *(board.log for board in self.boards.values()))
         return "\n".join(f"--- {log.name}\n{log.read_text()[-5000:]}" for log in logs if log.exists())
@@ -195,8 +207,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
                 made.run.start()
                 for board in made.boards.values():
                     board.start()
-                seen = made.run.directory / "devices.json"
-                await made.until("both", lambda: seen.exists() and seen.read_text().count('"architecture":"x') == 2)
+                await made.until("both", made.knows_both)
                 yield made
             finally:
                 installing.cancel()

@@ -20,7 +20,8 @@ from edgefed.devices.gpu import GpuProfile
 from edgefed.devices.measurement import absent, measured
 from edgefed.devices.memory import HostMemory, MemoryProfile
 from edgefed.devices.network import NetworkProfile
-from edgefed.devices.profile import DeviceProfile, ReleaseState
+from edgefed.devices.profile import DeviceProfile
+from edgefed.devices.release_state import ReleaseState
 from edgefed.devices.sensors import AbsentSensor, PowerProfile, PowerSensor, ThermalProfile
 from edgefed.devices.storage import StorageProfile
 from edgefed.errors import MessageError
@@ -236,10 +237,12 @@ SAMPLES: dict[str, tuple[Decode, msgspec.Struct]] = {
         Acknowledged(run="0a1b2c3d", round=2, sha256=SHA256, outcome="rejected", reason="NaN in it"),
     ),
     "pong": (decode_down, Pong(nonce="c0ffee", sequence=3, padding="01234567", refused="")),
-    "standing": (decode_down, Standing(run="0a1b2c3d", duty="paused", reason="the operator has paused this device")),
+    "standing": (decode_down, Standing(run="0a1b2c3d", duty="paused", reason="paused by the operator: too warm")),
     "release-offered": (
         decode_down,
-        ReleaseOffered(run="0a1b2c3d", rollout="1b2c3d4e", sha256=SHA256, size_bytes=4096, name="0.2.0", number=7),
+        ReleaseOffered(
+            run="0a1b2c3d", rollout="c0ffee00", sha256=SHA256, size_bytes=2_000_000, name="1.2", number=1_772_366_460
+        ),
     ),
     "claim": (decode_claim, Claim(token="c0ffee00" * 4, device="board-03", request="PEM", proof="c0ffee00" * 16)),
     "admitted": (decode_claim_answer, Admitted(request=SHA256, certificate="PEM")),

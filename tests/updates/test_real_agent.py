@@ -6,6 +6,7 @@ tests run with: nothing is fetched, and training's are left out, as on a board w
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import re
 import shutil
@@ -104,6 +105,13 @@ class RealBoard(SmallBoard):
 
 @pytest.fixture
 def board(tmp_path: Path) -> Iterator[RealBoard]:
+    with real_board(tmp_path) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def real_board(tmp_path: Path) -> Iterator[RealBoard]:
+    """Gives a board that runs while the block does, in a fleet with a broker."""
     if pip_wheel() is None:
         pytest.skip("no wheel of pip is here")
     libraries = tmp_path / "libraries"

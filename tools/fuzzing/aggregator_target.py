@@ -22,6 +22,7 @@ from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.selection import Selection
 from edgefed.coordinator.sightings import Sightings
 from edgefed.coordinator.store import Store
+from edgefed.devices.profile import read_profile
 from edgefed.errors import MessageError
 from edgefed.models.checkpoint import fingerprint
 from edgefed.protocol.messages.manifest import Plan
@@ -124,7 +125,7 @@ def _reader(first: _Aggregator, successor: Callable[[], _Aggregator]) -> Callabl
 
     async def hear(payload: bytes) -> None:
         try:
-            current.hear("state" if b'"since_unix_s"' in payload else "up", payload)
+            current.hear(_channel(payload), payload)
         finally:
             await current.intake.close()
 
@@ -138,6 +139,12 @@ def _reader(first: _Aggregator, successor: Callable[[], _Aggregator]) -> Callabl
             loop.run_until_complete(hear(payload))
 
     return read
+
+
+def _channel(payload: bytes) -> str:
+    if b'"edgefed_version"' in payload:
+        return "profile"
+    return "state" if b'"since_unix_s"' in payload else "up"
 
 
 def _samples(model: Path, part: str) -> tuple[bytes, ...]:
@@ -162,5 +169,6 @@ def _samples(model: Path, part: str) -> tuple[bytes, ...]:
         EvaluationReport(run=_RUN, round=1, record=record),
         Ping(nonce="0a", sequence=1, answer_bytes=10, padding="x"),
         DeviceState(status="training", instance="a"),
+        read_profile(model, quantization="auto", max_rank=0),
     )
     return tuple(map(encode, said))

@@ -7,6 +7,7 @@ from pathlib import Path
 from tools.fuzzing.aggregator_target import aggregator_target
 from tools.fuzzing.engine import Target
 from tools.fuzzing.file_targets import MODEL, file_targets
+from tools.fuzzing.fleet_targets import fleet_targets
 from tools.fuzzing.update_targets import update_targets
 from tools.fuzzing.wire_targets import wire_targets
 
@@ -23,4 +24,5 @@ def all_targets(scratch: Path) -> tuple[Target, ...]:
         aggregator_target(scratch / "aggregator", MODEL),
         *file_targets(scratch),
         *update_targets(scratch / "updates"),
+        *fleet_targets(scratch / "fleet"),
     )

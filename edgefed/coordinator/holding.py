@@ -1,0 +1,43 @@
+"""What an operator's wishes mean for the open round: who gets no task, and who is taken out of it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgefed.coordinator.events import Refuse, RosterRead
+from edgefed.coordinator.round_state import State
+from edgefed.protocol.messages.down import Duty
+
+__all__ = ["obey", "refusal"]
+
+_WHY: dict[Duty, str] = {
+    "paused": "the operator has paused this device",
+    "draining": "the operator lets this device run dry: it gets no new task",
+    "removed": "the operator has removed this device from the fleet",
+}
+
+
+def refusal(state: State, device: str) -> Refuse | None:
+    """Returns what a device is told that would join and is held; None where it may. Who takes part may ask again."""
+    duty = dict(state.held).get(device)
+    return None if duty is None or device in state.participants else Refuse(device, _WHY[duty])
+
+
+def obey(state: State, event: RosterRead) -> tuple[State, tuple[Refuse, ...]]:
+    """Takes who is held out of what has not begun, and who is removed out of what has."""
+    if event.held == state.held:
+        return state, ()
+    held = dict(event.held)
+    removed = {device for device, duty in event.held if duty == "removed"}
+    obeyed = replace(
+        state,
+        held=event.held,
+        candidates=tuple(device for device in state.candidates if device not in held),
+        participants=tuple(
+            device for device in state.participants if device not in removed or device in state.delivered
+        ),
+        outstanding=tuple(device for device in state.outstanding if device not in removed),
+        overdue=tuple(device for device in state.overdue if device not in removed),
+        owed=frozenset(pair for pair in state.owed if pair[1] not in removed),
+    )
+    return obeyed, tuple(Refuse(device, _WHY[held[device]]) for device in state.candidates if device in held)
