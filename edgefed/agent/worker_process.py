@@ -26,6 +26,7 @@ from edgefed.agent.frames import (
     decode_answer,
     encode_frame,
 )
+from edgefed.agent.worker_output import PrintedLines
 from edgefed.devices.memory import count_oom_kills
 from edgefed.errors import (
     AdapterError,
@@ -87,6 +88,7 @@ class WorkerProcess:
         self._oom_kills = oom_kills
         self._oom_kills_before: int | None = None
         self._process: asyncio.subprocess.Process | None = None
+        self._printed: PrintedLines | None = None
 
     @property
     def pid(self) -> int | None:
@@ -165,14 +167,16 @@ class WorkerProcess:
     async def end(self) -> None:
         """Ends the process, if it runs, and waits for it."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-        await process.wait()
-        if process.stdin is not None:
-            process.stdin.close()
+        printed, self._printed = self._printed, None
+        if process is not None:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+            await process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
+        if printed is not None:
+            await printed.end()
 
     async def _ask(
         self, request: Prepare | Work | Probe | Bench, on_progress: Callable[[Progress], None] | None
@@ -201,17 +205,22 @@ class WorkerProcess:
 
     async def _running(self) -> asyncio.subprocess.Process:
         if self._process is None or self._process.returncode is not None:
+            await self.end()
             self._oom_kills_before = self._oom_kills()
+            self._printed = printed = await PrintedLines.begin()
             try:
                 self._process = await asyncio.create_subprocess_exec(
                     *self._command,
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
+                    stderr=printed.fileno(),
                     limit=MAX_FRAME_BYTES,
                     env=self._environment,
                 )
             except OSError as error:
                 raise WorkerError(f"the worker could not be started: {error}") from error
+            finally:
+                printed.given()
         return self._process
 
     async def _read(self, process: asyncio.subprocess.Process) -> Answer:

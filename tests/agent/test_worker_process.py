@@ -246,3 +246,38 @@ async def test_whoever_stops_waiting_stops_the_worker(tmp_path: Path, work: Work
         await waiting
     assert handle.pid is None
     assert not is_alive(pid)
+
+
+TALKATIVE = """
+import subprocess
+while request := hear():
+    print("a warning of a library", file=sys.stderr, flush=True)
+    os.write(2, b"10%\\r20%\\r\\n\\n" + b"x" * 40000 + b"\\n\\xff half")
+    started = subprocess.Popen(["sleep", "600"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    say({**PREPARED, "fingerprint": str(started.pid)})
+"""
+
+
+async def test_what_a_worker_prints_is_logged_line_by_line(
+    tmp_path: Path, prepare: Prepare, caplog: pytest.LogCaptureFixture
+) -> None:
+    handle = worker(tmp_path, TALKATIVE)
+    started = int((await handle.prepare(prepare)).fingerprint)
+    try:
+        await asyncio.wait_for(handle.end(), 20)  # what it has started does not hold this up
+        assert is_alive(started)
+    finally:
+        os.kill(started, signal.SIGKILL)
+    said = [record.getMessage() for record in caplog.records if record.name == "edgefed.agent.worker_output"]
+    assert said[:3] == ["a warning of a library", "10%", "20%"]
+    assert "".join(said[3:-1]) == "x" * 40000
+    assert said[-1] == "\ufffd half"
+
+
+async def test_the_last_words_of_a_worker_are_logged(
+    tmp_path: Path, prepare: Prepare, caplog: pytest.LogCaptureFixture
+) -> None:
+    handle = worker(tmp_path, "hear()\nsys.exit('my last words')\n")
+    with pytest.raises(WorkerDied, match="its last words are in the log"):
+        await handle.prepare(prepare)
+    assert "my last words" in caplog.messages
