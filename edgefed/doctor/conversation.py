@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgefed.agent.options import AgentOptions
+from edgefed.doctor.broker_certificate import speaks_tls
 from edgefed.doctor.findings import Board, Finding, note, ok, problem
 from edgefed.errors import BrokerRefused, BrokerUnreachable, ConfigError, Disconnected, MessageError
 from edgefed.protocol.messages.down import Pong, decode_down
@@ -66,6 +67,9 @@ async def converse(board: Board, mqtt: MqttOptions) -> list[Finding]:
             findings = [_about_limit(board.options, transport)]
             return findings + await _talk(board.options, transport)
     except BrokerUnreachable as error:
+        if not mqtt.uses_tls and await asyncio.to_thread(speaks_tls, mqtt.host, mqtt.port):
+            remedy = "name the fleet's authority in [broker] tls_ca, and the device's tls_certificate and tls_key"
+            return [problem(f"{mqtt.address} speaks TLS, and agent.toml names no tls_ca", remedy)]
         cause = error.__cause__ or error
         return [problem(f"no MQTT answer: {cause}", explain_unreachable(mqtt, cause, board.now()))]
     except BrokerRefused as error:
