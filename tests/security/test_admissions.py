@@ -86,7 +86,9 @@ def test_a_token_is_used_once(admissions: Admissions, fleet: FleetDirectory) -> 
 
 def test_a_token_that_has_expired(admissions: Admissions) -> None:
     claim = ask(give(admissions), "board-07")
-    with pytest.raises(NotAdmitted, match=r"the token has expired on .*, and the fleet.s clock says .*: ask for a new"):
+    with pytest.raises(
+        NotAdmitted, match=r"the token has expired on .* UTC, and the fleet's clock says .*: ask for a new one"
+    ):
         admissions.check(claim, "field", now() + timedelta(hours=2))
 
 

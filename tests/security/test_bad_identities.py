@@ -95,6 +95,10 @@ def anothers(case: Case) -> None:
     case.take(case.secured.fleet.place(OTHER))
 
 
+def the_brokers(case: Case) -> None:
+    case.take(case.secured.fleet.place(BROKER))
+
+
 def anothers_key(case: Case) -> None:
     case.take(case.secured.fleet.place(OTHER), "key.pem")
 
@@ -117,19 +121,18 @@ CASES: list[tuple[Callable[[Case], None], int, list[str]]] = [
     (foreign, 6, ["is not of the fleet's authority", "it is another fleet's"]),
     (foreign_with_its_authority, 6, ["its certificate is not of the authority in", "another fleet's broker"]),
     (anothers, 3, ["is of board-08, and messages are to be signed as", "in [broker]"]),
-    (anothers_key, 3, ["is not the key of", "copy both again"]),
+    (the_brokers, 6, ["is not a member's, but a broker's"]),
+    (anothers_key, 3, ["tls_key", "is not the key of", "copy both again"]),
     (open_key, 3, ["holds a secret, and its mode 0644", "chmod 600"]),
-    (no_certificate, 3, ["there is no file", "certificate.pem", "enroll"]),
-    (no_key, 3, ["there is no file", "key.pem"]),
+    (no_certificate, 3, ["tls_certificate: there is no file", "enroll"]),
+    (no_key, 3, ["tls_key: there is no file"]),
 ]
 
 
-def agent(
-    case: Case, capsys: pytest.CaptureFixture[str], *, signed: str = "true", name: str = BOARD.name
-) -> tuple[int, str]:
+def agent(case: Case, capsys: pytest.CaptureFixture[str], *, signed: str = "true") -> tuple[int, str]:
     """Runs the agent's process, and returns its exit code and what it wrote."""
     (case.scratch / "data.jsonl").write_text('{"dialogue": "a", "summary": "b"}\n')
-    text = f'device = "{name}"\nfleet = "{NAME}"\nworker.device = "cpu"\ndata.path = "data.jsonl"\n'
+    text = f'device = "{case.who.name}"\nfleet = "{NAME}"\nworker.device = "cpu"\ndata.path = "data.jsonl"\n'
     config = case.scratch / "agent.toml"
     config.write_text(text + TLS.format(port=case.secured.port, place=case.place, signed=signed))
     code = agent_process.main([str(config), "--require-broker"])
@@ -190,7 +193,7 @@ def test_without_signatures_it_is_the_broker_who_tells_a_device_from_a_broker(
     secured: Secured, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     case = case_of(secured, BOARD, tmp_path)
-    case.take(secured.fleet.place(BROKER))
+    the_brokers(case)
     code, words = agent(case, capsys, signed="false")
     assert code == 6
     assert "is not a member's, but a broker's" in words
@@ -202,6 +205,6 @@ def test_a_revoked_device(secured: Secured, tmp_path: Path, capsys: pytest.Captu
     secured.fleet.revoke(device("gone"), now=now())
     secured.write()
     secured.broker.reload()
-    code, words = agent(case, capsys, name="gone")
-    assert code == 6
+    code, words = agent(case, capsys)
+    assert code == 6, words
     assert "may have been revoked, or the broker's clock may be wrong" in words
