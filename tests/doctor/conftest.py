@@ -33,7 +33,7 @@ def board(tmp_path: Path) -> MakeBoard:
         config = tmp_path / "agent.toml"
         config.write_text(AGENT.format(device=device, root=root, more=more))
         (tmp_path / "data.jsonl").write_text('{"dialogue": "hello", "summary": "hi"}\n' * 3)
-        met = meet_board(config, kernel_patience_s=60)
+        met = meet_board(config, kernel_patience_s=300)
         return dataclasses.replace(met, **{"run": lambda _command: None, **how})
 
     return make
