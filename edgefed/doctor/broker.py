@@ -9,7 +9,6 @@ import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgefed.doctor.broker_certificate import speaks_tls
 from edgefed.doctor.conversation import converse
 from edgefed.doctor.findings import Board, Finding, Findings, note, ok, problem
 from edgefed.errors import BrokerUnreachable, ConfigError
@@ -84,11 +83,6 @@ def _reach(_board: Board, mqtt: MqttOptions) -> Findings:
 
 def _shake_hands(board: Board, mqtt: MqttOptions) -> Findings:
     if not mqtt.uses_tls:
-        if speaks_tls(mqtt.host, mqtt.port):
-            yield problem(
-                f"{mqtt.address} speaks TLS, and agent.toml names no tls_ca",
-                "name the authority of the fleet in [broker] tls_ca, with tls_certificate and tls_key",
-            )
         return
     try:
         said = _handshake(mqtt)

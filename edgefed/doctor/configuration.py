@@ -25,6 +25,8 @@ def look_at_configuration(board: Board) -> Findings:
         return
     broker = options.broker
     yield ok(f"{board.config}: device {options.device} of fleet {options.fleet}, broker {broker.host}:{broker.port}")
+    if not any((board.root / name).is_dir() for name in ("proc", "sys")):
+        yield problem(f"root: there is neither proc nor sys in {board.root}", "name the directory they are mounted in")
     yield from _about_examples(options)
     for model, directory in options.models.items():
         if not Path(directory).is_dir():

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgefed.agent.options import AgentOptions
+from edgefed.doctor.broker_certificate import speaks_tls
 from edgefed.doctor.findings import Board, Finding, note, ok, problem
 from edgefed.errors import BrokerRefused, BrokerUnreachable, ConfigError, Disconnected, MessageError
 from edgefed.protocol.messages.down import Pong, decode_down
@@ -38,6 +39,7 @@ from edgefed.transport.tls_problems import explain_unreachable
 __all__ = ["converse"]
 
 _ANSWER_S = 3.0
+_DELIVERY_S = 10.0
 _MUCH_SKEW_S = 60.0
 
 
@@ -66,6 +68,9 @@ async def converse(board: Board, mqtt: MqttOptions) -> list[Finding]:
             findings = [_about_limit(board.options, transport)]
             return findings + await _talk(board.options, transport)
     except BrokerUnreachable as error:
+        if not mqtt.uses_tls and await asyncio.to_thread(speaks_tls, mqtt.host, mqtt.port):
+            remedy = "name the fleet's authority in [broker] tls_ca, and the device's tls_certificate and tls_key"
+            return [problem(f"{mqtt.address} speaks TLS, and agent.toml names no tls_ca", remedy)]
         cause = error.__cause__ or error
         return [problem(f"no MQTT answer: {cause}", explain_unreachable(mqtt, cause, board.now()))]
     except BrokerRefused as error:
@@ -152,7 +157,7 @@ async def _ping(options: AgentOptions, topics: Topics, transport: Transport, non
     if options.broker.signed:
         signer = read_signer(Path(options.broker.tls_certificate), Path(options.broker.tls_key))
         payload = signer.sign(topic, payload, time.time())
-    await transport.publish(topic, payload, timeout_s=_ANSWER_S)
+    await transport.publish(topic, payload, timeout_s=_DELIVERY_S)
 
 
 def _about_aggregator(options: AgentOptions, heard: _Heard, took_s: float) -> Finding:
@@ -178,11 +183,11 @@ def _about_aggregator(options: AgentOptions, heard: _Heard, took_s: float) -> Fi
 def _about_clocks(heard: _Heard) -> list[Finding]:
     if heard.skew_s is None:
         return []
+    if abs(heard.skew_s) <= _MUCH_SKEW_S:
+        return [ok(f"this machine's clock and the aggregator's differ by {abs(heard.skew_s):.1f} s")]
     ahead = "ahead of" if heard.skew_s < 0 else "behind"
-    said = f"this machine's clock is {abs(heard.skew_s):.1f} s {ahead} the aggregator's"
-    if abs(heard.skew_s) > _MUCH_SKEW_S:
-        return [note(said, "set the wrong one right: timedatectl set-ntp true")]
-    return [ok(said)]
+    said = f"this machine's clock is {abs(heard.skew_s):.0f} s {ahead} the aggregator's"
+    return [note(said, "set the wrong one right: timedatectl set-ntp true")]
 
 
 def _about_agent(heard: _Heard) -> list[Finding]:
@@ -191,8 +196,8 @@ def _about_agent(heard: _Heard) -> list[Finding]:
         return [ok("the broker knows of no agent of this device")]
     if state.status in ("lost", "disconnected"):
         return [ok(f"the device's agent is not connected now ({state.status})")]
-    where = f"process {state.pid} on {state.host}" if state.host else "its process"
-    return [ok(f"the device's agent is connected and {state.status} ({where})")]
+    where = f"as process {state.pid} on {state.host}" if state.host else "from somewhere"
+    return [ok(f"the device's agent is connected, {where}; its state: {state.status}")]
 
 
 def _ask_the_operator(options: AgentOptions) -> str:

@@ -97,6 +97,8 @@ def _about_first_boot(board: Board) -> Findings:
 
 def _reason_of_failure(lines: Sequence[str]) -> str | None:
     """Returns the last word before the first boot gave up for the time being; None where it has not."""
+    starts = [number for number, line in enumerate(lines) if line.startswith("Started ")]
+    lines = lines[starts[-1] :] if starts else lines  # what an earlier one said counts no more
     ends = [number for number, line in enumerate(lines) if "first boot: failed" in line]
     if not ends:
         return None

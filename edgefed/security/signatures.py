@@ -220,11 +220,19 @@ def read_signer(certificate: Path, key: Path) -> Signer:
         ConfigError: one of them cannot be used, or others can read the key.
     """
     try:
+        shown = certificates.read_certificate(certificate.read_bytes(), str(certificate))
         check_private(key)
         secret = certificates.read_key(key.read_bytes(), str(key))
-        return Signer(certificates.read_certificate(certificate.read_bytes(), str(certificate)), secret)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"there is no file {error.filename}: certificate and key come with enrolling (`edgefed fleet enroll`, or "
+            "`edgefed agent --enroll TOKEN`)"
+        ) from None
     except OSError as error:
         raise ConfigError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    if shown.public_key() != secret.public_key():
+        raise ConfigError(f"{key} is not the key of {certificate}: copy both again, from one place")
+    return Signer(shown, secret)
 
 
 def read_verifier(authority: Path, revocations: Path | None = None) -> Verifier:

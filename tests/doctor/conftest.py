@@ -28,11 +28,12 @@ def board(tmp_path: Path) -> MakeBoard:
     """Makes a board with an agent.toml, and a file system of its own below `root`."""
 
     def make(more: str = "", *, device: str = "board-07", root: Path = tmp_path / "root", **how: Any) -> Board:
-        root.mkdir(exist_ok=True)
+        if not root.exists():
+            (root / "proc").mkdir(parents=True)
         config = tmp_path / "agent.toml"
         config.write_text(AGENT.format(device=device, root=root, more=more))
         (tmp_path / "data.jsonl").write_text('{"dialogue": "hello", "summary": "hi"}\n' * 3)
-        met = meet_board(config, kernel_patience_s=60)
+        met = meet_board(config, kernel_patience_s=300)
         return dataclasses.replace(met, **{"run": lambda _command: None, **how})
 
     return make

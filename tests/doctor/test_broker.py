@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from edgefed.coordinator.echo import Echo
+from edgefed.doctor import conversation
 from edgefed.doctor.examination import Examined
 from edgefed.doctor.findings import Board
 from edgefed.protocol.messages.down import DownMessage
@@ -64,6 +65,12 @@ def tls(secured: Secured, place: Path | None = None, *, signed: bool = False) ->
     return text + "signed = true\n" if signed else text
 
 
+@pytest.fixture
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow machine is no aggregator that does not answer."""
+    monkeypatch.setattr(conversation, "_ANSWER_S", 60.0)
+
+
 @contextlib.asynccontextmanager
 async def answering_aggregator(secured: Secured, *, ahead_s: float | None = None) -> AsyncIterator[Verifier]:
     """Answers pings as the aggregator does: with its own echo, and signed where `ahead_s` says by which clock."""
@@ -103,6 +110,7 @@ async def answering_aggregator(secured: Secured, *, ahead_s: float | None = None
             await transport.publish(TOPICS.aggregator_state, b"", retain=True)
 
 
+@pytest.mark.usefixtures("_patient")
 async def test_a_whole_way_to_the_aggregator(secured: Secured, board: MakeBoard, look: Look) -> None:
     async with answering_aggregator(secured):
         examined = await asyncio.to_thread(look, board(tls(secured)), "broker")
@@ -111,8 +119,13 @@ async def test_a_whole_way_to_the_aggregator(secured: Secured, board: MakeBoard,
     assert "TLSv1.3" in told(examined, "ok")
 
 
+@pytest.mark.usefixtures("_patient")
 @pytest.mark.parametrize(
-    ("ahead_s", "status", "said"), [(0.0, "ok", " the aggregator's"), (300.0, "note", "s behind the aggregator's")]
+    ("ahead_s", "status", "said"),
+    [
+        (0.0, "ok", "and the aggregator's differ by"),
+        (300.0, "note", " s behind the aggregator's"),
+    ],
 )
 async def test_signed_answers_tell_the_aggregators_clock(
     secured: Secured, board: MakeBoard, look: Look, ahead_s: float, status: str, said: str
@@ -120,7 +133,6 @@ async def test_signed_answers_tell_the_aggregators_clock(
     async with answering_aggregator(secured, ahead_s=ahead_s):
         examined = await asyncio.to_thread(look, board(tls(secured, signed=True)), "broker")
     assert "the aggregator answers after" in told(examined, "ok")
-    assert "this machine's clock is" in told(examined, status)
     assert said in told(examined, status)
 
 
@@ -152,7 +164,7 @@ async def test_a_running_agent_does_not_notice(secured: Secured, board: MakeBoar
         await agent.publish(state, b"", retain=True)
         await agent.close()
         await task
-    assert "connected and training (process 7 on h)" in told(examined, "ok")
+    assert "connected, as process 7 on h; its state: training" in told(examined, "ok")
     assert not any(isinstance(event, ConnectionLost) for event in heard)
     assert sum(isinstance(event, Message) and event.topic == state for event in heard) <= 2, "its own words only"
 

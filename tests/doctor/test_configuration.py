@@ -41,6 +41,13 @@ def test_examples_that_cannot_be_read(board: MakeBoard, look: Look, tmp_path: Pa
     assert "data.jsonl" in examined.findings[1].seen
 
 
+def test_a_root_that_is_none(board: MakeBoard, look: Look, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    examined = look(board(root=tmp_path / "elsewhere"), "configuration")
+    assert examined.status == "problem"
+    assert f"neither proc nor sys in {tmp_path / 'elsewhere'}" in examined.findings[1].seen
+
+
 def test_a_password_file(board: MakeBoard, look: Look, tmp_path: Path) -> None:
     met = board('broker.username = "me"\nbroker.password_file = "password"')
     assert "cannot be read" in look(met, "configuration").findings[-1].seen

@@ -1,9 +1,10 @@
-"""What systemd says, as `systemctl show` and `journalctl --output=cat` write it."""
+"""What systemd 252 (Debian 12) said on a flashed board in each state, recorded with the commands that asked it."""
 
 from __future__ import annotations
 
 import os
-import sys
+import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,37 +15,34 @@ from edgefed.doctor.findings import Board
 
 MakeBoard = Callable[..., Board]
 Look = Callable[[Board, str], Examined]
-
-RUNNING = {
-    "LoadState": "loaded", "UnitFileState": "enabled", "ActiveState": "active", "SubState": "running",
-    "Result": "success", "ExecMainStatus": "0", "NRestarts": "0", "ConditionResult": "yes", "User": "",
-    "ExecStart": f"{{ path={sys.executable} ; argv[]={sys.executable} -m edgefed.cli.agent_process ; status=0/0 }}",
-}  # fmt: skip
-DONE = {"LoadState": "loaded", "UnitFileState": "enabled", "ActiveState": "inactive", "Result": "success"}
+RECORDED = Path(__file__).parent.parent / "fixtures/systemd"
+ENVIRONMENT = "opt/edgefed/venv/bin/python"
 
 
-def systemd(
-    agent: dict[str, str], first_boot: dict[str, str], journal: Sequence[str] = ()
-) -> Callable[..., str | None]:
-    """Returns what runs `systemctl` and `journalctl` on a machine in that state."""
-    units = {"edgefed-agent.service": agent, "edgefed-firstboot.service": first_boot}
-
-    def run(command: Sequence[str]) -> str | None:
-        if command[0] == "journalctl":
-            return "\n".join(journal) + "\n"
-        return "".join(f"{key}={value}\n" for key, value in units[command[2]].items())
-
-    return run
+def answers(state: str, user: str) -> Callable[[Sequence[str]], str | None]:
+    """Returns what answers as it was recorded, with another user for the service than this machine would have."""
+    text = (RECORDED / f"{state}.txt").read_text().replace("User=edgefed\n", f"User={user}\n")
+    said = dict(block.split("\n", 1) for block in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:])
+    return lambda command: said[shlex.join(command)]
 
 
 @pytest.fixture
 def on_systemd(board: MakeBoard, tmp_path: Path) -> Callable[..., Board]:
-    def make(agent: dict[str, str], first_boot: dict[str, str] = DONE, journal: Sequence[str] = ()) -> Board:
-        made = board(run=systemd(agent, first_boot, journal))
-        (tmp_path / "root/run/systemd/system").mkdir(parents=True)
+    """Makes a board with systemd in a recorded state."""
+
+    def make(state: str, *, user: str = "", without: str = "") -> Board:
+        made = board(run=answers(state, user))
+        for name in ("run/systemd/system/x", ENVIRONMENT, "etc/edgefed/agent.toml"):
+            if name != without:
+                (made.root / name).parent.mkdir(parents=True, exist_ok=True)
+                (made.root / name).touch()
         return made
 
     return make
+
+
+def told(examined: Examined, status: str) -> str:
+    return " | ".join(f"{one.seen} → {one.remedy}" for one in examined.findings if one.status == status)
 
 
 def test_a_machine_without_systemd(board: MakeBoard, look: Look) -> None:
@@ -52,62 +50,75 @@ def test_a_machine_without_systemd(board: MakeBoard, look: Look) -> None:
 
 
 def test_an_agent_that_runs(on_systemd: Callable[..., Board], look: Look) -> None:
-    examined = look(on_systemd(RUNNING), "service")
-    assert examined.status == "ok", examined
-    assert "is active (running)" in examined.findings[1].seen
+    examined = look(on_systemd("running"), "service")
+    assert "is active (running)" in told(examined, "ok")
+    assert "has built the agent's environment" in told(examined, "ok")
+    assert told(examined, "problem") == ""
 
 
-def test_a_unit_that_is_not_there(on_systemd: Callable[..., Board], look: Look) -> None:
-    examined = look(on_systemd({"LoadState": "not-found"}), "service")
-    assert examined.status == "note"
+def test_units_that_are_not_there(on_systemd: Callable[..., Board], look: Look) -> None:
+    examined = look(on_systemd("no-units"), "service")
+    assert [finding.status for finding in examined.findings] == ["note"]
+    assert "there is no edgefed-agent.service" in told(examined, "note")
 
 
-def test_an_agent_that_ends_again_and_again(on_systemd: Callable[..., Board], look: Look) -> None:
-    agent = {**RUNNING, "ActiveState": "activating", "SubState": "auto-restart", "Result": "exit-code"}
-    journal = ["edgefed: data: there is no file or directory /var/lib/edgefed/data", "Failed with result 'exit-code'."]
-    examined = look(on_systemd({**agent, "ExecMainStatus": "4"}, DONE, journal), "service")
-    assert examined.status == "problem"
-    assert "status 4; edgefed: data: there is no file" in examined.findings[1].seen
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("ends-again-and-again", "started again 4 times, the last time with exit-code, status 4"),
+        ("is-started-again", "started again 5 times"),
+    ],
+)
+def test_an_agent_that_does_not_stay_up(on_systemd: Callable[..., Board], look: Look, state: str, said: str) -> None:
+    examined = look(on_systemd(state), "service")
+    assert f"does not stay up: {said}; it said: data: there is no file or directory" in told(examined, "problem")
 
 
-def test_an_agent_that_was_restarted_often(on_systemd: Callable[..., Board], look: Look) -> None:
-    examined = look(on_systemd({**RUNNING, "NRestarts": "17"}), "service")
-    assert examined.status == "note"
-    assert "17 times" in examined.findings[2].seen
-
-
-def test_an_agent_that_nobody_started(on_systemd: Callable[..., Board], look: Look) -> None:
-    agent = {**RUNNING, "ActiveState": "inactive", "SubState": "dead", "UnitFileState": "disabled"}
-    examined = look(on_systemd(agent), "service")
-    assert [finding.status for finding in examined.findings] == ["ok", "problem", "note"]
-    assert "systemctl start" in examined.findings[1].remedy
-    assert "systemctl enable" in examined.findings[2].remedy
-
-
-def test_a_first_boot_that_fails(on_systemd: Callable[..., Board], look: Look) -> None:
-    agent = {**RUNNING, "ActiveState": "inactive", "SubState": "dead", "ConditionResult": "no"}
-    boot = {**DONE, "ActiveState": "active"}
-    journal = [
-        "edgefed first boot: building /opt/edgefed/environments/0123 from 12 wheels",
-        "ERROR: No matching distribution found for msgspec==0.20.0",
-        "edgefed first boot: failed: what went wrong stands above; trying again in 20 s",
-    ]
-    examined = look(on_systemd(agent, boot, journal), "service")
-    assert [finding.status for finding in examined.findings] == ["problem", "problem"]
-    assert "No matching distribution found for msgspec" in examined.findings[0].seen
+def test_an_agent_that_somebody_stopped(on_systemd: Callable[..., Board], look: Look) -> None:
+    examined = look(on_systemd("stopped"), "service")
+    assert "does not run: it is inactive → systemctl start" in told(examined, "problem")
+    assert "is disabled" in told(examined, "note")
+    assert "has built the agent's environment" in told(examined, "ok")
 
 
 def test_a_first_boot_that_is_at_it(on_systemd: Callable[..., Board], look: Look) -> None:
-    agent = {**RUNNING, "ActiveState": "inactive", "SubState": "dead", "ConditionResult": "no"}
-    journal = ["edgefed first boot: building /opt/edgefed/environments/0123 from 12 wheels"]
-    examined = look(on_systemd(agent, {**DONE, "ActiveState": "active"}, journal), "service")
-    assert examined.findings[0].status == "note"
-    assert "from 12 wheels" in examined.findings[0].seen
+    examined = look(on_systemd("first-boot-builds", without=ENVIRONMENT), "service")
+    assert "is building the agent's environment" in told(examined, "note")
+    assert f"cannot be started: /{ENVIRONMENT} is not there" in told(examined, "problem")
+
+
+def test_a_first_boot_that_fails(on_systemd: Callable[..., Board], look: Look) -> None:
+    examined = look(on_systemd("first-boot-fails", without=ENVIRONMENT), "service")
+    assert "tries again and again: ERROR: No matching distribution found for junk" in told(examined, "problem")
+
+
+def test_a_first_boot_that_fails_leaves_an_older_environment(on_systemd: Callable[..., Board], look: Look) -> None:
+    examined = look(on_systemd("first-boot-fails"), "service")
+    assert "tries again and again: ERROR: No matching distribution found for junk" in told(examined, "note")
+
+
+def test_what_an_earlier_first_boot_said_counts_no_more(on_systemd: Callable[..., Board], look: Look) -> None:
+    made = on_systemd("first-boot-fails", without=ENVIRONMENT)
+    journal = (
+        "failed\nedgefed first boot: failed: what went wrong stands above\nStarted edgefed-firstboot.service - x.\n"
+    )
+    changed = Board(
+        config=made.config,
+        options=made.options,
+        root=made.root,
+        run=lambda command: journal if command[0] == "journalctl" else made.run(command),
+    )
+    assert "is building the agent's environment" in told(look(changed, "service"), "note")
+
+
+def test_a_first_boot_that_nobody_started(on_systemd: Callable[..., Board], look: Look) -> None:
+    examined = look(on_systemd("nothing-runs", without=ENVIRONMENT), "service")
+    assert "the first boot is inactive, and has not built" in told(examined, "problem")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the files would not be root's")
 def test_files_that_were_copied_by_root(on_systemd: Callable[..., Board], look: Look, tmp_path: Path) -> None:
-    made = on_systemd({**RUNNING, "User": "nobody"})
+    made = on_systemd("running", user="nobody")
     (tmp_path / "state").mkdir()
     tmp_path.chmod(0o700)
     said = [finding.seen for finding in look(made, "service").findings if finding.status == "problem"]
@@ -117,16 +128,10 @@ def test_files_that_were_copied_by_root(on_systemd: Callable[..., Board], look: 
 
 
 def test_a_user_that_there_is_not(on_systemd: Callable[..., Board], look: Look) -> None:
-    found = look(on_systemd({**RUNNING, "User": "no-such-user"}), "service").findings[-1]
-    assert found.status == "problem"
-    assert "there is no such user" in found.seen
+    examined = look(on_systemd("running", user="no-such-user"), "service")
+    assert "runs as no-such-user, and there is no such user" in told(examined, "problem")
 
 
 def test_another_python_than_the_agents(on_systemd: Callable[..., Board], look: Look) -> None:
-    agent = {
-        **RUNNING,
-        "ExecStart": "{ path=/opt/edgefed/venv/bin/python ; argv[]=/opt/edgefed/venv/bin/python -m x ; }",
-    }
-    found = look(on_systemd(agent), "service").findings[-1]
-    assert found.status == "note"
-    assert found.remedy.startswith("/opt/edgefed/venv/bin/python -m edgefed doctor")
+    examined = look(on_systemd("running"), "service")
+    assert "→ /opt/edgefed/venv/bin/python -m edgefed doctor" in told(examined, "note")

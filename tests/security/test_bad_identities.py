@@ -189,6 +189,16 @@ def test_without_signatures_it_is_the_broker_who_tells_one_device_from_another(
     assert "is of CN=board-08: if that is who this should be" in words
 
 
+def test_without_signatures_it_is_the_broker_who_tells_a_device_from_a_broker(
+    secured: Secured, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = case_of(secured, BOARD, tmp_path)
+    the_brokers(case)
+    code, words = agent(case, capsys, signed="false")
+    assert code == 6
+    assert "is not a member's, but a broker's" in words
+
+
 def test_a_revoked_device(secured: Secured, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     secured.enroll(device("gone"))
     case = case_of(secured, device("gone"), tmp_path)
