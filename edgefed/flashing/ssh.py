@@ -27,7 +27,7 @@ _DIGITS = 16  # of the sha256, in a name on the way: as many as `temporary_besid
 
 _SYSTEMD_RUNS = '[ -d /run/systemd/system ] || { echo "systemd does not run there" >&2; exit 1; }'
 _SIZES = for_each('if [ -f "$path" ]; then stat -c %s -- "$path"; else echo 0; fi')
-_FREE = for_each('df -P -k -- "$path" | tail -n 1')
+_FREE = for_each('stat -f -c "%i %a %S" -- "$path"')  # which file system, its free blocks, their size
 _SEND = """
 umask 022 && mkdir -p -- "${1%/*}" && umask 077 && { [ "$2" -gt 0 ] || rm -f -- "$1"; } && exec cat >> "$1"
 """
@@ -105,16 +105,17 @@ def _parts_there(shell: Shell, files: Sequence[File]) -> list[int]:
 def _check_space(shell: Shell, tree: SshTree, files: Sequence[File]) -> None:
     parents = [_existing_parent(tree, file.path) for file in files]
     needed_bytes: dict[str, int] = defaultdict(int)
-    free_bytes: dict[str, int] = {}
-    space = dict(zip(parents, _ask(shell, _FREE, parents), strict=True))
-    for file, parent, there in zip(files, parents, _parts_there(shell, files), strict=True):
-        device, _, _, free_kib, _, mounted = space[parent].split(None, 5)
-        needed_bytes[f"{mounted} ({device})"] += file.size_bytes - there
-        free_bytes[f"{mounted} ({device})"] = int(free_kib) * 1024
-    for where, needed in needed_bytes.items():
-        if needed + _SPARE_BYTES > free_bytes[where]:
+    seen: dict[str, tuple[str, int]] = {}
+    space = zip(parents, _ask(shell, _FREE, parents), _parts_there(shell, files), files, strict=True)
+    for parent, said, there_bytes, file in space:
+        system, free_blocks, block_bytes = said.split()
+        needed_bytes[system] += file.size_bytes - there_bytes
+        seen[system] = parent, int(free_blocks) * int(block_bytes)
+    for system, (where, free_bytes) in seen.items():
+        if needed_bytes[system] + _SPARE_BYTES > free_bytes:
             raise FlashError(
-                f"{tree.name}: {needed} bytes are to be written to {where}, and {free_bytes[where]} are free: make room"
+                f"{tree.name}: {needed_bytes[system]} bytes are to be written to the file system of {where}, and "
+                f"{free_bytes} are free there: make room"
             )
 
 
