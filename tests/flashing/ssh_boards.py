@@ -17,7 +17,7 @@ needs_sshd = pytest.mark.skipif(bool(why := missing()), reason=why)
 
 PROGRAMS = (
     *("sh", "cat", "head", "tail", "stat", "readlink", "mkdir", "mv", "ln", "rm", "rmdir", "chmod", "sha256sum"),
-    *("sync", "dd", "xargs", "id", "date", "sleep"),
+    *("sync", "dd", "tar", "xargs", "id", "date", "sleep"),
 )
 _RECORDED = '#!/bin/sh\necho "{name} $*" >> /told\n[ ! -e "/answers/{name}-$1" ] || cat "/answers/{name}-$1"\n'
 UP = """Id=edgefed-firstboot.service
