@@ -41,7 +41,7 @@ def ssh(
     from edgefed.flashing.board import inspect
     from edgefed.flashing.changes import compare
     from edgefed.flashing.manifest import manifest
-    from edgefed.flashing.ssh import check_running, interrupted, write
+    from edgefed.flashing.ssh import check_running, interrupted, size_bytes, write
     from edgefed.flashing.ssh_connection import connect
     from edgefed.flashing.ssh_start import start
     from edgefed.flashing.ssh_start import wait as wait_until_up
@@ -54,7 +54,7 @@ def ssh(
         installed = manifest(asked.installation(board), board)
         changes = compare(tree, installed, upgrade=upgrade or interrupted(tree))
         if not dry_run:
-            with progress_bar(changes.size_bytes, "sending") as progress:
+            with progress_bar(size_bytes(changes), "sending") as progress:
                 write(connection, tree, changes, progress)
             since_s = start(connection, changes)
             if wait:

@@ -7,9 +7,11 @@ board is as it was; then one script, which needs the connection no more, renames
 
 from __future__ import annotations
 
+import io
 import shlex
+import tarfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from edgefed.errors import FlashError
@@ -19,22 +21,24 @@ from edgefed.flashing.remote import Shell
 from edgefed.flashing.ssh_tree import SshTree, for_each
 from edgefed.flashing.tree import follow
 
-__all__ = ["check_running", "interrupted", "write"]
+__all__ = ["check_running", "interrupted", "size_bytes", "write"]
 
 _COPY_BYTES = 1 << 18
+_SMALL_BYTES = 1 << 16
 _SPARE_BYTES = 1 << 20
 _DIGITS = 16  # of the sha256, in a name on the way: as many as `temporary_beside` has, so that others clean up after us
 
 _SYSTEMD_RUNS = '[ -d /run/systemd/system ] || { echo "systemd does not run there" >&2; exit 1; }'
 _SIZES = for_each('if [ -f "$path" ]; then stat -c %s -- "$path"; else echo 0; fi')
-_FREE = for_each('df -P -k -- "$path" | tail -n 1')
-_SEND = """
+_FREE = for_each('stat -f -c "%i %a %S" -- "$path"')  # which file system, its free blocks, their size
+_UNPACK = "umask 022 && exec tar -x -o -f - -C /"
+_APPEND = """
 umask 022 && mkdir -p -- "${1%/*}" && umask 077 && { [ "$2" -gt 0 ] || rm -f -- "$1"; } && exec cat >> "$1"
 """
 # Synced and out of the cache, so that the card is read.
-_READ_BACK = "sync\n" + for_each(
-    'if [ -f "$path" ]; then '
-    'dd if="$path" of=/dev/null iflag=nocache count=0 2> /dev/null; sha256sum < "$path"; else echo none; fi'
+_READ_BACK = for_each(
+    'if [ -f "$path" ]; then sync "$path"; dd if="$path" of=/dev/null iflag=nocache count=0 2> /dev/null; '
+    'sha256sum < "$path"; else echo none; fi'
 )
 _DROP = for_each('rm -f -- "$path"')
 _DROP_DIRECTORIES = for_each('{ rmdir -- "$path" 2> /dev/null || true; }')
@@ -85,6 +89,12 @@ def write(shell: Shell, tree: SshTree, changes: Changes, progress: Progress = la
     shell.run("exec sh -s", stdin=_commit(changes, *records).encode())
 
 
+def size_bytes(changes: Changes) -> int:
+    """Returns how much progress there is to be told of when all is sent."""
+    records = (changes.record_file(complete=complete).size_bytes for complete in (False, True))
+    return 0 if changes.is_empty else changes.size_bytes + sum(records)
+
+
 def _staged(file: File) -> str:
     """Returns a file's name on the way."""
     place = PurePosixPath(file.path)
@@ -105,16 +115,17 @@ def _parts_there(shell: Shell, files: Sequence[File]) -> list[int]:
 def _check_space(shell: Shell, tree: SshTree, files: Sequence[File]) -> None:
     parents = [_existing_parent(tree, file.path) for file in files]
     needed_bytes: dict[str, int] = defaultdict(int)
-    free_bytes: dict[str, int] = {}
-    space = dict(zip(parents, _ask(shell, _FREE, parents), strict=True))
-    for file, parent, there in zip(files, parents, _parts_there(shell, files), strict=True):
-        device, _, _, free_kib, _, mounted = space[parent].split(None, 5)
-        needed_bytes[f"{mounted} ({device})"] += file.size_bytes - there
-        free_bytes[f"{mounted} ({device})"] = int(free_kib) * 1024
-    for where, needed in needed_bytes.items():
-        if needed + _SPARE_BYTES > free_bytes[where]:
+    seen: dict[str, tuple[str, int]] = {}
+    space = zip(parents, _ask(shell, _FREE, parents), _parts_there(shell, files), files, strict=True)
+    for parent, said, there_bytes, file in space:
+        system, free_blocks, block_bytes = said.split()
+        needed_bytes[system] += file.size_bytes - there_bytes
+        seen[system] = parent, int(free_blocks) * int(block_bytes)
+    for system, (where, free_bytes) in seen.items():
+        if needed_bytes[system] + _SPARE_BYTES > free_bytes:
             raise FlashError(
-                f"{tree.name}: {needed} bytes are to be written to {where}, and {free_bytes[where]} are free: make room"
+                f"{tree.name}: {needed_bytes[system]} bytes are to be written to the file system of {where}, and "
+                f"{free_bytes} are free there: make room"
             )
 
 
@@ -125,21 +136,40 @@ def _existing_parent(tree: SshTree, path: str) -> str:
 def _send_all(shell: Shell, files: Sequence[File], progress: Progress) -> None:
     """Brings files over under their names on the way, and reads them back."""
     for again in (False, True):
+        # What came in two parts may be damaged where they meet: then once more, as a whole.
         offsets = [0] * len(files) if again else _parts_there(shell, files)
-        for file, offset in zip(files, offsets, strict=True):
-            progress(offset)
-            # An empty file is sent too: it is made by that.
-            if offset < file.size_bytes or not file.size_bytes:
-                shell.send(_SEND, _staged(file), str(offset), blocks=_blocks(file.source, offset, progress))
+        progress(sum(offsets))
+        _send(shell, [pair for pair in zip(files, offsets, strict=True) if pair[1] < pair[0].size_bytes], progress)
         found = _ask(shell, _READ_BACK, [_staged(file) for file in files])
         files = [file for file, digest in zip(files, found, strict=True) if digest.split()[0] != file.sha256]
         if not files:
             return
-        # What came in two parts may be damaged where they meet: once more, as a whole.
     raise FlashError(
         f"{shell.host}: {files[0].path}: what was written does not read back the same: is the card worn, or a "
         "wheel changing here?"
     )
+
+
+def _send(shell: Shell, missing: Sequence[tuple[File, int]], progress: Progress) -> None:
+    """Sends what is missing of files: small ones together, for every command takes a while on a slow link."""
+    small = [file for file, _ in missing if file.size_bytes <= _SMALL_BYTES]
+    if small:
+        shell.run(_UNPACK, stdin=_archive(small))
+        progress(sum(file.size_bytes for file in small))
+    for file, offset in missing:
+        if file.size_bytes > _SMALL_BYTES:
+            shell.send(_APPEND, _staged(file), str(offset), blocks=_blocks(file.source, offset, progress))
+
+
+def _archive(files: Sequence[File]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for file in files:
+            content = file.source if isinstance(file.source, bytes) else file.source.read_bytes()
+            member = tarfile.TarInfo(_staged(file).lstrip("/"))
+            member.size, member.mode = len(content), 0o600
+            archive.addfile(member, io.BytesIO(content))
+    return packed.getvalue()
 
 
 def _blocks(source: bytes | Path, offset: int, progress: Progress) -> Iterator[bytes]:
@@ -164,16 +194,16 @@ def _clean(shell: Shell, tree: SshTree, files: Sequence[File]) -> None:
 
 def _commit(changes: Changes, beginning: File, end: File) -> str:
     """Returns the script that gives everything its name; it does nothing before it was read to its end."""
-    lines = [_put(beginning), "sync"]
+    lines = [_put(beginning), _sync([beginning.path])]
     lines += [_put(file) for file in changes.write]
     lines += [shlex.join(("lead", link.path, link.target)) for link in changes.links]
-    lines += ["sync", _put(end)]
+    lines += [_sync([*(file.path for file in changes.write), *(link.path for link in changes.links)])]
+    lines += [_put(end), _sync([end.path])]
     lines += [shlex.join(("rm", "-f", "--", path)) for path in changes.remove]
     lines += [f"rm -f -- {_leftovers(file.path)}" for file in (*changes.write, end)]
     # Wheels of an earlier flashing that was given up.
     wheelhouses = {str(PurePosixPath(file.path).parent) for file in changes.write if file.path.endswith(".whl")}
     lines += [f"rm -f -- {shlex.quote(directory)}/.*.whl.{'[0-9a-f]' * _DIGITS}" for directory in sorted(wheelhouses)]
-    lines += ["sync"]
     functions = (Path(__file__).parent / "ssh_commit.sh").read_text()
     body = "".join(f"    {line}\n" for line in lines)
     return f"{functions}\ncommit() {{\n{body}}}\ncommit\n"
@@ -181,6 +211,11 @@ def _commit(changes: Changes, beginning: File, end: File) -> str:
 
 def _put(file: File) -> str:
     return shlex.join(("put", _staged(file), file.path, f"{file.mode:04o}"))
+
+
+def _sync(paths: Iterable[str]) -> str:
+    """Returns the command that makes names survive a power cut."""
+    return shlex.join(("sync", *sorted({str(PurePosixPath(path).parent) for path in paths})))
 
 
 def _leftovers(path: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ import pytest
 
 from edgefed.config import read_agent
 from tests.flashing.small_boards import make_wheel
-from tests.flashing.ssh_boards import make_running_root, needs_sshd, program, told
+from tests.flashing.ssh_boards import make_running_root, needs_sshd, told
 from tools.sshd import RunningSshd, running_sshd
 
 pytest.importorskip("ansible")
@@ -30,7 +31,10 @@ Play = Callable[..., Any]
 @pytest.fixture
 def board(tmp_path: Path) -> Iterator[RunningSshd]:
     root = make_running_root(tmp_path / "board")
-    program(root, "sudo", '#!/bin/sh\nwhile :; do case $1 in -u) shift 2;; -*) shift;; *) exec "$@";; esac; done\n')
+    (root / "sudo").write_text(
+        '#!/bin/sh\nwhile :; do case $1 in -u) shift 2;; -*) shift;; *) exec "$@";; esac; done\n'
+    )
+    (root / "sudo").chmod(0o755)
     with running_sshd(tmp_path / "sshd", root) as running:
         yield running
 
@@ -43,6 +47,7 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
             "ANSIBLE_HOME": str(tmp_path / "ansible"),
             "ANSIBLE_LOCALHOST_WARNING": "false",
             "ANSIBLE_NOCOLOR": "true",
+            "ANSIBLE_PIPELINING": "true",
             "ANSIBLE_ROLES_PATH": str(ANSIBLE / "roles"),
             "ANSIBLE_SSH_ARGS": "-o ControlMaster=auto -o ControlPersist=10",
             "ANSIBLE_SSH_CONTROL_PATH_DIR": short,
@@ -56,7 +61,9 @@ def play(board: RunningSshd, environment: dict[str, str], tmp_path: Path) -> Pla
     """Plays the role with some variables against the board, and returns what came of it."""
     make_wheel(tmp_path / "wheels", "edgefed")
     make_wheel(tmp_path / "wheels", "pip")
-    (tmp_path / "inventory.ini").write_text(f'board ansible_ssh_common_args="-F {board.config}"\n')
+    (tmp_path / "inventory.ini").write_text(
+        f'board ansible_ssh_common_args="-F {board.config}" ansible_become_exe=/sudo\n'
+    )
     (tmp_path / "play.yml").write_text(
         "- hosts: all\n  gather_facts: false\n  become: true\n  roles: [edgefed_agent]\n"
         "  tasks:\n    - ansible.builtin.debug: {var: edgefed_files}\n"
@@ -120,6 +127,48 @@ def test_the_role_writes_once_what_is_wanted_and_tells_no_secrets(
     assert '"builds_environment": true' in done.stdout
     assert (board.root / "opt/edgefed/wheelhouse/one_more-1.0-py3-none-any.whl").is_file()
     assert (board.root / "etc/edgefed/agent.toml").read_text() == "mine", "kept, as flashing does"
+
+
+LOADED = "LoadState=loaded\nActiveState=active\nSubState=running\n"
+needs_systemd = pytest.mark.skipif(
+    not all(Path(f"/usr/{name}").exists() for name in ("bin/python3", "bin/systemctl", "lib/systemd/systemd")),
+    reason="the board is made of this machine's /usr, which has no systemd or no python3",
+)
+
+
+def has_programs_of_this_machine(board: RunningSshd) -> None:
+    """Has logins see this machine's /usr, read-only: Ansible's modules need a Python."""
+    root = board.root
+    own = {"bin/systemctl": root / "usr/bin/systemctl"}
+    for name in ("sysusers.d", "tmpfiles.d"):
+        own[f"lib/{name}"] = root / "usr/lib" / name
+        own[f"lib/{name}"].mkdir()
+    shutil.move(root / "usr", root / "usr.own")
+    (root / "usr").mkdir()
+    (root / "root").mkdir()
+    if not (root / "lib64").is_dir():
+        (root / "lib64").symlink_to("usr/lib64")
+    mounts = [f"mount --rbind /usr {root}/usr", f"mount -o remount,bind,ro {root}/usr"]
+    mounts += [f"mount --bind {root}/usr.own/{name} {root}/usr/{name}" for name in own]
+    board.land_in(setup=" && ".join(mounts))
+
+
+@needs_systemd
+def test_the_handlers_start_what_has_changed(play: Play, board: RunningSshd, tmp_path: Path) -> None:
+    has_programs_of_this_machine(board)
+    (board.root / "answers/systemctl-show").write_text(LOADED)
+    who = {"edgefed_fleet": "kitchen", "edgefed_broker": "broker.local", "edgefed_start": True}
+
+    def started(**variables: object) -> list[str]:
+        (board.root / "told").unlink(missing_ok=True)
+        done = play(**who, **variables)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return [line for line in told(board.root) if line.split()[1] in ("daemon-reload", "restart", "start")]
+
+    first_boot = ["systemctl daemon-reload", "systemctl restart edgefed-firstboot.service"]
+    assert started() == first_boot, "that restarts the agent, when it has built"
+    assert started() == []
+    assert started(edgefed_data="/srv/examples") == [*first_boot, "systemctl restart edgefed-agent.service"]
 
 
 def test_what_is_wrong_is_told(play: Play, board: RunningSshd, tmp_path: Path) -> None:
