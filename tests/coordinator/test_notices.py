@@ -18,7 +18,7 @@ from edgefed.transport.in_memory import InMemoryBroker
 def test_who_was_accepted_has_joined(tmp_path: Path) -> None:
     model = ModelReference(name="m", fingerprint="0" * 64)
     options = FederationOptions(fleet="test", rounds=3, model=model)
-    notices = Notices(options, model, "run", Outbox(InMemoryBroker().connect("aggregator"), Topics("test")))
+    notices = Notices(options, model, "run", "instance", Outbox(InMemoryBroker().connect("aggregator"), Topics("test")))
     store = Store.open(tmp_path, {})
 
     def counts(state: State) -> tuple[int, int]:

@@ -102,7 +102,7 @@ def test_messages_that_were_not_trusted_are_counted_and_drive_nothing_else_out(s
     ]
     assert {one.device for one in refusals.latest} >= {"broken", "long"}
     state = AggregatorState(status="online", instance="i", **refusals.totals, refusals=refusals.latest)
-    assert "18 messages not trusted · 1 out of date" in describe_aggregator(state)
+    assert "18 messages not trusted · 1 message out of date" in describe_aggregator(state)
 
 
 def test_the_status_has_the_numbers_and_the_reasons(store: Store) -> None:

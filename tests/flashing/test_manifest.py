@@ -144,8 +144,7 @@ def test_the_places_in_the_files_are_those_of_the_code() -> None:
     assert places == own | {agent_toml.CLAIM, agent_toml.CLAIM_TOKEN, "/opt/edgefed/lock"}
     assert " /opt/edgefed/lock " in FIRST_BOOT.read_text()
     assert f" {agent_toml.CONFIG} --enroll {agent_toml.CLAIM_TOKEN} " in AGENT.read_text()
-    assert f"ReadWritePaths=-{agent_toml.CLAIM}
-" in AGENT.read_text()
+    assert f"ReadWritePaths=-{agent_toml.CLAIM}\n" in AGENT.read_text()
 
 
 @needs_systemd
