@@ -8,45 +8,39 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import time
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from edgefed.aggregation.exchange import Exchange, MergedState
+from edgefed.aggregation.exchange import Exchange
 from edgefed.coordinator import events, rounds
-from edgefed.coordinator.answers import MergedRound
 from edgefed.coordinator.broadcast import Broadcast
 from edgefed.coordinator.claim import ANSWER_S, CLAIM_S, FleetClaim
 from edgefed.coordinator.client_budget import spent_by, with_privacy
-from edgefed.coordinator.divergence import last_good
-from edgefed.coordinator.history import extend_history, write_history
+from edgefed.coordinator.fleet_desk import FleetDesk
+from edgefed.coordinator.global_adapters import GlobalAdapters
+from edgefed.coordinator.inbox import Arrived, Broken, Inbox, Item, MergeDone, MergeFailed
 from edgefed.coordinator.intake import Intake
 from edgefed.coordinator.ledger import Ledger
-from edgefed.coordinator.merging import RoundTraffic, first_record, give_up_round, merge_round, tidy
+from edgefed.coordinator.merging import RoundTraffic
 from edgefed.coordinator.notices import Notices
 from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.outbox import Outbox
 from edgefed.coordinator.reception import Reception
-from edgefed.coordinator.rollout_desk import RolloutDesk
 from edgefed.coordinator.round_records import write_record
 from edgefed.coordinator.run_directory import RunDirectory, disk_trouble_told
-from edgefed.coordinator.sightings import Sightings
-from edgefed.coordinator.soundness import check_account, check_files, check_states, check_updates
-from edgefed.coordinator.steward import Steward
+from edgefed.coordinator.soundness import check_account, check_files
 from edgefed.coordinator.store import Store
 from edgefed.errors import AdapterError, EdgefedError, FederationFailed, MessageError
 from edgefed.protocol.messages.down import Accepted, Refused
 from edgefed.protocol.messages.retained import AggregatorState
-from edgefed.protocol.messages.up import UpdateOffer
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.tasks import ModelReference
 from edgefed.protocol.topics import Topics
-from edgefed.transport.base import Connected, ConnectionLost, Distrusted, Event, Message, Transport
+from edgefed.transport.base import Connected, ConnectionLost, Distrusted, Message, Transport
 
 if TYPE_CHECKING:
     from edgefed.security.sealing import SealingKey
@@ -57,31 +51,6 @@ _log = logging.getLogger(__name__)
 
 _LONGEST_WAIT_S = 1.0
 _LINGER_S = 2.0
-_RELEASE_CHUNKS_IN_FLIGHT = 2
-"""Few, so that what is more urgent does not queue behind them."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrived:
-    device: str
-    offer: UpdateOffer
-    path: Path
-
-
-@dataclass(frozen=True, slots=True)
-class _MergeDone:
-    record: MergedRound
-    state: MergedState
-
-
-@dataclass(frozen=True, slots=True)
-class _MergeFailed:
-    event: events.MergeFailed
-
-
-@dataclass(frozen=True, slots=True)
-class _Broken:
-    error: BaseException
 
 
 class Aggregator:
@@ -115,10 +84,10 @@ class Aggregator:
         self._topics = Topics(options.fleet)
         self._transport = transport
         self._store = store
-        self._exchange = exchange
         self._directory = RunDirectory(store.directory)
+        self._adapters = GlobalAdapters(options, store, self._directory, exchange)
         self._ledger = Ledger(store, options.rules)
-        self._inbox: asyncio.Queue[Event | _Arrived | _MergeDone | _MergeFailed | _Broken] = asyncio.Queue(maxsize=256)
+        self._inbox = Inbox()
         self._outbox = Outbox(transport, self._topics)
         sealing = _sealing_key(self._directory.sealing_key) if options.broker.sealed else None
         public = "" if sealing is None else sealing.public
@@ -134,37 +103,20 @@ class Aggregator:
             self._directory.incoming,
             options.transfers,
             tell=self._outbox.tell,
-            arrived=lambda device, offer, path: self._spawn(self._inbox.put(_Arrived(device, offer, path))),
-            broke=lambda error: self._spawn(self._inbox.put(_Broken(error))),
+            arrived=lambda device, offer, path: self._inbox.post(Arrived(device, offer, path)),
+            broke=lambda error: self._inbox.post(Broken(error)),
             max_payload_bytes=lambda: transport.max_payload_bytes,
         )
-        self._sightings = Sightings(self._directory)
-        self._steward = Steward(
+        self._fleet = FleetDesk(
+            options,
             run,
-            self._topics,
             self._directory,
             self._ledger,
             self._outbox,
-            self._sightings,
+            transport,
             perform=self._perform,
             let_go=self._intake.give_up_on,
-        )
-        self._releases = Broadcast(
-            transport,
-            self._topics,
-            chunk_bytes=options.transfers.chunk_bytes,
-            settle_s=options.transfers.broadcast_settle_s,
-            in_flight=_RELEASE_CHUNKS_IN_FLIGHT,
             gives_way=lambda: self._intake.busy or self._broadcast.busy,
-        )
-        self._rollouts = RolloutDesk(
-            run,
-            self._directory,
-            signed=options.broker.signed,
-            sightings=self._sightings,
-            roster=lambda: self._steward.roster,
-            broadcast=self._releases,
-            tell=self._outbox.tell,
         )
         self._reception = Reception(
             options,
@@ -176,11 +128,11 @@ class Aggregator:
             self._directory,
             self._intake,
             self._broadcast,
-            self._sightings,
+            self._fleet.sightings,
             tell=self._outbox.tell,
             perform=self._perform,
-            is_removed=self._steward.has_removed,
-            releases=self._releases,
+            is_removed=self._fleet.has_removed,
+            releases=self._fleet.releases,
             sealing=sealing,
         )
         self._traffic = RoundTraffic(lambda: self._intake.received_bytes, lambda: self._broadcast.sent_bytes)
@@ -188,7 +140,6 @@ class Aggregator:
         self._earlier_received_bytes = sum(one.received_bytes for one in earlier)
         self._earlier_broadcast_bytes = sum(one.broadcast_bytes for one in earlier)
         self._epsilon = next((one.epsilon for one in reversed(earlier)), None)
-        self._tasks: set[asyncio.Task[None]] = set()
         self._finished = False
         self._failure = ""
 
@@ -214,40 +165,30 @@ class Aggregator:
         return state.finished_reason
 
     async def _federate(self) -> None:
-        for background in (self._pump(), self._broadcast.run(), self._releases.run(), self._outbox.run()):
-            self._spawn(background)
+        for background in (
+            self._inbox.listen(self._transport),
+            self._broadcast.run(),
+            self._fleet.releases.run(),
+            self._outbox.run(),
+        ):
+            self._inbox.spawn(background)
         try:
             self._directory.remove_leftovers()
             check_account(self._store)
             check_files(self._store, self._directory, self._ledger.state)
-            await self._begin()
+            await self._adapters.begin()
             await self._take_the_fleet()
             await self._transport.subscribe(self._topics.every_device("up"))
             await self._transport.subscribe(self._topics.every_device("state"))
             await self._transport.subscribe(self._topics.every_device("profile"))
             self._perform(rounds.recover(self._ledger.state) or self._ledger.apply(events.Begin()))
-            self._steward.begin()
+            self._fleet.begin()
             while not self._finished:
                 await self._turn()
             await self._linger()
         finally:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._inbox.close()
             await self._intake.close()
-
-    async def _begin(self) -> None:
-        """Makes the adapter before the first round, once."""
-        path = self._directory.state(0)
-        if self._store.start is None:
-            shutil.rmtree(path, ignore_errors=True)  # of a first start that was cut short
-        elif not path.exists():
-            return  # a later adapter has taken its place in all that is to come
-        made = await asyncio.to_thread(self._exchange.begin, path)
-        if self._store.start is None:
-            start = first_record(self._directory, made)
-            write_record(self._directory, start)
-            self._store.keep_start(start)
 
     def goodbye(self) -> AggregatorState | None:
         """Returns the state to leave behind when this process ends; None where the fleet is another aggregator's."""
@@ -263,11 +204,9 @@ class Aggregator:
         await self._transport.subscribe(self._topics.aggregator_state)
         until_s = time.monotonic() + CLAIM_S
         while (left_s := until_s - time.monotonic()) > 0:
-            try:
-                item = await asyncio.wait_for(self._inbox.get(), left_s)
-            except asyncio.TimeoutError:
+            if (item := await self._inbox.next(left_s)) is None:
                 break
-            if isinstance(item, _Broken):
+            if isinstance(item, Broken):
                 await self._take(item)
             if isinstance(item, Message) and item.topic == self._topics.aggregator_state:
                 heard = self._hear_of_an_aggregator(item.payload)
@@ -293,32 +232,28 @@ class Aggregator:
 
     async def _turn(self) -> None:
         wait_s = self._ledger.wait_s(_LONGEST_WAIT_S)
-        try:
-            item = await asyncio.wait_for(self._inbox.get(), wait_s) if wait_s else self._inbox.get_nowait()
-        except (asyncio.TimeoutError, asyncio.QueueEmpty):
+        if (item := await self._inbox.next(wait_s)) is None:
             self._perform(self._ledger.apply(events.Tick()))
             self._intake.give_up_on_the_stalled()
             if not wait_s:
                 await asyncio.sleep(0.05)  # a deadline that is over, and a machine that waits for a device
         else:
             await self._take(item)
-        self._steward.look()
-        self._rollouts.look()
-        self._sightings.save(self._steward.busy)
+        self._fleet.look()
         self._notices.post_state(self._describe())
 
-    async def _take(self, item: Event | _Arrived | _MergeDone | _MergeFailed | _Broken) -> None:
+    async def _take(self, item: Item) -> None:
         if isinstance(item, Message):
             self._hear(item)
         elif isinstance(item, Distrusted):
             self._hear_of_distrust(item)
-        elif isinstance(item, _Arrived):
+        elif isinstance(item, Arrived):
             await self._reception.take_in(item.device, item.offer, item.path)
-        elif isinstance(item, _MergeDone):
+        elif isinstance(item, MergeDone):
             self._after_merge(item)
-        elif isinstance(item, _MergeFailed):
+        elif isinstance(item, MergeFailed):
             self._perform(self._ledger.apply(item.event))
-        elif isinstance(item, _Broken):
+        elif isinstance(item, Broken):
             raise item.error
         elif isinstance(item, Connected):
             self._show_again()
@@ -339,31 +274,15 @@ class Aggregator:
             self._notices.forget_posted()  # it must not stand there as the broker's last word of us
         self._reception.refusals.take_distrusted(self._topics, what, self._ledger.state.round)
 
-    async def _pump(self) -> None:
-        async for event in self._transport.events():
-            await self._inbox.put(event)
-
-    def _spawn(self, doing: Coroutine[Any, Any, None]) -> None:
-        async def guarded() -> None:
-            try:
-                await doing
-            except Exception as error:  # noqa: BLE001 - the task boundary: the loop raises it
-                await self._inbox.put(_Broken(error))
-
-        task = asyncio.create_task(guarded())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def _linger(self) -> None:
         """Answers those who come a moment after the end."""
         self._notices.post_state(self._describe(), at_once=True)
         until_s = time.monotonic() + _LINGER_S
         while (left_s := until_s - time.monotonic()) > 0:
-            try:
-                await self._take(await asyncio.wait_for(self._inbox.get(), left_s))
-            except asyncio.TimeoutError:
+            if (item := await self._inbox.next(left_s)) is None:
                 break
-        self._sightings.save(self._steward.busy, at_once=True)
+            await self._take(item)
+        self._fleet.close()
         await self._outbox.drained()
 
     # --- actions --------------------------------------------------------------------------------------------------
@@ -381,14 +300,14 @@ class Aggregator:
                 refused = Refused(run=self._run, round=self._ledger.state.round, reason=action.reason)
                 self._outbox.tell(action.device, refused)
             elif isinstance(action, events.Merge):
-                self._spawn(self._merge(action))
+                self._inbox.spawn(self._merge(action))
             elif isinstance(action, events.GiveUp):
-                self._spawn(self._give_up(action))
+                self._inbox.spawn(self._give_up(action))
             else:
                 self._finish(action)
 
     def _announce(self) -> None:
-        merged = self._exchange.load(self._directory.state(self._ledger.state.round - 1))
+        merged = self._adapters.after(self._ledger.state.round - 1)
         self._broadcast.offer(merged.files)
         self._traffic = RoundTraffic(lambda: self._intake.received_bytes, lambda: self._broadcast.sent_bytes)
         state = self._ledger.state
@@ -399,10 +318,10 @@ class Aggregator:
     def _show_again(self) -> None:
         """After a reconnect: a broker that was restarted may have forgotten what it had retained."""
         self._notices.forget_posted()
-        self._steward.show_again()
+        self._fleet.show_again()
         state = self._ledger.state
         if state.round and state.phase in ("gathering", "training"):
-            self._notices.post_round(state, self._exchange.load(self._directory.state(state.round - 1)).manifest)
+            self._notices.post_round(state, self._adapters.after(state.round - 1).manifest)
         elif state.phase == "finished":
             self._notices.post_end(state.round, state.finished_reason)
 
@@ -410,36 +329,21 @@ class Aggregator:
         _log.info(
             "round %(round)d: merging %(updates)d updates", {"round": action.round, "updates": len(action.updates)}
         )
-        base = action.round - 1
-        digests = {base: self._store.state_digest(base)}
-        await asyncio.to_thread(check_updates, self._directory, action.updates)
-        await asyncio.to_thread(check_states, self._directory, digests)
         try:
-            record, state = await asyncio.to_thread(
-                merge_round,
-                self._exchange,
-                self._directory,
-                self._options.selection,
-                action.round,
-                action.updates,
-                self._traffic,
-                max_examples=self._options.robustness.max_examples,
-                equal_weights=bool(self._options.client_privacy.noise_multiplier),
-            )
+            record, state = await self._adapters.merge(action, self._traffic)
         except AdapterError as error:  # each update is fit to be summed, and the state is whole: it is the sum itself
-            await self._inbox.put(_MergeFailed(events.MergeFailed(action.round, f"the sum cannot be made: {error}")))
+            await self._inbox.put(MergeFailed(events.MergeFailed(action.round, f"the sum cannot be made: {error}")))
         else:
-            await self._inbox.put(_MergeDone(record, state))
+            await self._inbox.put(MergeDone(record, state))
 
     async def _give_up(self, action: events.GiveUp) -> None:
         _log.error(
             "round %(round)d is given up, back to the adapter after round %(of)d: %(reason)s",
             {"round": action.round, "of": action.of, "reason": action.reason},
         )
-        done = await asyncio.to_thread(give_up_round, self._exchange, self._directory, action, self._traffic)
-        await self._inbox.put(_MergeDone(*done))
+        await self._inbox.put(MergeDone(*await self._adapters.give_up(action, self._traffic)))
 
-    def _after_merge(self, done: _MergeDone) -> None:
+    def _after_merge(self, done: MergeDone) -> None:
         privacy, earlier = self._options.client_privacy, self._store.merged_rounds()
         record = with_privacy(done.record, earlier, privacy)
         spent = spent_by(record, earlier, privacy)
@@ -447,21 +351,11 @@ class Aggregator:
         self._reception.refusals.take_merged(record)
         write_record(self._directory, record)
         self._perform(self._ledger.apply_merged(record, last_because=spent))
-        extend_history(self._directory.history, self._store, self._ledger.state)
-        tidy(self._directory, self._options.selection, self._ledger.state, self._store.last_round)
+        self._adapters.settle(self._ledger.state)
 
     def _finish(self, end: events.Finish) -> None:
-        write_history(self._directory.history, self._store, self._ledger.state)
         state = self._ledger.state
-        last = self._store.last_round
-        if state.failed:  # the last adapter is the one that has diverged, or is about to
-            good = last_good(state.typical)
-            last = 0 if good is None else good[0]
-        best = 0 if state.best is None else state.best[0]
-        for number, output in ((last, self._directory.adapter), (best, self._directory.best_adapter)):
-            if number:
-                check_states(self._directory, {number: self._store.state_digest(number)})
-                self._exchange.export(self._directory.state(number), output)
+        self._adapters.export(state)
         self._notices.post_end(state.round, end.reason)
         level = logging.ERROR if end.failed else logging.INFO
         _log.log(level, "the federation is over: %(reason)s", {"reason": end.reason})

@@ -1,0 +1,100 @@
+"""What has happened to the aggregator, one thing after the other, and what goes on in the background meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from edgefed.aggregation.exchange import MergedState
+from edgefed.coordinator import events
+from edgefed.coordinator.answers import MergedRound
+from edgefed.protocol.messages.up import UpdateOffer
+from edgefed.transport.base import Event, Transport
+
+__all__ = ["Arrived", "Broken", "Inbox", "Item", "MergeDone", "MergeFailed"]
+
+_ROOM = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """An update is here as a whole."""
+
+    device: str
+    offer: UpdateOffer
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class MergeDone:
+    """A round has its adapter."""
+
+    record: MergedRound
+    state: MergedState
+
+
+@dataclass(frozen=True, slots=True)
+class MergeFailed:
+    """A round gets no adapter."""
+
+    event: events.MergeFailed
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """Something in the background has failed: whoever takes it raises it."""
+
+    error: BaseException
+
+
+Item: TypeAlias = "Event | Arrived | MergeDone | MergeFailed | Broken"
+
+
+class Inbox:
+    """A queue, and the tasks that fill it. A task that fails puts its error here."""
+
+    def __init__(self) -> None:
+        self._items: asyncio.Queue[Item] = asyncio.Queue(maxsize=_ROOM)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def put(self, item: Item) -> None:
+        """Adds an item, when there is room for it."""
+        await self._items.put(item)
+
+    def post(self, item: Item) -> None:
+        """Adds an item, soon: for whoever cannot wait."""
+        self.spawn(self.put(item))
+
+    async def next(self, wait_s: float) -> Item | None:
+        """Returns the next item, or None when there is none for so long."""
+        try:
+            return await asyncio.wait_for(self._items.get(), wait_s) if wait_s > 0 else self._items.get_nowait()
+        except (asyncio.TimeoutError, asyncio.QueueEmpty):
+            return None
+
+    def spawn(self, doing: Coroutine[Any, Any, None]) -> None:
+        """Has something done in the background."""
+
+        async def guarded() -> None:
+            try:
+                await doing
+            except Exception as error:  # noqa: BLE001 - the task boundary: the loop raises it
+                await self.put(Broken(error))
+
+        task = asyncio.create_task(guarded())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def listen(self, transport: Transport) -> None:
+        """Takes in whatever a transport brings, until it is closed."""
+        async for event in transport.events():
+            await self.put(event)
+
+    async def close(self) -> None:
+        """Ends what is done in the background."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
