@@ -220,7 +220,7 @@ def _own_key(file: Path) -> PrivateKey:
 
 def _as_claim(broker: Broker, token: TokenFile, scratch: Path) -> Broker:
     """Returns how to connect with the token's certificate; TLS reads files only."""
-    ca, certificate, key = scratch / "ca.pem", scratch / "claim.pem", scratch / "claim-key.pem"
+    ca, certificate, key = (scratch / f"{what}-of-the-token.pem" for what in ("authority", "certificate", "key"))
     for file, content in ((ca, token.ca), (certificate, token.certificate), (key, token.key)):
         replace_file(file, [content], mode=0o600)
     return replace(

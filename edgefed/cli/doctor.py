@@ -34,7 +34,8 @@ def doctor(
 
     Each finding is `ok`, a `note`, or a `problem`; the exit code is 17 where there is a problem, which stops the agent.
     It may be run beside a running agent, changes nothing, and connects to the broker under a client id of its own.
-    Run it as the agent's user or as root, by the Python that the agent runs on.
+    Run it as the agent's user or as root, by the Python that the agent runs on. The checks are configuration, python,
+    memory, disk, clock, enrollment, certificate, broker, service, flash, power, torch, bitsandbytes and onnxruntime.
 
     Examples:
       edgefed doctor                                       agent.toml here, or the board's own

@@ -75,6 +75,11 @@ def test_the_boards_own_configuration_is_found(
     assert f"{config}: device a" in edgefed("doctor", "--only", "configuration").out
 
 
+def test_the_help_names_every_check(edgefed: Callable[..., Any]) -> None:
+    words = edgefed("doctor", "--help").out.replace(",", " ").replace(".", " ").split()
+    assert [check.name for check in CHECKS if check.name not in words] == []
+
+
 def test_a_check_that_there_is_not(edgefed: Callable[..., Any], config: Path) -> None:
     done = edgefed("doctor", config, "--only", "weather")
     assert done.code == 3
