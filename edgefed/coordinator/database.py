@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ __all__ = ["MARK", "Database", "OtherVersion", "engine_of", "lock_run", "put_met
 
 MARK = "store.mark"
 
-_DAMAGED = ("database disk image is malformed", "file is not a database")
+_DAMAGED = ("malformed", "not a database", "no such table", "no such column", "unsupported file format", "decode")
+"""What SQLite says of a file that is not what it wrote, among other things."""
 _NO_ROOM = ("database or disk is full", "disk I/O error")
 
 
@@ -176,13 +178,13 @@ class Database:
     def _errors_of_the_library(self, doing: str) -> Iterator[None]:
         try:
             yield
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, sqlite3.Error) as error:
             cause = str(getattr(error, "orig", None) or error)
             full = f"; {MAKE_ROOM}" if cause in _NO_ROOM else ""
-            if cause in _DAMAGED:
+            if any(word in cause for word in _DAMAGED):
                 raise damaged(self.directory, f"it cannot be {doing}: {cause}") from error
             raise StoreError(f"the store in {self.directory} cannot be {doing}: {cause}{full}") from error
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise damaged(self.directory, str(error)) from error
 
     def _check_version(self) -> None:

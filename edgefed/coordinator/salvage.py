@@ -107,7 +107,10 @@ def _rows(path: Path, table: str) -> dict[int, sqlite3.Row]:
     if not path.is_file():
         return found
     for order in ("ASC", "DESC"):
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path)) as connection:
+        with (
+            contextlib.suppress(sqlite3.Error, UnicodeDecodeError),
+            contextlib.closing(sqlite3.connect(path)) as connection,
+        ):
             connection.row_factory = sqlite3.Row
             connection.text_factory = _text
             for row in connection.execute(f"SELECT rowid AS at, * FROM {table} ORDER BY rowid {order}"):

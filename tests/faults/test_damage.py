@@ -171,7 +171,9 @@ def test_no_damage_goes_unseen_and_what_is_whole_is_gone_on_from(
     pristine: Run, before: Kept, draw: st.DataObject, log: bool
 ) -> None:
     with a_copy(pristine, log=log) as directory:
-        path = draw.draw(st.sampled_from(files_of(directory)), label="file")
+        store, others = directory / "store.sqlite", files_of(directory)
+        log_file = [store.with_name("store.sqlite-wal")] if log else []
+        path = draw.draw(st.sampled_from([store, *log_file]) | st.sampled_from(others), label="file")
         what = f"{path.relative_to(directory)}: {damage(draw, path)}"
         refused = ""
         try:
@@ -199,6 +201,18 @@ def check_recovery(pristine: Run, before: Kept, directory: Path, what: str) -> N
     assert all(one in before.merged for one in after.merged[:-1]), what
     assert examine(directory).troubles == (), what
     assert list((directory / "damaged-1").iterdir()) or what == "store.sqlite: remove", "what was damaged is kept"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_a_log_whose_end_is_lost_is_not_taken_for_one_that_never_had_it(pristine: Run, share: float) -> None:
+    with a_copy(pristine, log=True) as directory:
+        log = directory / "store.sqlite-wal"
+        data = log.read_bytes()
+        log.write_bytes(data[: int(share * len(data))])
+        with pytest.raises(
+            StoreError, match=r"is damaged: it has lost its last \d+ of \d+ writes|no such table|run.json"
+        ):
+            look(pristine, directory)
 
 
 @pytest.mark.parametrize("name", HARMLESS)
