@@ -82,11 +82,17 @@ def write(shell: Shell, tree: SshTree, changes: Changes, progress: Progress = la
     _check_space(shell, tree, files)
     try:
         _send_all(shell, files, progress)
-    except FlashError:
+    except FlashError as error:
         if shell.alive:
             _clean(shell, tree, files)
-        raise
-    shell.run("exec sh -s", stdin=_commit(changes, *records).encode())
+            raise
+        what = "the board is as it was, and keeps what has come through: run the same command again, and it goes on"
+        raise FlashError(f"{error}: {what}") from error
+    try:
+        shell.run("exec sh -s", stdin=_commit(changes, *records).encode())
+    except FlashError as error:
+        what = "some files may have their names already: run the same command again, and it is finished"
+        raise FlashError(f"{error}: {what}") from error
 
 
 def size_bytes(changes: Changes) -> int:

@@ -108,10 +108,7 @@ class Connection:
     def _result(self, code: int, said: bytes, complaint: bytes) -> bytes:
         what = complaint.decode(errors="replace").strip()
         if code == _LOST or not self.alive:
-            raise FlashError(
-                f"{self.host}: the connection was cut ({_last_line(what)}); nothing of what is there was changed by "
-                "halves: run the same command again, and it goes on"
-            )
+            raise FlashError(f"{self.host}: the connection was cut ({_last_line(what)})")
         result = answer(said)
         if code != 0 or result is None:
             raise FlashError(f"{self.host}: {what or 'its shell runs no commands'}")

@@ -73,7 +73,7 @@ def start(shell: Shell, changes: Changes) -> int:
     first_boot = "restart" if written else "start"
     agent = "yes" if written and not any(WHEELHOUSE in path for path in written) else "no"
     enabled = {PurePosixPath(link.path).name for link in changes.links} - {AGENT, FIRST_BOOT}
-    return int(shell.run(_START, first_boot, agent, *sorted(enabled)).split()[0])
+    return int(_run(shell, _START, first_boot, agent, *sorted(enabled)).split()[0])
 
 
 def wait(shell: Shell, since_s: int, tell: Callable[[str], None] = lambda _: None) -> None:
@@ -90,7 +90,7 @@ def wait(shell: Shell, since_s: int, tell: Callable[[str], None] = lambda _: Non
     told = fine = 0
     give_up_s = time.monotonic() + _PATIENCE_S
     while True:
-        said, _, journal = shell.run(_LOOK, str(since_s)).decode(errors="replace").partition("\x1e")
+        said, _, journal = _run(shell, _LOOK, str(since_s)).decode(errors="replace").partition("\x1e")
         states, lines = _states(said), journal.splitlines()
         for line in lines[told:]:
             tell(line)
@@ -103,6 +103,13 @@ def wait(shell: Shell, since_s: int, tell: Callable[[str], None] = lambda _: Non
         if verdict == "failed" or time.monotonic() > give_up_s:
             raise FlashError(_failure(shell.host, states, lines, failed=verdict == "failed"))
         time.sleep(_POLL_S)
+
+
+def _run(shell: Shell, script: str, *arguments: str) -> bytes:
+    try:
+        return shell.run(script, *arguments)
+    except FlashError as error:
+        raise FlashError(f"{error}: everything is in its place, but whether the agent comes up is not known") from error
 
 
 def judge(states: Mapping[str, State], journal: Sequence[str]) -> Literal["up", "waiting", "failed"]:

@@ -110,7 +110,7 @@ def test_a_cut_leaves_the_board_as_it_was_and_the_next_run_sends_the_rest(board:
         if sent > 8 * MIB:
             board.cut()
 
-    with pytest.raises(FlashError, match=r"connection was cut .* run the same command again, and it goes on"):
+    with pytest.raises(FlashError, match=r"connection was cut .*: the board is as it was, .* and it goes on"):
         flash(board, wheelhouse, progress=cut)
     visible = {path: what for path, what in files(board.root).items() if not Path(path).name.startswith(".")}
     assert visible == before
@@ -158,7 +158,7 @@ def test_a_wheel_that_changes_meanwhile_is_noticed_and_nothing_stays(board: Runn
 def test_a_flashing_that_was_killed_while_renaming_is_finished(board: RunningSshd, wheelhouse: Path) -> None:
     # The fourth file gets its name, and then the power goes.
     program(board.root, "mv", f"#!/bin/sh\n{board_mv(board.root)}")
-    with pytest.raises(FlashError):
+    with pytest.raises(FlashError, match="run the same command again, and it is finished"):
         flash(board, wheelhouse)
     assert json.loads((board.root / RECORD.lstrip("/")).read_text())["complete"] is False
     (board.root / "power-is-back").touch()
@@ -253,6 +253,10 @@ def test_the_agent_is_started_and_waited_for(
     (board.root / "answers/journalctl--q").write_text("edgefed first boot: failed: what went wrong stands above\n")
     with connect("board", config=board.config) as connection, pytest.raises(FlashError, match=r"does not come up: .*"):
         wait(connection, 0)
+    with connect("board", config=board.config) as connection:
+        board.cut()
+        with pytest.raises(FlashError, match=r"connection was cut .*: everything is in its place, but whether"):
+            wait(connection, 0)
     (board.root / "run/systemd/system").rmdir()
     with connect("board", config=board.config) as connection, pytest.raises(FlashError, match="systemd does not run"):
         ssh.check_running(connection)
