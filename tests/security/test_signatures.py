@@ -35,13 +35,16 @@ SIGNER = member(DEVICE)
 documents = st.dictionaries(st.text(max_size=8), st.one_of(st.integers(), st.text(max_size=20)), min_size=1, max_size=4)
 
 
-@given(document=documents, at_s=st.floats(0, 4e9))
-def test_what_was_signed_comes_back_to_the_byte(document: dict[str, object], at_s: float) -> None:
+@given(document=documents, at_s=st.floats(0, 4e9), session_s=st.none() | st.floats(0, 4e9))
+def test_what_was_signed_comes_back_to_the_byte(
+    document: dict[str, object], at_s: float, session_s: float | None
+) -> None:
     payload = json.dumps(document).encode()
-    signed = SIGNER.sign(TOPIC, payload, at_s)
+    signed = SIGNER.sign(TOPIC, payload, at_s, session_s)
     found = VERIFIER.verify(TOPIC, signed, DEVICE, NOW_S)
     assert found.payload == payload
     assert found.at_unix_s == pytest.approx(at_s, abs=1e-6)
+    assert found.session_unix_s == (None if session_s is None else round(session_s, 6))
     assert len(signed) - len(payload) < SIGNATURE_ROOM_BYTES
 
 
@@ -54,8 +57,9 @@ def test_who_knows_nothing_of_signatures_reads_the_document() -> None:
 @pytest.mark.filterwarnings("ignore:Parsed a serial number")  # of a certificate with a byte changed
 @given(data=st.data())
 def test_nothing_can_be_changed(data: st.DataObject) -> None:
-    """Any one byte of it: the document, the time, the certificate or the signature."""
-    signed = bytearray(SIGNER.sign(TOPIC, b'{"type":"join","round":3}', 1.5))
+    """Any one byte of it: the document, the time, the session, the certificate or the signature."""
+    session_s = data.draw(st.sampled_from([None, 2.5]))
+    signed = bytearray(SIGNER.sign(TOPIC, b'{"type":"join","round":3}', 1.5, session_s))
     place = data.draw(st.integers(0, len(signed) - 1))
     signed[place] ^= data.draw(st.integers(1, 255))
     with pytest.raises(MessageError):
