@@ -395,7 +395,7 @@ class World:
             self.down.extend((name, announced) for name, phone in self.phones.items() if phone.awake)
         else:
             device = self.topics.parse_device(topic)
-            if device is not None:
+            if device is not None and device.channel == "down":  # else it takes away what the broker retained
                 self.down.append((device.device, decode_down(payload)))
 
     def deliver_up(self, index: int, *, keep: bool = False, settle: bool = True) -> None:

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from edgefed.coordinator.options import FederationOptions, Transfers
+from edgefed.coordinator.roster import Roster, change_roster
 from edgefed.coordinator.selection import Selection
+from edgefed.protocol.messages.down import Duty
 from edgefed.protocol.tasks import Evaluation, ModelReference
 from tests.faults.small_world import CHUNK_BYTES, World
 
@@ -124,6 +126,15 @@ class Story(RuleBasedStateMachine):
             for name in DEVICES:
                 self.world.nag(name)
 
+    @rule(duties=st.dictionaries(devices, st.sampled_from(["active", "paused", "draining", "removed"]), min_size=1))
+    def the_operator_wishes(self, duties: dict[str, Duty]) -> None:
+        def change(roster: Roster) -> Roster:
+            for device, duty in duties.items():
+                roster = roster.with_duty([device], duty, reason="", now_unix_s=1.0)
+            return roster
+
+        change_roster(self.world.directory.roster, change)
+
     @rule(side=st.sampled_from(["before", "after"]), in_writes=st.integers(1, 6), now=st.booleans())
     def the_aggregator_is_killed(self, side: str, in_writes: int, now: bool) -> None:
         """At a durable write to come: while it works, or while it starts again after a kill at this moment."""
@@ -178,6 +189,7 @@ class Story(RuleBasedStateMachine):
 
     def everybody_behaves(self) -> None:
         world = self.world
+        self.the_operator_wishes(dict.fromkeys(DEVICES, "active"))
         for name in DEVICES:
             world.sleep(name)  # what was lost was lost with the connection: after a reconnect the broker says it again
         for _ in range(8 * (self.options.rounds + 2)):
