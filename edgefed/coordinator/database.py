@@ -165,6 +165,16 @@ class Database:
         if said != "ok":
             raise damaged(self.directory, f"SQLite finds: {said}".replace("\n", " "))
 
+    def check_meta(self) -> None:
+        """Looks at every named value.
+
+        Raises:
+            StoreError: one is not what was written.
+        """
+        with self.read() as connection:
+            for key in connection.execute(sql.select(meta_table.c.key)).scalars().all():
+                self.meta(connection, key)
+
     def meta(self, connection: sql.Connection, key: str) -> str | None:
         """Returns a named value as `get_meta`, on a connection that is open."""
         row = connection.execute(sql.select(meta_table).where(meta_table.c.key == key)).one_or_none()

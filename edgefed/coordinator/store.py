@@ -59,7 +59,6 @@ class Store:
         store = cls(Database.open(directory, at_write))
         try:
             store.check()
-            store._check_passport()
             store._check_identity(identity)
             store._write_passport(identity)
         except BaseException:
@@ -258,6 +257,8 @@ class Store:
             StoreError: something is not what was written, or is gone.
         """
         self._database.check_pages()
+        self._database.check_meta()
+        self._check_passport()
         self.answers()
         self.merged_rounds()
         for _ in self.journal():
