@@ -168,7 +168,7 @@ def test_it_is_installed_upgraded_removed_and_purged(root: Root, build_version: 
     assert root.imports("edgefed.cli.agent_process")
     assert "edgefed:" in (root.path / "etc/passwd").read_text()
     assert root.has("var/lib/edgefed/data")
-    assert root.starts_at_boot() == {"edgefed-agent.service", "edgefed-firstboot.service"}
+    assert root.starts_at_boot() == {"edgefed-agent.service", "edgefed-firstboot.service", "edgefed-update.path"}
 
     example = root.path / "etc/edgefed/agent.toml.example"
     (root.path / "etc/edgefed/agent.toml").write_text(f"{example.read_text()}# mine\n")
@@ -182,7 +182,7 @@ def test_it_is_installed_upgraded_removed_and_purged(root: Root, build_version: 
     assert root.imports("another_part")
     assert example.read_text() == "# changed\n"
     assert (root.path / "etc/edgefed/agent.toml").read_text().endswith("# mine\n")
-    assert root.starts_at_boot() == {"edgefed-firstboot.service"}, "what the administrator disabled stays so"
+    assert root.starts_at_boot() == {"edgefed-firstboot.service", "edgefed-update.path"}, "what the administrator disabled stays so"
 
     assert root.dpkg("--remove", "edgefed-agent") == 0, root.log
     assert not root.has("opt/edgefed")
