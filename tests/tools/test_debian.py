@@ -182,7 +182,9 @@ def test_it_is_installed_upgraded_removed_and_purged(root: Root, build_version: 
     assert root.imports("another_part")
     assert example.read_text() == "# changed\n"
     assert (root.path / "etc/edgefed/agent.toml").read_text().endswith("# mine\n")
-    assert root.starts_at_boot() == {"edgefed-firstboot.service", "edgefed-update.path"}, "what the administrator disabled stays so"
+    assert root.starts_at_boot() == {"edgefed-firstboot.service", "edgefed-update.path"}, (
+        "what the administrator disabled stays so"
+    )
 
     assert root.dpkg("--remove", "edgefed-agent") == 0, root.log
     assert not root.has("opt/edgefed")
