@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edgefed.errors import UpdateError
-from edgefed.files import sync_directory
 from edgefed.updates.archive import MAX_BUNDLE_BYTES
 from edgefed.updates.places import SUFFIX
 
@@ -129,5 +128,4 @@ def _copied(file: int, size_bytes: int, to: Path) -> str:
             digest.update(block)
             out.write(block)
             left_bytes -= len(block)
-    sync_directory(to.parent)
     return digest.hexdigest()

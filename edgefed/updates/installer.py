@@ -20,7 +20,7 @@ import logging
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,26 +107,38 @@ class Installer:
         """
         self._home.updates.mkdir(mode=0o755, exist_ok=True)
         remove_leftovers(self._home.updates)
-        self._close_old_trial()
+        trial = self._old_trial()
         with opened(incoming(self._board.state)) as directory:
+            names = directory.names() if directory is not None else []
+            if trial is not None:
+                self._give_up(trial, comes_again=trial.file in names)
             if directory is not None:
-                self._take_all(directory)
+                self._take_all(directory, names)
 
-    def _take_all(self, directory: Incoming) -> None:
-        for name in directory.names():
-            self._take(directory, name)
-            directory.remove(name)
-
-    def _close_old_trial(self) -> None:
+    def _old_trial(self) -> Trial | None:
+        """Returns a trial that was cut short, once the agent of before runs again; closes one that had ended well."""
         trial = read_trial(self._home)
         if trial is None:
-            return
+            return None
         if trial.environment == self._environments.in_use:
-            self._close(trial, "installed")  # it was found good, and then the power went
-            return
+            self._close(trial, "installed")
+            return None
         self._service.restart()  # the wrapper has gone back; what still runs may be the new one
+        return trial
+
+    def _give_up(self, trial: Trial, *, comes_again: bool) -> None:
+        """Closes a trial that was cut short; where its bundle is tried again at once, there is nothing to say yet."""
         again = read_record(self._home).tries.get(trial.id, 0) < MAX_TRIES
-        self._close(trial, "rolled-back", "it was cut short before it was found good", again=again)
+        if again and comes_again:
+            _log.warning("%s was cut short on trial, and is tried again", trial.release)
+            self._forget_trial()
+        else:
+            self._close(trial, "rolled-back", "it was cut short before it was found good", again=again)
+
+    def _take_all(self, directory: Incoming, names: Iterable[str]) -> None:
+        for name in names:
+            self._take(directory, name)
+            directory.remove(name)
 
     def _take(self, directory: Incoming, name: str) -> None:
         """Installs one bundle from the agent's directory, or says why not."""
@@ -232,8 +244,12 @@ class Installer:
         _log.log(*_message(result))
         if trial.environment:
             self._environments.prune()
-            self._home.trial.unlink(missing_ok=True)  # last: while it is there, this program is started again
-            sync_directory(self._home.updates)
+            self._forget_trial()
+
+    def _forget_trial(self) -> None:
+        """Comes last: while there is a trial, this program is started again."""
+        self._home.trial.unlink(missing_ok=True)
+        sync_directory(self._home.updates)
 
 
 def _message(result: Result) -> tuple[int, str, str, str, str]:

@@ -134,7 +134,8 @@ def test_the_places_in_the_files_are_those_of_the_code() -> None:
     lines = (FILES / "usr/lib/tmpfiles.d/edgefed.conf").read_text().splitlines()
     places = {line.split()[1] for line in lines if not line.startswith("#")}
     own = {agent_toml.STATE, agent_toml.DATA, agent_toml.CONFIG, agent_toml.PASSWORD, agent_toml.KEY}
-    assert places == own
+    assert places == {*own, "/opt/edgefed/lock"}
+    assert " /opt/edgefed/lock " in FIRST_BOOT.read_text()
     assert f" {agent_toml.CONFIG} " in AGENT.read_text()
 
 

@@ -91,7 +91,7 @@ def test_what_ended_before_the_trial_does_not_count(tmp_path: Path) -> None:
     assert World(tmp_path, [(running(restarts=40), up())]).judge() == ""
 
 
-@settings(max_examples=30)
+@settings(max_examples=10)
 @given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=6))
 def test_only_a_connection_of_the_full_length_is_good(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int]
