@@ -64,13 +64,14 @@ def _watcher(as_json: bool, form: Form) -> Callable[[AggregatorState], None]:
     """Returns what shows each state: JSON lines on stdout; on stderr a progress line, a line each, or log entries."""
     import logging
 
+    from edgefed.logs import printable
     from edgefed.protocol.messages.wire import encode
 
     log = logging.getLogger(__name__)
     log.setLevel(logging.INFO)  # as people see them without -v too
 
     def write_json(state: AggregatorState) -> None:
-        typer.echo(encode(state).decode())
+        typer.echo(printable(encode(state).decode()))
 
     def write_line(state: AggregatorState) -> None:
         from edgefed.cli.fleet_view import describe_aggregator
