@@ -163,7 +163,7 @@ class Verifier:
             certificate = x509.load_der_x509_certificate(_decoded(encoded))
             certificate.verify_directly_issued_by(self._authority)
             member = _Member.of(certificate)
-        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.InvalidVersion):
             raise MessageError("it is signed with a certificate that is not of the fleet's authority") from None
         self._known[encoded] = member
         if len(self._known) > _REMEMBERED:
