@@ -228,12 +228,16 @@ def read_revocation_list(
     """
     try:
         found = x509.load_pem_x509_crl(pem)
+        is_ours = authority is None or _is_signed_by(found, authority)
         number = found.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-    except (ValueError, x509.ExtensionNotFound) as error:
+        since = {entry.serial_number: entry.revocation_date_utc for entry in found}
+    except (
+        ValueError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension, x509.ExtensionNotFound
+    ) as error:  # fmt: skip
         raise ConfigError(f"{where}: not a revocation list in PEM: {error}") from None
-    if authority is not None and not _is_signed_by(found, authority):
-        raise ConfigError(f"{where}: the revocation list is not of the fleet's authority: it is another fleet's")
-    return {entry.serial_number: entry.revocation_date_utc for entry in found}, number
+    if not is_ours:
+        raise ConfigError(f"{where}: the list is not of the fleet's authority: it is another fleet's, or was changed")
+    return since, number
 
 
 def fleet_of(certificate: x509.Certificate) -> str:

@@ -104,7 +104,7 @@ class LatestWords:
             self._words = msgspec.json.decode(path.read_bytes(), type=dict[str, Word])
         except FileNotFoundError:
             return
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(
                 f"{path} cannot be read: {error}; without it, what is old could pass for new. Remove it to start anew"
             ) from None

@@ -74,7 +74,7 @@ def test_a_disk_that_is_full_at_the_end_stops_nobody(tmp_path: Path) -> None:
         memory.words.keep(at_once=True)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"t": 1}', b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"{", b'{"t": 1}', b"\xff", b'{"t":' * 5000])
 def test_damaged_words_are_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "latest-words.json").write_bytes(content)
     with pytest.raises(ConfigError, match=r"latest-words\.json cannot be read: .* Remove it to start anew"):

@@ -47,6 +47,7 @@ from edgefed.training.round_work import RoundWork, TrainingSet
 from edgefed.transport.blob_receiver import IncomingBlob
 from tools.fuzzing.engine import Target
 from tools.fuzzing.mutations import Mutation, damaged, json_document, wrong_numbers
+from tools.fuzzing.signed_targets import signed_targets
 
 __all__ = ["PROBED", "golden", "wire_targets"]
 
@@ -79,6 +80,7 @@ def wire_targets(scratch: Path) -> tuple[Target, ...]:
         Target("worker answer", lambda line: encode_frame(decode_answer(line)), WorkerError, _answers(), _TEXT),
         Target("worker request", lambda line: encode_frame(decode_request(line)), WorkerError, _requests(), _TEXT),
         Target("MQTT CONNECT", _read_connect, None, (_connect(), _connect(b"device-with-a-longer-name")), (damaged,)),
+        *signed_targets(scratch / "signed"),
     )
 
 
