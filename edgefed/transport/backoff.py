@@ -15,8 +15,9 @@ class Backoff:
     The n-th delay is drawn from the upper half of ``first_s · 2ⁿ``, capped at ``max_s``: jitter, so that a
     fleet does not come back all at once after its broker restarts. A success that lasted ``stable_s`` starts over
     at ``first_s``, and a shorter one shortens the next delay to a quarter of what it lasted: a link that breaks
-    every 20 s still carries something most of the time, and a connection that is granted and torn down at once
-    (two clients with one id, a broker that hates a message) does not become a tight loop.
+    every 20 s still carries something most of the time. One that lasted at least ``first_s`` is worth the second
+    delay, and a connection that is granted and torn down at once (two clients with one id, a broker that hates a
+    message) does not become a tight loop.
     """
 
     def __init__(
@@ -40,6 +41,8 @@ class Backoff:
             self._failures = 0
         elif bearable_s >= self._first_s:
             self._failures = min(self._failures, int(math.log2(bearable_s / self._first_s)))
+        elif lasted_s >= self._first_s:
+            self._failures = min(self._failures, 1)
 
     def next_delay_s(self, at_least_s: float = 0.0) -> float:
         """Return the seconds to wait now; the next call returns more.

@@ -20,7 +20,7 @@ def test_only_a_lasting_success_starts_over_and_a_fleeting_one_changes_nothing()
     backoff = Backoff(1.0, 60.0, stable_s=30.0, draw=lambda: 1.0)
     for _ in range(4):
         backoff.next_delay_s()
-    backoff.succeeded(lasted_s=3.9)
+    backoff.succeeded(lasted_s=0.9)
     assert backoff.next_delay_s() == 16.0
     backoff.succeeded(lasted_s=31.0)
     assert backoff.next_delay_s() == 1.0
@@ -31,6 +31,13 @@ def test_a_link_that_breaks_every_20_s_is_not_left_alone_for_longer_than_it_hold
     for _ in range(10):
         backoff.succeeded(lasted_s=20.0)
         assert backoff.next_delay_s() <= 20.0 / 4
+
+
+def test_a_link_that_breaks_every_2_s_is_tried_again_soon() -> None:
+    backoff = Backoff(0.5, 60.0, draw=lambda: 1.0)
+    for _ in range(10):
+        backoff.succeeded(lasted_s=1.9)
+        assert backoff.next_delay_s() <= 1.0
 
 
 @given(lasted_s=st.floats(0, 29), failures=st.integers(0, 100))
