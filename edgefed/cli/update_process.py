@@ -1,7 +1,8 @@
 """The installer's process: `python -m edgefed.cli.update_process HOME CONFIG [--stays SECONDS] [--comes SECONDS]`.
 
 It runs as root, started by `/opt/edgefed/bin/update`, whenever the agent has put a release into its directory. It
-trusts what root has written: the agent's configuration, and the authority that this names. It trusts nothing else.
+trusts what root has written: the agent's configuration, and the authority beside it or named by it. It trusts nothing
+else.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def main(arguments: list[str]) -> int:
             home=Home(given.home.resolve()),
             fleet=options.fleet,
             state=Path(options.state).absolute(),
-            verifier=lambda: _verifier(options),
+            verifier=lambda: _verifier(options, given.config.parent / "tls" / "ca.pem"),
         )
         Installer(board, Service(), Patience(stays_s=given.stays, comes_s=given.comes)).run()
     except EdgefedError as error:
@@ -52,8 +53,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _verifier(options: AgentOptions) -> Verifier:
+def _verifier(options: AgentOptions, beside: Path) -> Verifier:
     """Returns one that trusts the authority of the device's fleet.
+
+    Args:
+        options: of the agent, which name the authority.
+        beside: the authority as root has it, which counts where it is there: a board that was enrolled by a claim token
+            has the other from the agent.
 
     Raises:
         UpdateError: the fleet does not sign, or somebody else than root could have put the authority there.
@@ -63,7 +69,7 @@ def _verifier(options: AgentOptions) -> Verifier:
             "this fleet does not sign ([broker] signed = false), and code is not installed from whoever may come: "
             "update the board by flashing it"
         )
-    authority = Path(options.broker.tls_ca).resolve()
+    authority = (beside if beside.exists() else Path(options.broker.tls_ca)).resolve()
     for path in (authority, *authority.parents):
         _check_ours(path)
     try:

@@ -112,6 +112,25 @@ def test_an_authority_that_the_agent_could_have_written_is_not_trusted(board: Sm
     assert board.update().returncode == UpdateError.exit_code
 
 
+def test_the_authority_that_root_has_counts_before_the_one_that_the_agent_has(
+    board: SmallBoard, tmp_path: Path
+) -> None:
+    """As on a board that was enrolled by a claim token: what the token was flashed with is root's."""
+    theirs, ours = board.config.parent / "ca.pem", board.config.parent / "tls" / "ca.pem"
+    ours.parent.mkdir()
+    ours.write_bytes(theirs.read_bytes())
+    foreign = certificates.make_authority(FLEET, days=90, now=NOW)
+    theirs.write_bytes(certificates.certificate_pem(foreign.certificate))
+    theirs.chmod(0o666)
+    wheels = small_wheels(tmp_path / "second", "2.0")
+    board.deliver("foreign", wheels, signer=signer(authority=foreign))
+    board.update()
+    assert board.result.outcome == "refused"
+    board.deliver("second", wheels)
+    board.update()
+    assert board.result.outcome == "installed"
+
+
 def test_numbers_only_grow_and_a_way_down_is_signed_for(board: SmallBoard, tmp_path: Path) -> None:
     old, new = small_wheels(tmp_path / "old", "0.9"), small_wheels(tmp_path / "new", "2.0")
 
