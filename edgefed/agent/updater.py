@@ -198,7 +198,8 @@ class Updater:
         from edgefed.security.signatures import read_verifier  # megabytes that others need not carry
         from edgefed.updates.bundle import open_bundle
 
-        verifier = read_verifier(Path(self._options.broker.tls_ca))
+        broker = self._options.broker
+        verifier = read_verifier(Path(broker.tls_ca), Path(broker.tls_crl) if broker.tls_crl else None)
         try:
             bundle = open_bundle(path, verifier, fleet=self._options.fleet, now_unix_s=time.time())
             _check_fits(bundle.release)

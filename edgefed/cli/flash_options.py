@@ -79,7 +79,7 @@ class Asked:
             wheels=read_wheelhouse(self.wheelhouse, board),
             agent_toml=self._agent_toml(),
             password=f"{_first_line(self.password_file)}\n".encode() if self.password_file else None,
-            ca=_pem(self.ca, (_CERTIFICATE,), "a certificate"),
+            ca=_pem(self.ca, (_CERTIFICATE,), "a certificate") or self._authority_of_token(),
             certificate=_pem(self.certificate, (_CERTIFICATE,), "a certificate"),
             key=_pem(self.key, _KEYS, "a private key without a passphrase"),
             token=self._claim_token(),
@@ -116,6 +116,12 @@ class Asked:
             data=self.data,
         )
         return agent_toml(access)
+
+    def _authority_of_token(self) -> bytes | None:
+        """Returns the authority that the token names: as a file of root's, it says whose releases are installed."""
+        from edgefed.security.tokens import read_token
+
+        return read_token(self.token).ca if self.token is not None else None
 
     def _claim_token(self) -> bytes | None:
         """Returns the content of the token's file, once it is known that this board can use it."""

@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _verifier(options: AgentOptions, beside: Path) -> Verifier:
-    """Returns one that trusts the authority of the device's fleet.
+    """Returns one that trusts the authority of the device's fleet, less what the authority has taken back.
 
     Args:
         options: of the agent, which name the authority.
@@ -72,8 +72,9 @@ def _verifier(options: AgentOptions, beside: Path) -> Verifier:
     authority = (beside if beside.exists() else Path(options.broker.tls_ca)).resolve()
     for path in (authority, *authority.parents):
         _check_ours(path)
+    revoked = options.broker.tls_crl  # signed by the authority, so whoever has written it has not made it up
     try:
-        return read_verifier(authority)
+        return read_verifier(authority, Path(revoked) if revoked else None)
     except ConfigError as error:
         raise UpdateError(str(error)) from error
 

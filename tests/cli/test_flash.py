@@ -89,10 +89,12 @@ def test_a_claim_token_goes_where_the_agent_looks(
     assert (written.read_bytes(), written.stat().st_mode & 0o777) == (file.read_bytes(), 0o600)
     agent = read_agent(root / "etc/edgefed/agent.toml")
     assert (agent.broker.port, agent.broker.tls_key) == (8883, "/var/lib/edgefed/tls/key.pem")
+    authority = root / "etc/edgefed/tls/ca.pem"
+    assert authority.read_text() == json.loads(file.read_text())["ca"], "root's own, for releases of the agent"
 
     written.unlink()  # as the agent does
     done = edgefed("flash", "rootfs", root, "--wheelhouse", wheels, "--upgrade")
-    assert (done.code, written.exists()) == (0, False)
+    assert (done.code, written.exists(), authority.exists()) == (0, False, True)
 
     config = tmp_path / "agent.toml"
     config.write_bytes((root / "etc/edgefed/agent.toml").read_bytes())

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from edgefed.errors import UpdateError
 from edgefed.security import certificates
-from tests.updates.releases import FLEET, NOW, NOW_S, signer
+from tests.updates.releases import AUTHORITY, FLEET, NOW, NOW_S, signer
 from tests.updates.small_boards import SmallBoard, small_wheels, until, zipped
 
 
@@ -129,6 +133,28 @@ def test_the_authority_that_root_has_counts_before_the_one_that_the_agent_has(
     board.deliver("second", wheels)
     board.update()
     assert board.result.outcome == "installed"
+
+
+def test_an_aggregator_that_was_revoked_makes_no_releases(board: SmallBoard, tmp_path: Path) -> None:
+    stolen, wheels = signer(), small_wheels(tmp_path / "second", "2.0")
+    board.deliver("stolen", wheels, signer=stolen)
+    sample = json.loads(stolen.sign("topic", b'{"a":1}', 1.5))["signature"]["certificate"]
+    serial = x509.load_der_x509_certificate(base64.b64decode(sample)).serial_number
+    listed = certificates.make_revocation_list(AUTHORITY, {serial: NOW}, number=1, now=NOW)
+    crl = board.config.parent / "crl.pem"
+    crl.write_bytes(listed.public_bytes(serialization.Encoding.PEM))
+    with board.config.open("a") as config:
+        config.write(f'tls_crl = "{crl}"\n')
+    board.update()
+    assert (board.result.outcome, board.result.release) == ("refused", "")
+    assert "revoked" in board.result.reason
+    board.deliver("second", wheels)
+    board.update()
+    assert board.result.outcome == "installed"
+    crl.unlink()
+    board.deliver("third", small_wheels(tmp_path / "third", "3.0"), number=30)
+    board.update()
+    assert board.result.outcome == "refused", "without the list nobody can tell"
 
 
 def test_numbers_only_grow_and_a_way_down_is_signed_for(board: SmallBoard, tmp_path: Path) -> None:
