@@ -18,6 +18,7 @@ from edgefed.protocol.messages.wire import MAX_RANGES
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Transport
 from edgefed.transport.blob_receiver import IncomingBlob
+from edgefed.waiting import wait_at_most
 
 __all__ = ["Downloads", "Fetched"]
 
@@ -156,7 +157,7 @@ class Downloads:
         while not any(blob.complete for blob in self._arriving.values()):
             self._news.clear()
             try:
-                await asyncio.wait_for(self._news.wait(), patience_s)
+                await wait_at_most(self._news.wait(), patience_s)
             except asyncio.TimeoutError:
                 return "nothing"
             if self._disk_error is not None:

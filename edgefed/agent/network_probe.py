@@ -17,6 +17,7 @@ from edgefed.protocol.messages.up import Ping
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Transport
+from edgefed.waiting import wait_at_most
 
 __all__ = ["NetworkProbe"]
 
@@ -113,7 +114,7 @@ class NetworkProbe:
 
     async def _round_trip(self, patience_s: float) -> float:
         started_s = self._clock()
-        await asyncio.wait_for(self._ask(0, 0), patience_s)
+        await wait_at_most(self._ask(0, 0), patience_s)
         return self._clock() - started_s
 
     async def _throughput(
@@ -121,7 +122,7 @@ class NetworkProbe:
     ) -> Measurement:
         burst = _Burst(self._clock())
         try:
-            await asyncio.wait_for(self._burst(way, burst, burst_bytes, burst_s), burst_s + patience_s)
+            await wait_at_most(self._burst(way, burst, burst_bytes, burst_s), burst_s + patience_s)
         except asyncio.TimeoutError:
             if not burst.arrivals:
                 return absent(f"not one message of {_FIRST_BYTES} bytes came through within {burst_s + patience_s:g} s")

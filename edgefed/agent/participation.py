@@ -49,6 +49,7 @@ from edgefed.protocol.tasks import Quantization
 from edgefed.protocol.topics import Topics
 from edgefed.training.round_work import RoundWork
 from edgefed.transport.base import Transport
+from edgefed.waiting import wait_at_most
 
 __all__ = ["Participation"]
 
@@ -263,7 +264,7 @@ class Participation:
             await self._send(join)
             answer = None
             with contextlib.suppress(asyncio.TimeoutError):
-                answer = await asyncio.wait_for(self._answer_to(announced), _JOIN_PATIENCE_S)
+                answer = await wait_at_most(self._answer_to(announced), _JOIN_PATIENCE_S)
             if isinstance(answer, Refused):
                 raise _NotSelected(answer.reason)
             if answer is not None:

@@ -16,6 +16,7 @@ from edgefed.protocol.messages.retained import DeviceState, decode_device_state
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Transport, Will
+from edgefed.waiting import wait_at_most
 
 __all__ = ["Presence"]
 
@@ -64,7 +65,7 @@ class Presence:
         await transport.subscribe(self.topic)  # before the first word, or an objection to it could be missed
         await self.publish(transport)
         try:
-            await asyncio.wait_for(self._rival_seen.wait(), _CLAIM_S)
+            await wait_at_most(self._rival_seen.wait(), _CLAIM_S)
         except asyncio.TimeoutError:
             self._claimed = True
             return

@@ -23,6 +23,7 @@ from edgefed.devices.usage_sums import joined
 from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.training.round_work import RoundWork, WorkSuspended
 from edgefed.transport.base import Transport
+from edgefed.waiting import wait_at_most
 
 __all__ = ["SupervisedWork"]
 
@@ -150,7 +151,7 @@ async def _look(sampler: Sampler) -> None:
 async def _finish(sampler: Sampler) -> list[HardwareUse]:
     """Returns the window, or none where a sensor's driver hangs, which must not cost the update."""
     try:
-        return [await asyncio.wait_for(asyncio.to_thread(sampler.finish), _SENSOR_PATIENCE_S)]
+        return [await wait_at_most(asyncio.to_thread(sampler.finish), _SENSOR_PATIENCE_S)]
     except asyncio.TimeoutError:
         _log.warning("a sensor has not answered for %g s: what it saw is lost", _SENSOR_PATIENCE_S)
         return []

@@ -36,6 +36,7 @@ from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Connected, ConnectionLost, Message, Transport
 from edgefed.updates.health import HealthFile
 from edgefed.updates.places import Home
+from edgefed.waiting import wait_at_most
 
 __all__ = ["Supervisor"]
 
@@ -203,7 +204,7 @@ class Supervisor:
         while True:
             wait_s = min(recheck_s, idle_s - waited_s) if waited_s < idle_s else recheck_s
             with contextlib.suppress(asyncio.TimeoutError):
-                return await asyncio.wait_for(self._board.next(), wait_s)
+                return await wait_at_most(self._board.next(), wait_s)
             waited_s += wait_s
             if waited_s >= idle_s:
                 await self._worker.end()

@@ -13,6 +13,7 @@ from edgefed.protocol.messages.down import Acknowledged, UploadGrant, UploadProg
 from edgefed.protocol.messages.up import EvaluationReport, UpdateOffer, UpMessage
 from edgefed.transport.base import Transport
 from edgefed.transport.blob_sender import Credit, send_ranges
+from edgefed.waiting import wait_at_most
 
 __all__ = ["Uploads"]
 
@@ -92,7 +93,7 @@ class Uploads:
     async def _next(self, patience_s: float) -> UploadGrant | UploadProgress | Acknowledged | None:
         """Returns the next word from the aggregator, or None when it is time to offer again."""
         with contextlib.suppress(asyncio.TimeoutError):
-            return await asyncio.wait_for(self._news.get(), patience_s)
+            return await wait_at_most(self._news.get(), patience_s)
         return None
 
     async def _send_file(self, grant: UploadGrant, path: Path) -> None:

@@ -40,6 +40,7 @@ from edgefed.errors import (
     WorkerOutOfMemory,
 )
 from edgefed.training.round_work import WorkSuspended
+from edgefed.waiting import wait_at_most
 
 __all__ = ["WORKER_COMMAND", "WorkCancelled", "WorkerProcess"]
 
@@ -226,7 +227,7 @@ class WorkerProcess:
     async def _read(self, process: asyncio.subprocess.Process) -> Answer:
         assert process.stdout is not None
         try:
-            line = await asyncio.wait_for(process.stdout.readline(), self._silence_s)
+            line = await wait_at_most(process.stdout.readline(), self._silence_s)
         except asyncio.TimeoutError:
             raise WorkerDied(f"the worker said nothing for {self._silence_s:g} s and was ended") from None
         except ValueError:
@@ -234,7 +235,7 @@ class WorkerProcess:
         if line.endswith(b"\n"):
             return decode_answer(line)
         try:
-            return_code = await asyncio.wait_for(process.wait(), self._silence_s)
+            return_code = await wait_at_most(process.wait(), self._silence_s)
         except asyncio.TimeoutError:
             raise WorkerDied("the worker closed its output, lived on, and was ended") from None
         if return_code == -signal.SIGKILL:

@@ -95,6 +95,7 @@ async def _show(broker: Broker, fleet: str, *, wait_s: float, watch: bool, as_js
     from edgefed.transport.mqtt import connect_mqtt
     from edgefed.transport.options import guarded_client_id
     from edgefed.transport.signed import signed_as_told
+    from edgefed.waiting import wait_at_most
 
     view = FleetView(fleet)
     seal = _observation(broker, view.topics)
@@ -107,7 +108,7 @@ async def _show(broker: Broker, fleet: str, *, wait_s: float, watch: bool, as_js
             await _watch(view, transport)
             return
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(_listen(view, transport), wait_s)
+            await wait_at_most(_listen(view, transport), wait_s)
     if as_json:
         write_json(view.as_json())
         return

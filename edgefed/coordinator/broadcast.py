@@ -15,6 +15,7 @@ from pathlib import Path
 from edgefed.protocol.chunks import CHUNK_HEADER_BYTES, Ranges, encode_chunk
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Transport
+from edgefed.waiting import wait_at_most
 
 __all__ = ["Broadcast"]
 
@@ -91,7 +92,7 @@ class Broadcast:
             await self._wanted.wait()
             if self._awaited:
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._everybody_asked.wait(), self._settle_s)
+                    await wait_at_most(self._everybody_asked.wait(), self._settle_s)
                 self._awaited.clear()
             self._wanted.clear()
             await asyncio.gather(*(self._lane() for _ in range(self._in_flight)))

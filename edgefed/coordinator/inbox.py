@@ -13,6 +13,7 @@ from edgefed.coordinator import events
 from edgefed.coordinator.answers import MergedRound
 from edgefed.protocol.messages.up import UpdateOffer
 from edgefed.transport.base import Event, Transport
+from edgefed.waiting import wait_at_most
 
 __all__ = ["Arrived", "Broken", "Inbox", "Item", "MergeDone", "MergeFailed"]
 
@@ -71,7 +72,7 @@ class Inbox:
     async def next(self, wait_s: float) -> Item | None:
         """Returns the next item, or None when there is none for so long."""
         try:
-            return await asyncio.wait_for(self._items.get(), wait_s) if wait_s > 0 else self._items.get_nowait()
+            return await wait_at_most(self._items.get(), wait_s) if wait_s > 0 else self._items.get_nowait()
         except (asyncio.TimeoutError, asyncio.QueueEmpty):
             return None
 

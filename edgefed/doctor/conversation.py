@@ -35,6 +35,7 @@ from edgefed.transport.base import Message, Transport
 from edgefed.transport.mqtt import MqttTransport, connect_mqtt
 from edgefed.transport.mqtt_options import MqttOptions
 from edgefed.transport.tls_problems import explain_unreachable
+from edgefed.waiting import wait_at_most
 
 __all__ = ["converse"]
 
@@ -100,7 +101,7 @@ async def _talk(options: AgentOptions, transport: Transport) -> list[Finding]:
         started_s = time.perf_counter()
         await _ping(options, topics, transport, heard.nonce)
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(heard.answered.wait(), _ANSWER_S)
+            await wait_at_most(heard.answered.wait(), _ANSWER_S)
         took_s = time.perf_counter() - started_s
     except (BrokerRefused, Disconnected) as error:
         return [

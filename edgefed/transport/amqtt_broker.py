@@ -31,6 +31,8 @@ from amqtt.mqtt.protocol.broker_handler import BrokerProtocolHandler
 from amqtt.plugins.base import BaseAuthPlugin
 from amqtt.session import OUTGOING, Session
 
+from edgefed.waiting import wait_at_most
+
 __all__ = ["AdmitEverybody", "RepairedBroker", "broker_config"]
 
 _log = logging.getLogger(__name__)
@@ -92,7 +94,7 @@ class RepairedBroker(Broker):  # type: ignore[misc]
 
     async def _client_connected(self, listener_name: str, reader: ReaderAdapter, writer: WriterAdapter) -> None:
         try:
-            connect = await asyncio.wait_for(_Connect.read(reader), _CONNECT_TIMEOUT_S)
+            connect = await wait_at_most(_Connect.read(reader), _CONNECT_TIMEOUT_S)
         except (ValueError, struct.error, asyncio.TimeoutError, asyncio.IncompleteReadError, OSError) as error:
             _log.info("not an MQTT client: %r", error)
             await _close(writer)
@@ -111,7 +113,7 @@ class RepairedBroker(Broker):  # type: ignore[misc]
         _log.info("client %s connected again: its previous connection is ended", client_id)
         await handler.handle_connection_closed()
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(handler.gone.wait(), _TAKE_OVER_TIMEOUT_S)
+            await wait_at_most(handler.gone.wait(), _TAKE_OVER_TIMEOUT_S)
 
     async def _initialize_client_session(
         self, reader: ReaderAdapter, writer: WriterAdapter, remote_address: str, remote_port: int

@@ -14,6 +14,7 @@ from pathlib import Path
 from edgefed.errors import ChunkError, PayloadTooLarge
 from edgefed.protocol.chunks import CHUNK_HEADER_BYTES, Ranges, encode_chunk
 from edgefed.transport.base import Transport
+from edgefed.waiting import wait_at_most
 
 __all__ = ["Credit", "send_ranges"]
 
@@ -75,7 +76,7 @@ class Credit:
         while self._is_spent(size_bytes):
             self._news.clear()
             try:
-                await asyncio.wait_for(self._news.wait(), self._patience_s)
+                await wait_at_most(self._news.wait(), self._patience_s)
             except asyncio.TimeoutError:
                 self._outstanding_bytes = 0
                 self._outstanding.clear()

@@ -23,6 +23,7 @@ from edgefed.transport.base import (
     Will,
 )
 from edgefed.transport.topic_filter import topic_matches
+from edgefed.waiting import wait_at_most
 
 __all__ = ["InMemoryBroker", "InMemoryTransport"]
 
@@ -217,7 +218,7 @@ class InMemoryTransport:
         if len(payload) > self.max_payload_bytes:
             raise PayloadTooLarge(len(payload), self.max_payload_bytes)
         try:
-            await asyncio.wait_for(self._ready(), timeout_s)
+            await wait_at_most(self._ready(), timeout_s)
         except asyncio.TimeoutError:
             raise Disconnected(f"no connection for a message to {topic} within {timeout_s:g} s") from None
         self._broker._accept(Message(topic, bytes(payload), retain))

@@ -23,6 +23,7 @@ from edgefed.transport.mqtt_connection import ConnectionEnded, MqttConnection, N
 from edgefed.transport.mqtt_inbox import MqttInbox
 from edgefed.transport.mqtt_options import MqttOptions
 from edgefed.transport.tls_problems import explain_refusal, explain_unreachable
+from edgefed.waiting import wait_at_most
 
 __all__ = ["MqttOptions", "MqttTransport", "connect_mqtt"]
 
@@ -101,7 +102,7 @@ class MqttTransport:
         if timeout_s is None:
             return await self._publish(topic, payload, retain)
         try:
-            return await asyncio.wait_for(self._publish(topic, payload, retain), timeout_s)
+            return await wait_at_most(self._publish(topic, payload, retain), timeout_s)
         except asyncio.TimeoutError:
             raise Disconnected(
                 f"the broker at {self._options.address} did not acknowledge a message to {topic} within {timeout_s:g} s"

@@ -25,6 +25,7 @@ from edgefed.transport.mqtt_options import MqttOptions
 from edgefed.transport.paho_client import connect_blocking, make_client
 from edgefed.transport.paho_loop import PahoLoop
 from edgefed.transport.send_slots import SendSlots
+from edgefed.waiting import wait_at_most
 
 if TYPE_CHECKING:
     from paho.mqtt.reasoncodes import ReasonCode
@@ -101,9 +102,9 @@ class MqttConnection:
         """
         started = self._loop.time()
         try:
-            await asyncio.wait_for(self._io.connect(self._connect), timeout_s)
+            await wait_at_most(self._io.connect(self._connect), timeout_s)
             left_s = max(0.1, timeout_s - (self._loop.time() - started))
-            connack = await asyncio.wait_for(asyncio.shield(self._connack), left_s)
+            connack = await wait_at_most(asyncio.shield(self._connack), left_s)
         except asyncio.TimeoutError:
             error_type = BrokerUnreachable if self._client.socket() is None else NoAnswer
             self.abort("no answer")
@@ -139,7 +140,7 @@ class MqttConnection:
         """Say DISCONNECT, so that the broker does not publish the will, and close."""
         self._client.disconnect()
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self.ended), timeout_s)
+            await wait_at_most(asyncio.shield(self.ended), timeout_s)
         self.abort("closed")
 
     def abort(self, reason: str, *, taken_over: bool = False) -> None:
@@ -209,7 +210,7 @@ class MqttConnection:
         if code != paho.MQTT_ERR_SUCCESS or packet_id is None:
             raise ConnectionEnded(paho.error_string(code))
         try:
-            return await asyncio.wait_for(self._acknowledged(packet_id), self._options.connect_timeout_s)
+            return await wait_at_most(self._acknowledged(packet_id), self._options.connect_timeout_s)
         except asyncio.TimeoutError:
             self.abort("the broker does not answer")
             raise ConnectionEnded("the broker does not answer") from None
