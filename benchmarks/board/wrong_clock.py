@@ -1,4 +1,4 @@
-"""A board without a clock of its own and without torch, in a fleet that signs: does it find its way in? See README.md."""
+"""A board without a clock and without torch, in a fleet that signs: does it find its way in? See README.md."""
 
 from __future__ import annotations
 
