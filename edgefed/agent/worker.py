@@ -202,6 +202,9 @@ def _failure(error: Exception) -> Failed:
     for branch, kind in _KINDS:
         if isinstance(error, branch):
             return Failed(kind=kind, message=str(error))
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "edgefed").startswith("edgefed"):
+        missing = f"{error.name} is not installed: what measures and trains comes with edgefed[train]"
+        return Failed(kind="worker", message=missing)
     if not isinstance(error, EdgefedError):
         traceback.print_exception(error)
         return Failed(kind="worker", message=text)
