@@ -38,11 +38,11 @@ STEPS = {
 PATIENCE_S = 3600.0
 
 
-def flash(board: VirtualBoard, host: HostSide) -> tuple[Path, dict[str, Any]]:
+def flash(board: VirtualBoard, host: HostSide, wheels: Path, *more: str) -> tuple[Path, dict[str, Any]]:
     """Flashes a fresh root file system with a claim token, and returns it with what flashing wrote."""
     root = board.new_root()
-    options = ["--device", DEVICE, "--fleet", FLEET, "--broker", host.broker_of_board, "--token", host.token]
-    flashed = json.loads(host.edgefed("flash", "rootfs", root, "--wheelhouse", board.wheels, *options, "--json"))
+    options = ["--device", DEVICE, "--fleet", FLEET, "--broker", host.broker_of_board, "--token", host.token, *more]
+    flashed = json.loads(host.edgefed("flash", "rootfs", root, "--wheelhouse", wheels, *options, "--json"))
     data = root / "var/lib/edgefed/data"  # the owner brings the examples
     data.mkdir(parents=True)
     dialogues = resources.files("edgefed.assets") / "dialogues/train.jsonl"
@@ -157,7 +157,7 @@ def main() -> int:
     board = VirtualBoard(options.scratch, REPOSITORY)
     board.make()
     host = HostSide(options.scratch / "host")
-    root, flashed = flash(board, host)
+    root, flashed = flash(board, host, board.wheels)
     command = board.boot_command(board.new_disk(root), options.memory_mib, options.cpus)
     logs = [options.scratch / f"console-{boot}.log" for boot in (1, 2)]
     with host.broker():

@@ -167,6 +167,18 @@ class VirtualBoard:
         for wheel in (self._debs / "wheels").iterdir():
             shutil.copy(wheel, self.wheels)
 
+    def base_wheels(self) -> Path:
+        """Returns a wheelhouse of edgefed without its extras, chosen by the board's own pip among the others."""
+        shared, chosen = self._debs / "all", self._scratch / "base-wheels"
+        for directory in (shared, self._debs / "base-wheels", chosen):
+            shutil.rmtree(directory, ignore_errors=True)
+        shutil.copytree(self.wheels, shared)
+        with self._entered() as chroot:
+            pip = "/mnt/venv/bin/pip download --quiet --no-index --find-links /mnt/all"
+            chroot(f"{pip} --dest /mnt/base-wheels edgefed pip")
+        shutil.rmtree(shared)
+        return Path(shutil.copytree(self._debs / "base-wheels", chosen))
+
     @contextlib.contextmanager
     def _entered(self) -> Iterator[_Chroot]:
         """Gives what runs commands inside the base, with the network, and with a directory of ours at /mnt."""
@@ -196,8 +208,8 @@ class VirtualBoard:
         _run(["mke2fs", "-q", "-t", "ext4", "-F", "-d", str(root), str(disk)])
         return disk
 
-    def boot_command(self, disk: Path, memory_mib: int, cpus: int) -> list[str]:
-        """Returns what starts the board: its console is stdout, and 10.0.2.2 is this machine."""
+    def boot_command(self, disk: Path, memory_mib: int, cpus: int, *, clock: str = "utc") -> list[str]:
+        """Returns what starts the board: its console is stdout, 10.0.2.2 is this machine, and `clock` what it says."""
         return [
             "qemu-system-aarch64", "-machine", "virt", "-cpu", "cortex-a72", "-smp", str(cpus), "-m", str(memory_mib),
             "-accel", "tcg,thread=multi", "-nodefaults", "-nographic", "-serial", "stdio",
@@ -205,7 +217,7 @@ class VirtualBoard:
             "-append", "console=ttyAMA0 quiet systemd.journald.forward_to_console=1 systemd.show_status=0",
             "-drive", f"file={disk},format=raw,if=none,id=disk,cache=unsafe", "-device", "virtio-blk-pci,drive=disk",
             "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=",
-            "-device", "i6300esb", "-rtc", "base=utc",
+            "-device", "i6300esb", "-rtc", f"base={clock}",
         ]  # fmt: skip
 
 

@@ -76,6 +76,9 @@ class Rounds:
     def with_a_bug(self, report):
         raise ZeroDivisionError("division by zero")
 
+    def without_a_library(self, report):
+        import a_library_for_training
+
     def short_of_memory(self, report):
         raise MemoryError("no more")
 
@@ -148,6 +151,7 @@ def test_failures_are_answers_and_the_worker_goes_on(worker: Worker, work: Work)
         "without_data": ("data", "line 3: not JSON"),
         "with_a_bad_adapter": ("adapter", "rank 9"),
         "with_a_bug": ("worker", "ZeroDivisionError: division by zero"),
+        "without_a_library": ("worker", "a_library_for_training is not installed: what measures and trains comes with"),
         "short_of_memory": ("memory", "no more"),
         "short_of_cuda_memory": ("memory", "CUDA out of memory"),
         "short_of_jetson_memory": ("memory", "NVML_SUCCESS == r"),
@@ -159,6 +163,7 @@ def test_failures_are_answers_and_the_worker_goes_on(worker: Worker, work: Work)
         assert answer.kind == branch
         assert said in answer.message
     assert "Traceback" in worker.errors.read_text()
+    assert "a_library_for_training" not in worker.errors.read_text(), "to be without it is no bug of ours"
     worker.ask(round_of(work, "well"))
     finished = worker.hear_the_end()
     assert isinstance(finished, Finished)
