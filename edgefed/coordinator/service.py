@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -17,26 +16,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from edgefed.aggregation.exchange import Exchange, MergedState
+from edgefed.aggregation.exchange import Exchange
 from edgefed.coordinator import events, rounds
-from edgefed.coordinator.answers import MergedRound
+from edgefed.coordinator.between_rounds import BetweenRounds, WorkDone
 from edgefed.coordinator.broadcast import Broadcast
 from edgefed.coordinator.claim import ANSWER_S, CLAIM_S, FleetClaim
 from edgefed.coordinator.client_budget import spent_by, with_privacy
-from edgefed.coordinator.divergence import last_good
 from edgefed.coordinator.history import extend_history, write_history
 from edgefed.coordinator.intake import Intake
 from edgefed.coordinator.ledger import Ledger
-from edgefed.coordinator.merging import RoundTraffic, first_record, give_up_round, merge_round, tidy
+from edgefed.coordinator.merging import RoundTraffic, tidy
 from edgefed.coordinator.notices import Notices
 from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.outbox import Outbox
 from edgefed.coordinator.reception import Reception
 from edgefed.coordinator.round_records import write_record
 from edgefed.coordinator.run_directory import RunDirectory, disk_trouble_told
-from edgefed.coordinator.soundness import check_account, check_files, check_states, check_updates
 from edgefed.coordinator.store import Store
-from edgefed.errors import AdapterError, EdgefedError, FederationFailed, MessageError
+from edgefed.errors import EdgefedError, FederationFailed, MessageError
 from edgefed.protocol.messages.down import Accepted, Refused
 from edgefed.protocol.messages.retained import AggregatorState
 from edgefed.protocol.messages.up import UpdateOffer
@@ -61,17 +58,6 @@ class _Arrived:
     device: str
     offer: UpdateOffer
     path: Path
-
-
-@dataclass(frozen=True, slots=True)
-class _MergeDone:
-    record: MergedRound
-    state: MergedState
-
-
-@dataclass(frozen=True, slots=True)
-class _MergeFailed:
-    event: events.MergeFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +97,8 @@ class Aggregator:
         self._exchange = exchange
         self._directory = RunDirectory(store.directory)
         self._ledger = Ledger(store, options.rules)
-        self._inbox: asyncio.Queue[Event | _Arrived | _MergeDone | _MergeFailed | _Broken] = asyncio.Queue(maxsize=256)
+        self._inbox: asyncio.Queue[Event | _Arrived | WorkDone | _Broken] = asyncio.Queue(maxsize=256)
+        self._work = BetweenRounds(options, exchange, self._directory, store)
         self._outbox = Outbox(transport, self._topics)
         sealing = _sealing_key(self._directory.sealing_key) if options.broker.sealed else None
         public = "" if sealing is None else sealing.public
@@ -176,10 +163,7 @@ class Aggregator:
         for background in (self._pump(), self._broadcast.run(), self._outbox.run()):
             self._spawn(background)
         try:
-            self._directory.remove_leftovers()
-            check_account(self._store)
-            check_files(self._store, self._directory, self._ledger.state)
-            await self._begin()
+            await self._work.begin(self._ledger.state)
             await self._take_the_fleet()
             await self._transport.subscribe(self._topics.every_device("up"))
             await self._transport.subscribe(self._topics.every_device("state"))
@@ -192,19 +176,6 @@ class Aggregator:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self._intake.close()
-
-    async def _begin(self) -> None:
-        """Makes the adapter before the first round, once."""
-        path = self._directory.state(0)
-        if self._store.start is None:
-            shutil.rmtree(path, ignore_errors=True)  # of a first start that was cut short
-        elif not path.exists():
-            return  # a later adapter has taken its place in all that is to come
-        made = await asyncio.to_thread(self._exchange.begin, path)
-        if self._store.start is None:
-            start = first_record(self._directory, made)
-            write_record(self._directory, start)
-            self._store.keep_start(start)
 
     def goodbye(self) -> AggregatorState | None:
         """Returns the state to leave behind when this process ends; None where the fleet is another aggregator's."""
@@ -261,7 +232,7 @@ class Aggregator:
             await self._take(item)
         self._notices.post_state(self._describe())
 
-    async def _take(self, item: Event | _Arrived | _MergeDone | _MergeFailed | _Broken) -> None:
+    async def _take(self, item: Event | _Arrived | WorkDone | _Broken) -> None:
         if isinstance(item, Message) and item.topic == self._topics.aggregator_state:
             self._hear_of_an_aggregator(item.payload)
         elif isinstance(item, Message):
@@ -271,10 +242,8 @@ class Aggregator:
                 _log.warning("on %s: %s", item.topic, error)
         elif isinstance(item, _Arrived):
             await self._reception.take_in(item.device, item.offer, item.path)
-        elif isinstance(item, _MergeDone):
-            self._after_merge(item)
-        elif isinstance(item, _MergeFailed):
-            self._perform(self._ledger.apply(item.event))
+        elif isinstance(item, WorkDone):
+            self._after_work(item)
         elif isinstance(item, _Broken):
             raise item.error
         elif isinstance(item, Connected):
@@ -323,9 +292,9 @@ class Aggregator:
                 refused = Refused(run=self._run, round=self._ledger.state.round, reason=action.reason)
                 self._outbox.tell(action.device, refused)
             elif isinstance(action, events.Merge):
-                self._spawn(self._merge(action))
+                self._spawn(self._report(self._work.merge(action, self._traffic)))
             elif isinstance(action, events.GiveUp):
-                self._spawn(self._give_up(action))
+                self._spawn(self._report(self._work.give_up(action, self._traffic)))
             else:
                 self._finish(action)
 
@@ -346,39 +315,15 @@ class Aggregator:
         elif state.phase == "finished":
             self._notices.post_end(state.round, state.finished_reason)
 
-    async def _merge(self, action: events.Merge) -> None:
-        _log.info("round %d: merging %d updates", action.round, len(action.updates))
-        base = action.round - 1
-        digests = {base: self._store.state_digest(base)}
-        await asyncio.to_thread(check_updates, self._directory, action.updates)
-        await asyncio.to_thread(check_states, self._directory, digests)
-        try:
-            record, state = await asyncio.to_thread(
-                merge_round,
-                self._exchange,
-                self._directory,
-                self._options.selection,
-                action.round,
-                action.updates,
-                self._traffic,
-                max_examples=self._options.robustness.max_examples,
-                equal_weights=bool(self._options.client_privacy.noise_multiplier),
-            )
-        except AdapterError as error:  # each update is fit to be summed, and the state is whole: it is the sum itself
-            await self._inbox.put(_MergeFailed(events.MergeFailed(action.round, f"the sum cannot be made: {error}")))
-        else:
-            await self._inbox.put(_MergeDone(record, state))
+    async def _report(self, work: Coroutine[Any, Any, WorkDone]) -> None:
+        await self._inbox.put(await work)
 
-    async def _give_up(self, action: events.GiveUp) -> None:
-        _log.error(
-            "round %d is given up, back to the adapter after round %d: %s", action.round, action.of, action.reason
-        )
-        done = await asyncio.to_thread(give_up_round, self._exchange, self._directory, action, self._traffic)
-        await self._inbox.put(_MergeDone(*done))
-
-    def _after_merge(self, done: _MergeDone) -> None:
+    def _after_work(self, done: WorkDone) -> None:
+        if isinstance(done.outcome, events.MergeFailed):
+            self._perform(self._ledger.apply(done.outcome))
+            return
         privacy, earlier = self._options.client_privacy, self._store.merged_rounds()
-        record = with_privacy(done.record, earlier, privacy)
+        record = with_privacy(done.outcome, earlier, privacy)
         spent = spent_by(record, earlier, privacy)
         self._epsilon = record.epsilon
         self._reception.refusals.take_merged(record)
@@ -388,17 +333,9 @@ class Aggregator:
         tidy(self._directory, self._options.selection, self._ledger.state, self._store.last_round)
 
     def _finish(self, end: events.Finish) -> None:
-        write_history(self._directory.history, self._store, self._ledger.state)
         state = self._ledger.state
-        last = self._store.last_round
-        if state.failed:  # the last adapter is the one that has diverged, or is about to
-            good = last_good(state.typical)
-            last = 0 if good is None else good[0]
-        best = 0 if state.best is None else state.best[0]
-        for number, output in ((last, self._directory.adapter), (best, self._directory.best_adapter)):
-            if number:
-                check_states(self._directory, {number: self._store.state_digest(number)})
-                self._exchange.export(self._directory.state(number), output)
+        write_history(self._directory.history, self._store, state)
+        self._work.export(state)
         self._notices.post_end(state.round, end.reason)
         _log.log(logging.ERROR if end.failed else logging.INFO, "the federation is over: %s", end.reason)
         self._finished = True
