@@ -212,7 +212,7 @@ class Database:
         """Returns the version. Where and with which digest it is kept is the same in all versions from 2 on."""
         with self.read() as connection:
             columns = connection.execute(sql.text("SELECT name FROM pragma_table_info('meta')")).scalars().all()
-            if columns and "digest" not in columns:
+            if columns == ["key", "value"]:
                 return "1"
             return self.meta(connection, "schema_version")
 
@@ -259,6 +259,8 @@ class Database:
             )
 
     def _refuse_other_version(self, found: str | None) -> None:
+        if found is None:
+            raise damaged(self.directory, "it has no version")
         if found != str(SCHEMA_VERSION):
             raise OtherVersion(
                 f"the store in {self.directory} has version {found}, and this edgefed reads version {SCHEMA_VERSION}: "

@@ -7,7 +7,9 @@ runs in a thread; the store is read in the loop's.
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
+from collections.abc import Iterable
 
 from edgefed.aggregation.exchange import Exchange, MergedState
 from edgefed.coordinator import events
@@ -19,10 +21,13 @@ from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.round_records import write_record
 from edgefed.coordinator.round_state import State
 from edgefed.coordinator.run_directory import RunDirectory
-from edgefed.coordinator.soundness import check_states, check_updates
+from edgefed.coordinator.soundness import check_account, check_files, check_states, check_updates
 from edgefed.coordinator.store import Store
+from edgefed.errors import AdapterError
 
 __all__ = ["GlobalAdapters"]
+
+_log = logging.getLogger(__name__)
 
 
 class GlobalAdapters:
@@ -41,12 +46,16 @@ class GlobalAdapters:
         self._directory = directory
         self._exchange = exchange
 
-    async def begin(self) -> None:
-        """Makes the adapter before the first round, once.
+    async def begin(self, state: State) -> None:
+        """Looks at all that was kept, and makes the adapter before the first round, once.
 
         Raises:
-            AdapterError: the base model cannot have one.
+            StoreError: something is not what was written.
+            AdapterError: the base model cannot have an adapter.
         """
+        self._directory.remove_leftovers()
+        check_account(self._store)
+        check_files(self._store, self._directory, state)
         path = self._directory.state(0)
         if self._store.start is None:
             shutil.rmtree(path, ignore_errors=True)  # of a first start that was cut short
@@ -62,32 +71,45 @@ class GlobalAdapters:
         """Returns the adapter that a round ended with; 0 for the first."""
         return self._exchange.load(self._directory.state(round_))
 
-    async def merge(self, action: events.Merge, traffic: RoundTraffic) -> tuple[MergedRound, MergedState]:
-        """Returns the record and the adapter of a round's sum.
+    async def merge(self, action: events.Merge, traffic: RoundTraffic) -> MergedRound | events.MergeFailed:
+        """Makes a round's sum, and returns its record, or that it cannot be made.
 
         Raises:
-            StoreError: what would be summed is damaged.
-            AdapterError: the sum cannot be made.
+            StoreError: what it is made of is not what was written, or the disk fails.
         """
-        base = action.round - 1
-        digests = {base: self._store.state_digest(base)}
+        about = {"round": action.round, "updates": len(action.updates)}
+        _log.info("round %(round)d: merging %(updates)d updates", about)
+        starts = {action.round - 1, *(update.round - 1 for update in action.updates)}
+        digests = self._digests(starts)
         await asyncio.to_thread(check_updates, self._directory, action.updates)
         await asyncio.to_thread(check_states, self._directory, digests)
-        return await asyncio.to_thread(
-            merge_round,
-            self._exchange,
-            self._directory,
-            self._options.selection,
-            action.round,
-            action.updates,
-            traffic,
-            max_examples=self._options.robustness.max_examples,
-            equal_weights=bool(self._options.client_privacy.noise_multiplier),
-        )
+        try:
+            record, _ = await asyncio.to_thread(
+                merge_round,
+                self._exchange,
+                self._directory,
+                self._options.selection,
+                action.round,
+                action.updates,
+                traffic,
+                max_examples=self._options.robustness.max_examples,
+                equal_weights=bool(self._options.client_privacy.noise_multiplier),
+            )
+        except AdapterError as error:  # each update is fit to be summed, and all is whole: it is the sum itself
+            return events.MergeFailed(action.round, f"the sum cannot be made: {error}")
+        return record
 
-    async def give_up(self, action: events.GiveUp, traffic: RoundTraffic) -> tuple[MergedRound, MergedState]:
-        """Returns the record and the adapter of a round that was given up: an earlier one once more."""
-        return await asyncio.to_thread(give_up_round, self._exchange, self._directory, action, traffic)
+    async def give_up(self, action: events.GiveUp, traffic: RoundTraffic) -> MergedRound:
+        """Makes an earlier adapter that of a round that is given up, and returns the round's record.
+
+        Raises:
+            StoreError: that adapter is not what was written, or the disk fails.
+        """
+        about = {"round": action.round, "of": action.of, "reason": action.reason}
+        _log.error("round %(round)d is given up, back to the adapter after round %(of)d: %(reason)s", about)
+        await asyncio.to_thread(check_states, self._directory, self._digests([action.of]))
+        record, _ = await asyncio.to_thread(give_up_round, self._exchange, self._directory, action, traffic)
+        return record
 
     def settle(self, state: State) -> None:
         """After a round is in the store: its line of the history, and what nobody needs any more is removed."""
@@ -108,5 +130,8 @@ class GlobalAdapters:
         best = 0 if state.best is None else state.best[0]
         for number, output in ((last, self._directory.adapter), (best, self._directory.best_adapter)):
             if number:
-                check_states(self._directory, {number: self._store.state_digest(number)})
+                check_states(self._directory, self._digests([number]))
                 self._exchange.export(self._directory.state(number), output)
+
+    def _digests(self, rounds: Iterable[int]) -> dict[int, str]:
+        return {round_: self._store.state_digest(round_) for round_ in rounds}

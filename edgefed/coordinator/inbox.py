@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from edgefed.aggregation.exchange import MergedState
 from edgefed.coordinator import events
 from edgefed.coordinator.answers import MergedRound
 from edgefed.protocol.messages.up import UpdateOffer
 from edgefed.transport.base import Event, Transport
 from edgefed.waiting import wait_at_most
 
-__all__ = ["Arrived", "Broken", "Inbox", "Item", "MergeDone", "MergeFailed"]
+__all__ = ["Arrived", "Broken", "Inbox", "Item", "WorkDone"]
 
 _ROOM = 256
 
@@ -30,18 +29,10 @@ class Arrived:
 
 
 @dataclass(frozen=True, slots=True)
-class MergeDone:
-    """A round has its adapter."""
+class WorkDone:
+    """A closed round has its adapter, and this is its record; or the event that says why it gets none."""
 
-    record: MergedRound
-    state: MergedState
-
-
-@dataclass(frozen=True, slots=True)
-class MergeFailed:
-    """A round gets no adapter."""
-
-    event: events.MergeFailed
+    outcome: MergedRound | events.MergeFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +42,7 @@ class Broken:
     error: BaseException
 
 
-Item: TypeAlias = "Event | Arrived | MergeDone | MergeFailed | Broken"
+Item: TypeAlias = "Event | Arrived | WorkDone | Broken"
 
 
 class Inbox:

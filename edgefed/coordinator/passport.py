@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import msgspec
 from edgefed.coordinator.digests import row_digest
 from edgefed.files import replace_file
 
-__all__ = ["Passport", "read_passport", "write_passport"]
+__all__ = ["Passport", "changed_settings", "read_passport", "write_passport"]
 
 _NAME = "run.json"
 
@@ -54,5 +55,19 @@ def write_passport(directory: Path, passport: Passport) -> None:
     replace_file(directory / _NAME, [msgspec.json.format(msgspec.json.encode(signed)), b"\n"])
 
 
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns what differs between two sets of settings, in words, by dotted key in order."""
+    old, new = _by_dotted_key(before), _by_dotted_key(now)
+    changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    return [f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in changed]
+
+
 def _digest(passport: Passport) -> str:
     return row_digest(passport.run, json.dumps(passport.identity, sort_keys=True))
+
+
+def _by_dotted_key(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _by_dotted_key(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -9,20 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from edgefed.aggregation.exchange import Exchange
 from edgefed.coordinator import events, rounds
+from edgefed.coordinator.answers import MergedRound
 from edgefed.coordinator.broadcast import Broadcast
 from edgefed.coordinator.claim import ANSWER_S, CLAIM_S, FleetClaim
 from edgefed.coordinator.client_budget import spent_by, with_privacy
 from edgefed.coordinator.fleet_desk import FleetDesk
 from edgefed.coordinator.global_adapters import GlobalAdapters
-from edgefed.coordinator.inbox import Arrived, Broken, Inbox, Item, MergeDone, MergeFailed
+from edgefed.coordinator.inbox import Arrived, Broken, Inbox, Item, WorkDone
 from edgefed.coordinator.intake import Intake
 from edgefed.coordinator.ledger import Ledger
 from edgefed.coordinator.merging import RoundTraffic
@@ -32,9 +33,8 @@ from edgefed.coordinator.outbox import Outbox
 from edgefed.coordinator.reception import Reception
 from edgefed.coordinator.round_records import write_record
 from edgefed.coordinator.run_directory import RunDirectory, disk_trouble_told
-from edgefed.coordinator.soundness import check_account, check_files
 from edgefed.coordinator.store import Store
-from edgefed.errors import AdapterError, EdgefedError, FederationFailed, MessageError
+from edgefed.errors import EdgefedError, FederationFailed, MessageError
 from edgefed.protocol.messages.down import Accepted, Refused
 from edgefed.protocol.messages.retained import AggregatorState
 from edgefed.protocol.messages.wire import encode
@@ -173,10 +173,7 @@ class Aggregator:
         ):
             self._inbox.spawn(background)
         try:
-            self._directory.remove_leftovers()
-            check_account(self._store)
-            check_files(self._store, self._directory, self._ledger.state)
-            await self._adapters.begin()
+            await self._adapters.begin(self._ledger.state)
             await self._take_the_fleet()
             await self._transport.subscribe(self._topics.every_device("up"))
             await self._transport.subscribe(self._topics.every_device("state"))
@@ -249,10 +246,8 @@ class Aggregator:
             self._hear_of_distrust(item)
         elif isinstance(item, Arrived):
             await self._reception.take_in(item.device, item.offer, item.path)
-        elif isinstance(item, MergeDone):
-            self._after_merge(item)
-        elif isinstance(item, MergeFailed):
-            self._perform(self._ledger.apply(item.event))
+        elif isinstance(item, WorkDone):
+            self._after_work(item)
         elif isinstance(item, Broken):
             raise item.error
         elif isinstance(item, Connected):
@@ -300,9 +295,9 @@ class Aggregator:
                 refused = Refused(run=self._run, round=self._ledger.state.round, reason=action.reason)
                 self._outbox.tell(action.device, refused)
             elif isinstance(action, events.Merge):
-                self._inbox.spawn(self._merge(action))
+                self._inbox.spawn(self._report(self._adapters.merge(action, self._traffic)))
             elif isinstance(action, events.GiveUp):
-                self._inbox.spawn(self._give_up(action))
+                self._inbox.spawn(self._report(self._adapters.give_up(action, self._traffic)))
             else:
                 self._finish(action)
 
@@ -325,27 +320,15 @@ class Aggregator:
         elif state.phase == "finished":
             self._notices.post_end(state.round, state.finished_reason)
 
-    async def _merge(self, action: events.Merge) -> None:
-        _log.info(
-            "round %(round)d: merging %(updates)d updates", {"round": action.round, "updates": len(action.updates)}
-        )
-        try:
-            record, state = await self._adapters.merge(action, self._traffic)
-        except AdapterError as error:  # each update is fit to be summed, and the state is whole: it is the sum itself
-            await self._inbox.put(MergeFailed(events.MergeFailed(action.round, f"the sum cannot be made: {error}")))
-        else:
-            await self._inbox.put(MergeDone(record, state))
+    async def _report(self, work: Coroutine[Any, Any, MergedRound | events.MergeFailed]) -> None:
+        await self._inbox.put(WorkDone(await work))
 
-    async def _give_up(self, action: events.GiveUp) -> None:
-        _log.error(
-            "round %(round)d is given up, back to the adapter after round %(of)d: %(reason)s",
-            {"round": action.round, "of": action.of, "reason": action.reason},
-        )
-        await self._inbox.put(MergeDone(*await self._adapters.give_up(action, self._traffic)))
-
-    def _after_merge(self, done: MergeDone) -> None:
+    def _after_work(self, done: WorkDone) -> None:
+        if isinstance(done.outcome, events.MergeFailed):
+            self._perform(self._ledger.apply(done.outcome))
+            return
         privacy, earlier = self._options.client_privacy, self._store.merged_rounds()
-        record = with_privacy(done.record, earlier, privacy)
+        record = with_privacy(done.outcome, earlier, privacy)
         spent = spent_by(record, earlier, privacy)
         self._epsilon = record.epsilon
         self._reception.refusals.take_merged(record)

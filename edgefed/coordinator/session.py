@@ -19,6 +19,7 @@ from edgefed.coordinator.run_directory import disk_trouble_told
 from edgefed.coordinator.run_records import write_report
 from edgefed.coordinator.service import Aggregator
 from edgefed.coordinator.store import Store
+from edgefed.errors import FederationFailed
 from edgefed.models.checkpoint import fingerprint
 from edgefed.models.finding import resolve_model
 from edgefed.protocol.messages.retained import AggregatorState
@@ -63,6 +64,7 @@ async def run_aggregator(
         StoreError: the run's store is in use, damaged, full, or of another federation.
         TransportError: no broker answers and `wait_for_broker` is off, or it refuses this client.
         FleetTaken: another aggregator serves the fleet.
+        FederationFailed: it is over, and has not reached its last round or its target.
         ConfigError: options that do not go together, or metrics that cannot be served there.
     """
     path = resolve_model(options.model.name, options.models)
@@ -86,6 +88,9 @@ async def run_aggregator(
             reason = await _federate(options, model, store, exchange, show, wait_for_broker=wait_for_broker)
         await asyncio.to_thread(write_report, store)
         return reason
+    except FederationFailed:
+        await asyncio.to_thread(write_report, store)  # of what there was: somebody will want to know why
+        raise
     finally:
         store.close()
 

@@ -23,7 +23,7 @@ from edgefed.coordinator.crash_points import AtWrite
 from edgefed.coordinator.database import Database, OtherVersion, put_meta
 from edgefed.coordinator.digests import row_digest
 from edgefed.coordinator.events import Event
-from edgefed.coordinator.passport import Passport, read_passport, write_passport
+from edgefed.coordinator.passport import Passport, changed_settings, read_passport, write_passport
 from edgefed.coordinator.run_directory import damaged, disk_trouble_told
 from edgefed.coordinator.tables import answers_table, journal_table, rounds_table
 from edgefed.errors import StoreError
@@ -299,13 +299,10 @@ class Store:
         if self._database.get_meta("identity") is None:
             self._database.set_meta("identity", json.dumps(wanted, sort_keys=True))
             return
-        kept = self.settings()
-        before, now = _by_dotted_key(kept), _by_dotted_key(wanted)
-        changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-        if changed:
-            details = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed[:3])
+        changes = changed_settings(self.settings(), wanted)
+        if changes:
             raise StoreError(
-                f"the run in {self.directory} was begun with other settings ({details}): "
+                f"the run in {self.directory} was begun with other settings ({'; '.join(changes[:3])}): "
                 "take the change back, or give the new federation another run directory"
             )
 
@@ -318,13 +315,6 @@ def kept_settings(directory: Path) -> dict[str, Any]:
     """
     with Store.reading(directory) as store:
         return store.settings()
-
-
-def _by_dotted_key(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _by_dotted_key(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _insert_answer(connection: sql.Connection, answer: Answer) -> None:

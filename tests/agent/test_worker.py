@@ -34,7 +34,7 @@ REPOSITORY = Path(edgefed.__file__).parents[1]
 ROUNDS = """
 import os, subprocess, sys, time
 from pathlib import Path
-from edgefed.errors import AdapterError, DataError
+from edgefed.errors import AdapterError, DataError, Diverged
 from edgefed.protocol.records import RoundRecord
 
 class Rounds:
@@ -76,8 +76,17 @@ class Rounds:
     def with_a_bug(self, report):
         raise ZeroDivisionError("division by zero")
 
-    def without_a_library(self, report):
-        import a_library_for_training
+    def on_a_full_disk(self, report):
+        raise OSError(28, "No space left on device", "update.safetensors")
+
+    def on_a_full_disk_by_a_library(self, report):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    def without_a_file(self, report):
+        raise FileNotFoundError(2, "No such file or directory", "examples.jsonl")
+
+    def with_a_loss_of_nan(self, report):
+        raise Diverged("training diverged: the loss is nan at step 3")
 
     def short_of_memory(self, report):
         raise MemoryError("no more")
@@ -151,7 +160,10 @@ def test_failures_are_answers_and_the_worker_goes_on(worker: Worker, work: Work)
         "without_data": ("data", "line 3: not JSON"),
         "with_a_bad_adapter": ("adapter", "rank 9"),
         "with_a_bug": ("worker", "ZeroDivisionError: division by zero"),
-        "without_a_library": ("worker", "a_library_for_training is not installed: what measures and trains comes with"),
+        "on_a_full_disk": ("disk", "No space left on device: 'update.safetensors'"),
+        "on_a_full_disk_by_a_library": ("disk", "No space left on device"),
+        "without_a_file": ("worker", "FileNotFoundError"),
+        "with_a_loss_of_nan": ("diverged", "the loss is nan at step 3"),
         "short_of_memory": ("memory", "no more"),
         "short_of_cuda_memory": ("memory", "CUDA out of memory"),
         "short_of_jetson_memory": ("memory", "NVML_SUCCESS == r"),

@@ -18,6 +18,8 @@ from edgefed.errors import (
     AdapterError,
     ConfigError,
     DataError,
+    DiskFull,
+    Diverged,
     EdgefedError,
     ModelError,
     WorkerDied,
@@ -103,6 +105,8 @@ async def test_ending_twice_or_before_the_beginning_is_nothing(tmp_path: Path, p
         ("config", ConfigError),
         ("worker", WorkerError),
         ("memory", WorkerOutOfMemory),
+        ("disk", DiskFull),
+        ("diverged", Diverged),
     ],
 )
 async def test_failures_become_the_errors_they_are(

@@ -146,6 +146,14 @@ def test_an_evaluation_after_the_end_is_dropped(desk: Desk) -> None:
     assert (answer.outcome, answer.reason) == ("dropped", "its round is over")
 
 
+def test_a_device_that_has_diverged_is_told_from_one_that_has_no_time(desk: Desk) -> None:
+    for device, diverged in (("one", True), ("two", False)):
+        decline = Decline(run=RUN, round=2, reason="why", diverged=diverged)
+        desk.reception.hear(Message(Topics(FLEET).device(device, "up"), encode(decline)))
+    assert desk.ledger.state.diverged == ("one",)
+    assert desk.ledger.state.outstanding == ()
+
+
 def test_a_flood_of_joins_and_goodbyes_writes_little_and_others_are_heard(desk: Desk) -> None:
     plan = Plan(rank=2, held_rank=2, quantization="fp32")
     join = Join(run=RUN, round=2, plan=plan, fingerprint=desk.reception._model.fingerprint, examples=1)

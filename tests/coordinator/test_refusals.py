@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edgefed.aggregation.exchange import Intervention
 from edgefed.cli.fleet_view import describe_aggregator, describe_refusals
 from edgefed.coordinator.answers import Answer, MergedRound
-from edgefed.coordinator.events import Merged
+from edgefed.coordinator.events import GivenUp, Merged
 from edgefed.coordinator.refusals import Refusals
 from edgefed.coordinator.run_records import run_records
 from edgefed.coordinator.store import Store
@@ -110,6 +111,25 @@ def test_the_status_has_the_numbers_and_the_reasons(store: Store) -> None:
     state = AggregatorState(status="online", instance="i", **refusals.totals, refusals=refusals.latest)
     assert "1 update rejected · 1 update excluded · 1 update clipped" in describe_aggregator(state)
     assert describe_refusals(state)[0] == ("1970-01-01 00:01:50Z  far, round 1: excluded: multi_krum: it lies farther")
+
+
+def test_a_round_that_was_given_up_is_told_of_now_and_after_a_restart(store: Store) -> None:
+    reason = "the adapter has diverged: why"
+    lost = Intervention(device="good", round=3, what="excluded", reason=f"round 3 was given up: {reason}")
+    record = msgspec.structs.replace(merged(3, lost, unix_s=310.0), devices={}, copied=1, given_up_because=reason)
+    live = Refusals(store)
+    assert (live.given_up, live.gave_up) == (0, "")
+    live.take_merged(record)
+    store.add_answer(answer("good", 3, "counted", unix_s=300.0))
+    store.add_merged(GivenUp(3), 3.0, record)
+    for refusals in (live, Refusals(store)):
+        assert (refusals.given_up, refusals.gave_up) == (1, f"round 3: {reason}")
+        assert (refusals.latest[-1].device, refusals.latest[-1].what) == ("good", "excluded")
+    state = AggregatorState(status="online", instance="i", given_up=live.given_up, gave_up=live.gave_up)
+    assert describe_aggregator(state).endswith("1 round given up, the latest round 3: the adapter has diverged: why")
+    outcomes = {(one.device, one.round): one.outcome for one in run_records(store).deliveries}
+    assert outcomes["good", 3] == "excluded", "the report counts it as what became of it"
+    assert render_page(build_report(run_records(store)))
 
 
 def test_the_report_says_what_did_not_count_and_why(store: Store) -> None:

@@ -145,6 +145,7 @@ def test_a_federation_that_has_diverged_for_good_ends_with_a_word_and_its_best_a
             assert said.startswith("edgefed: the federation has failed: round 3 failed: the adapter has diverged"), said
             run.start()
         run.process.wait(PATIENCE_S)
+    assert "round 3" in (run.directory / "report.html").read_text()
     kept = run.directory / "global" / "1"  # evaluated in round 2, and better than what came before
     assert read_peft(run.directory / "adapter")[0].keys() == read_peft(run.directory / "adapter-best")[0].keys()
     assert kept.is_dir()
