@@ -224,7 +224,9 @@ class Updater:
     async def _await_result(self, kept: _Kept) -> None:
         while True:
             result = None if self._home is None else read_record(self._home).result
-            if result is not None and _is_about(result, kept.offer) and result.ended_unix_s > kept.result_before_unix_s:
+            # Another one, not a later one: a board without a battery for its clock wakes up in the past.
+            is_new = result is not None and result.ended_unix_s != kept.result_before_unix_s
+            if result is not None and is_new and _is_about(result, kept.offer):
                 await self._show(_outcome(kept.offer, result))
                 return
             self._hand_over_again(kept.offer)

@@ -29,8 +29,8 @@ from edgefed.protocol.messages.retained import (
 from edgefed.protocol.messages.up import Ping
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
-from edgefed.security.identities import AGGREGATOR
-from edgefed.security.signatures import Verifier, read_signer, read_verifier
+from edgefed.security.identities import AGGREGATOR, Identity
+from edgefed.security.signatures import Signed, Verifier, read_signer, read_verifier
 from edgefed.transport.base import Message, Transport
 from edgefed.transport.mqtt import MqttTransport, connect_mqtt
 from edgefed.transport.mqtt_options import MqttOptions
@@ -42,17 +42,18 @@ __all__ = ["converse"]
 _ANSWER_S = 3.0
 _DELIVERY_S = 10.0
 _MUCH_SKEW_S = 60.0
+_AGREE = "all members of a fleet have to agree on [broker] signed, and have certificates of one authority"
 
 
 @dataclass(slots=True)
 class _Heard:
-    """What came in: the states that the broker keeps, and the aggregator's answer."""
+    """What came in: the states that the broker keeps, and the aggregator's answer; and why others do not count."""
 
     nonce: str
     aggregator: AggregatorState | None = None
     device: DeviceState | None = None
     answered: asyncio.Event = field(default_factory=asyncio.Event)
-    not_listened_to: str = ""
+    distrusted: dict[str, str] = field(default_factory=dict)
     skew_s: float | None = None
 
 
@@ -112,7 +113,12 @@ async def _talk(options: AgentOptions, transport: Transport) -> list[Finding]:
     finally:
         listener.cancel()
         await asyncio.gather(listener, return_exceptions=True)
-    return [_about_aggregator(options, heard, took_s), *_about_clocks(heard), *_about_agent(heard)]
+    return [
+        _about_aggregator(options, heard, took_s),
+        *_about_kept(topics, options, heard),
+        *_about_clocks(heard),
+        *_about_agent(topics, options, heard),
+    ]
 
 
 async def _listen(transport: Transport, hear: Callable[[Message], None]) -> None:
@@ -123,33 +129,44 @@ async def _listen(transport: Transport, hear: Callable[[Message], None]) -> None
 
 
 def _hearing(options: AgentOptions, topics: Topics, heard: _Heard) -> Callable[[Message], None]:
-    """Returns what takes a message in."""
-    verifier = read_verifier(Path(options.broker.tls_ca)) if options.broker.signed else None
+    """Returns what takes a message in, or, as the agent does, leaves aside what its author has not signed."""
+    own_state = topics.device(options.device, "state")
+    verifier = _verifier(options)
 
     def hear(message: Message) -> None:
+        if not message.payload:  # what the broker kept was removed
+            return
+        author = Identity("device", options.device) if message.topic == own_state else AGGREGATOR
+        now_s = time.time()
+        signed = _checked(message, author, verifier, now_s, heard)
         if message.topic == topics.aggregator_state:
-            heard.aggregator = decode_aggregator_state(message.payload)
-        elif message.topic == topics.device(options.device, "state"):
-            heard.device = decode_device_state(message.payload)
+            heard.aggregator = decode_aggregator_state(signed.payload)
+        elif message.topic == own_state:
+            heard.device = decode_device_state(signed.payload)
         else:
-            answer = decode_down(_checked(message, verifier, heard))
+            answer = decode_down(signed.payload)
             if isinstance(answer, Pong) and answer.nonce == heard.nonce:
+                heard.skew_s = None if verifier is None else signed.at_unix_s - now_s
                 heard.answered.set()
 
     return hear
 
 
-def _checked(message: Message, verifier: Verifier | None, heard: _Heard) -> bytes:
+def _verifier(options: AgentOptions) -> Verifier | None:
+    broker = options.broker
+    if not broker.signed:
+        return None
+    return read_verifier(Path(broker.tls_ca), Path(broker.tls_crl) if broker.tls_crl else None)
+
+
+def _checked(message: Message, author: Identity, verifier: Verifier | None, now_s: float, heard: _Heard) -> Signed:
     if verifier is None:
-        return message.payload
-    now_s = time.time()
+        return Signed(message.payload, now_s)
     try:
-        signed = verifier.verify(message.topic, message.payload, AGGREGATOR, now_s)
+        return verifier.verify(message.topic, message.payload, author, now_s)
     except MessageError as error:
-        heard.not_listened_to = str(error)
+        heard.distrusted[message.topic] = str(error)
         raise
-    heard.skew_s = signed.at_unix_s - now_s
-    return signed.payload
 
 
 async def _ping(options: AgentOptions, topics: Topics, transport: Transport, nonce: str) -> None:
@@ -165,11 +182,9 @@ def _about_aggregator(options: AgentOptions, heard: _Heard, took_s: float) -> Fi
     there = heard.aggregator is not None and heard.aggregator.status == "online"
     if heard.answered.is_set():
         return ok(f"the aggregator answers after {took_s * 1e3:.0f} ms")
-    if heard.not_listened_to:
-        return problem(
-            f"an answer on this device's topic is not listened to: {heard.not_listened_to}",
-            "all members of a fleet have to agree on [broker] signed, and have certificates of one authority",
-        )
+    topics = Topics(options.fleet)
+    if why := heard.distrusted.get(topics.device(options.device, "down")):
+        return problem(f"an answer on this device's topic is not listened to: {why}", _AGREE)
     if there:
         return note(
             f"an aggregator is online, and has not answered this device within {_ANSWER_S:g} s",
@@ -178,7 +193,19 @@ def _about_aggregator(options: AgentOptions, heard: _Heard, took_s: float) -> Fi
         )
     if heard.aggregator is not None:
         return note(f"the aggregator of this fleet is {heard.aggregator.status}", "the agent waits until it is back")
+    if topics.aggregator_state in heard.distrusted:
+        return note("nothing that can be trusted says that the fleet has an aggregator", "the agent waits for one")
     return note("the broker knows of no aggregator of the fleet", "the agent waits: start `edgefed aggregator`")
+
+
+def _about_kept(topics: Topics, options: AgentOptions, heard: _Heard) -> list[Finding]:
+    """Returns what is said of states that the broker keeps, and that are not of whom they name."""
+    whose = {topics.aggregator_state: "the aggregator", topics.device(options.device, "state"): "this device"}
+    return [
+        note(f"what the broker keeps as the state of {author} is not listened to: {heard.distrusted[topic]}", _AGREE)
+        for topic, author in whose.items()
+        if topic in heard.distrusted
+    ]
 
 
 def _about_clocks(heard: _Heard) -> list[Finding]:
@@ -191,8 +218,10 @@ def _about_clocks(heard: _Heard) -> list[Finding]:
     return [note(said, "set the wrong one right: timedatectl set-ntp true")]
 
 
-def _about_agent(heard: _Heard) -> list[Finding]:
+def _about_agent(topics: Topics, options: AgentOptions, heard: _Heard) -> list[Finding]:
     state = heard.device
+    if state is None and topics.device(options.device, "state") in heard.distrusted:
+        return []
     if state is None:
         return [ok("the broker knows of no agent of this device")]
     if state.status in ("lost", "disconnected"):

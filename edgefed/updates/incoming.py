@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +42,7 @@ class Incoming:
         """Copies a bundle to a place that is ours, and returns the sha256 of the copy.
 
         Raises:
-            UpdateError: it is no file, too large for a bundle, or too large for the disk.
+            UpdateError: it is no file of its own, too large for a bundle, or too large for the disk.
             OSError: the copy cannot be written.
         """
         file = self._open(name)
@@ -49,6 +50,8 @@ class Incoming:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode):
                 raise UpdateError(f"{self._where / name} is not a file")
+            if status.st_nlink != 1:  # a second name for a file that its owner may not read, say
+                raise UpdateError(f"{self._where / name} is a file that has other names as well")
             _check_room(status.st_size, str(self._where / name), to.parent)
             return _copied(file, status.st_size, to)
         finally:
@@ -60,7 +63,9 @@ class Incoming:
             try:
                 os.unlink(name, dir_fd=self._directory)
             except IsADirectoryError:
-                os.rename(name, f"{name}.refused", src_dir_fd=self._directory, dst_dir_fd=self._directory)
+                # A name that is free, whatever else is there, and not too long.
+                aside = f"{secrets.token_hex(8)}.refused"
+                os.rename(name, aside, src_dir_fd=self._directory, dst_dir_fd=self._directory)
         os.fsync(self._directory)
 
     def _open(self, name: str) -> int:

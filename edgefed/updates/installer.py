@@ -29,6 +29,7 @@ from msgspec.structs import replace
 
 from edgefed.errors import UpdateError
 from edgefed.files import remove_leftovers, sync_directory
+from edgefed.logs import printable
 from edgefed.updates.bundle import Bundle, open_bundle
 from edgefed.updates.environments import Environments
 from edgefed.updates.incoming import Incoming, opened
@@ -142,12 +143,12 @@ class Installer:
 
     def _take(self, directory: Incoming, name: str) -> None:
         """Installs one bundle from the agent's directory, or says why not."""
-        trial = Trial(file=name, began_unix_s=self._clock())
+        trial = Trial(file=printable(name), began_unix_s=self._clock())  # a name may be any bytes, and be no text
         staged = self._home.updates / "staged"
         try:
             trial = replace(trial, bundle=directory.copy(name, staged))
         except UpdateError as error:
-            self._close(trial, "refused", str(error), again=True)
+            self._close(trial, "refused", printable(str(error)), again=True)
         else:
             if not self._is_closed(trial):
                 self._install(trial, staged)

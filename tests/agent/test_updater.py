@@ -124,7 +124,10 @@ async def test_what_may_be_tried_again_is_fetched_again(tmp_path: Path, home: Ho
     assert len(agent.asked) == 1
 
 
-async def test_a_new_agent_says_what_came_of_what_the_old_one_handed_over(tmp_path: Path, home: Home) -> None:
+@pytest.mark.parametrize("ended_at_s", [6.0, 4.0], ids=["later", "earlier, because the clock was put back"])
+async def test_a_new_agent_says_what_came_of_what_the_old_one_handed_over(
+    tmp_path: Path, home: Home, ended_at_s: float
+) -> None:
     write_record(home, Record(result=result("refused", at_s=5.0, may_retry=True)))
     kept = {
         "offer": msgspec.to_builtins(OFFER),
@@ -141,7 +144,7 @@ async def test_a_new_agent_says_what_came_of_what_the_old_one_handed_over(tmp_pa
     agent.updater.begin()
     await agent.until(lambda: any(incoming(tmp_path / "state").glob("*.bundle")))
     assert agent.updater.state.state == "delivered", "the result there is an older one"
-    write_record(home, Record(result=result("installed", at_s=6.0)))
+    write_record(home, Record(result=result("installed", at_s=ended_at_s)))
     assert await agent.says("installed") == ""
 
 

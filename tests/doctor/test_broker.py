@@ -78,9 +78,10 @@ async def answering_aggregator(secured: Secured, *, ahead_s: float | None = None
     signer = read_signer(place / "certificate.pem", place / "key.pem")
     verifier = read_verifier(place / "ca.pem")
     async with secured.connect(AGGREGATOR) as transport:
-        await transport.publish(
-            TOPICS.aggregator_state, encode(AggregatorState(status="online", instance="one")), retain=True
-        )
+        online = encode(AggregatorState(status="online", instance="one"))
+        if ahead_s is not None:
+            online = signer.sign(TOPICS.aggregator_state, online, time.time() + ahead_s, time.time())
+        await transport.publish(TOPICS.aggregator_state, online, retain=True)
         await transport.subscribe(TOPICS.every_device("up"))
         answers: list[tuple[str, DownMessage]] = []
         echo = Echo(lambda name, message: answers.append((name, message)))
@@ -147,6 +148,37 @@ async def test_an_aggregator_that_does_not_sign(secured: Secured, board: MakeBoa
             await transport.publish(topic, b"", retain=True)
     assert "is not signed" in told(examined, "problem")
     assert "[broker] signed" in told(examined, "problem")
+
+
+async def test_states_that_nobody_has_signed_are_not_believed(secured: Secured, board: MakeBoard, look: Look) -> None:
+    own = TOPICS.device(BOARD.name, "state")
+    async with secured.connect(AGGREGATOR) as aggregator, secured.connect(BOARD) as agent:
+        await aggregator.publish(
+            TOPICS.aggregator_state, encode(AggregatorState(status="online", instance="i")), retain=True
+        )
+        await agent.publish(own, encode(DeviceState(status="training", instance="i", host="elsewhere")), retain=True)
+        try:
+            examined = await asyncio.to_thread(look, board(tls(secured, signed=True)), "broker")
+        finally:
+            await aggregator.publish(TOPICS.aggregator_state, b"", retain=True)
+            await agent.publish(own, b"", retain=True)
+    assert "nothing that can be trusted says that the fleet has an aggregator" in told(examined, "note")
+    for author in ("the aggregator", "this device"):
+        assert f"keeps as the state of {author} is not listened to: it is not signed" in told(examined, "note")
+    assert "elsewhere" not in str(examined)
+
+
+async def test_a_state_that_the_device_has_signed_is_shown(secured: Secured, board: MakeBoard, look: Look) -> None:
+    own, place = TOPICS.device(BOARD.name, "state"), secured.fleet.place(BOARD)
+    signer = read_signer(place / "certificate.pem", place / "key.pem")
+    state = encode(DeviceState(status="training", instance="i", host="h", pid=7))
+    async with secured.connect(BOARD) as agent:
+        await agent.publish(own, signer.sign(own, state, time.time(), time.time()), retain=True)
+        try:
+            examined = await asyncio.to_thread(look, board(tls(secured, signed=True)), "broker")
+        finally:
+            await agent.publish(own, b"", retain=True)
+    assert "connected, as process 7 on h; its state: training" in told(examined, "ok")
 
 
 async def test_a_running_agent_does_not_notice(secured: Secured, board: MakeBoard, look: Look) -> None:

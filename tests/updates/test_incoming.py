@@ -79,3 +79,26 @@ def test_a_disk_without_room_is_named_before_anything_is_copied(
         assert not ours.exists()
         monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=5000, f_frsize=1))
         directory.copy("a.bundle", ours)
+
+
+def test_a_second_name_of_a_file_is_not_copied(theirs: Path, ours: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"of somebody else")
+    (theirs / "a.bundle").hardlink_to(tmp_path / "secret")
+    with opened(theirs) as directory:
+        assert directory is not None
+        with pytest.raises(UpdateError, match=r"has other names as well"):
+            directory.copy("a.bundle", ours)
+        directory.remove("a.bundle")
+    assert not ours.exists()
+    assert (tmp_path / "secret").exists()
+
+
+@pytest.mark.parametrize("name", ["a.bundle", "n" * 248 + ".bundle"], ids=["", "longest"])
+def test_directories_are_moved_out_of_the_way_however_often_they_come(theirs: Path, name: str) -> None:
+    with opened(theirs) as directory:
+        assert directory is not None
+        for _ in range(2):
+            (theirs / name).mkdir()
+            (theirs / name / "inside").touch()
+            directory.remove(name)
+        assert directory.names() == []

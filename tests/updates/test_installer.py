@@ -6,7 +6,7 @@ import base64
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -77,6 +77,15 @@ def test_a_release_that_does_not_come_up_is_taken_back(board: SmallBoard, tmp_pa
     assert board.result.outcome == "refused"
     assert "was tried before" in board.result.reason
     assert board.systemd.starts == starts, "it is not tried for ever"
+
+
+@pytest.mark.parametrize("make", [Path.touch, Path.mkdir])
+def test_a_name_that_is_no_text_is_refused_as_others_are(board: SmallBoard, make: Callable[[Path], None]) -> None:
+    make(Path(os.fsdecode(os.fsencode(board.incoming) + b"/\xff\n.bundle")))
+    done = board.update()
+    assert done.returncode == 0, done.stderr
+    assert (board.result.outcome, board.result.file) == ("refused", r"\udcff\n.bundle")
+    assert not board.is_triggered
 
 
 def test_what_others_have_signed_changes_nothing(board: SmallBoard, tmp_path: Path) -> None:
