@@ -39,5 +39,6 @@ def obey(state: State, event: RosterRead) -> tuple[State, tuple[Refuse, ...]]:
         outstanding=tuple(device for device in state.outstanding if device not in removed),
         overdue=tuple(device for device in state.overdue if device not in removed),
         owed=frozenset(pair for pair in state.owed if pair[1] not in removed),
+        diverged=tuple(device for device in state.diverged if device not in removed),  # they are of the participants
     )
     return obeyed, tuple(Refuse(device, _WHY[held[device]]) for device in state.candidates if device in held)
