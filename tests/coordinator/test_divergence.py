@@ -248,7 +248,6 @@ def test_who_has_diverged_and_then_delivers_all_the_same_has_no_voice() -> None:
     assert isinstance(merge, Merge)
 
 
-
 @given(st.integers(0, 9), st.integers(1, 9))
 def test_more_than_half_is_most(diverged: int, participants: int) -> None:
     assert bool(most_have_diverged(diverged, participants)) == (diverged > participants / 2)

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from edgefed.coordinator.options import FederationOptions, Transfers
+from edgefed.coordinator.roster import change_roster
 from edgefed.coordinator.selection import Selection
+from edgefed.protocol.messages.down import Duty
 from edgefed.protocol.messages.retained import FederationFinished
 from edgefed.protocol.tasks import Evaluation, ModelReference
 from edgefed.transport.base import Connected
@@ -119,3 +121,26 @@ def test_a_broker_that_forgot_the_end_is_told_again(world: World) -> None:
     world.line.inbox.put_nowait(Connected(session_resumed=False, max_payload_bytes=1_000_000))
     world.settle()
     assert world.announcement == end
+
+
+def wishes(world: World, duty: Duty) -> None:
+    """The operator says the same of all devices, and the aggregator reads it."""
+    now = dict.fromkeys(world.phones, duty)
+    change_roster(
+        world.directory.roster, lambda roster: roster.with_duty(now, duty, reason="", now_unix_s=world.loop.now_s)
+    )
+    world.pass_time(2.0)
+
+
+def test_all_who_are_removed_with_work_in_hand_and_taken_back_go_on(world: World) -> None:
+    """They used to be told that it was dropped, so nobody had anything left to say, and the round never ended."""
+    deliver(world)  # the announcement: both join
+    deliver(world)  # both are accepted, and offer
+    wishes(world, "removed")
+    deliver(world)
+    assert all(phone.held and not phone.acknowledged for phone in world.phones.values())
+    wishes(world, "active")
+    for name in world.phones:
+        world.nag(name)
+    play(world, until_round=2)
+    assert [(update.device, update.attempt) for update, _ in world.tally()] == [("one", 1)]
