@@ -24,20 +24,22 @@ def refusal(state: State, device: str) -> Refuse | None:
 
 
 def obey(state: State, event: RosterRead) -> tuple[State, tuple[Refuse, ...]]:
-    """Takes who is held out of what has not begun, and who is removed out of what has."""
+    """Takes who is held out of what has not begun, and who is removed out of what has; until they are taken back."""
     if event.held == state.held:
         return state, ()
     held = dict(event.held)
     removed = {device for device, duty in event.held if duty == "removed"}
+    accepted = {*state.participants, *state.taken_out}
+    taken_out = (accepted & removed) - state.delivered
     obeyed = replace(
         state,
         held=event.held,
         candidates=tuple(device for device in state.candidates if device not in held),
-        participants=tuple(
-            device for device in state.participants if device not in removed or device in state.delivered
-        ),
+        participants=tuple(sorted(accepted - taken_out)),
+        taken_out=tuple(sorted(taken_out)),
         outstanding=tuple(device for device in state.outstanding if device not in removed),
         overdue=tuple(device for device in state.overdue if device not in removed),
         owed=frozenset(pair for pair in state.owed if pair[1] not in removed),
+        diverged=tuple(device for device in state.diverged if device not in removed),  # they are of the participants
     )
     return obeyed, tuple(Refuse(device, _WHY[held[device]]) for device in state.candidates if device in held)

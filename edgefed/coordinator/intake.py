@@ -186,6 +186,7 @@ class Intake:
             path = await asyncio.to_thread(upload.blob.finish)
         except ChunkError as error:
             _log.warning("device %(device)s: %(error)s", {"device": device, "error": error})
+            upload.blob.close()  # it has begun anew, and so does the offer, with one of its own
             del self._finishing[device]
             self.offer(device, upload.offer)
             return

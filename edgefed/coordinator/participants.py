@@ -96,7 +96,8 @@ def _receive(state: State, event: UpdateReceived, rules: Rules) -> State:
         return replace(state, carried=(*state.carried, update))
     if verdict != "wanted":
         return state
-    state = _not_awaited(replace(state, updates=(*state.updates, update)), update.device)
+    diverged = _without(state.diverged, update.device)  # it has found a way
+    state = _not_awaited(replace(state, updates=(*state.updates, update), diverged=diverged), update.device)
     if event.loss is None or not event.target_tokens:
         return state
     return replace(state, evaluations=(*state.evaluations, (update.device, event.loss, event.target_tokens)))

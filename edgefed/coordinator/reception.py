@@ -144,8 +144,8 @@ class Reception:
         verdict = judge_offer(self._ledger.state, self._rules, device, offer.round)
         if verdict not in ("wanted", "late"):
             path.unlink(missing_ok=True)
-            removed = verdict == "removed"
-            self._drop(device, offer, _WHY_DROPPED[verdict] if removed else "its round closed before it had arrived")
+            if verdict != "removed":
+                self._drop(device, offer, "its round closed before it had arrived")
             return
         try:  # whoever takes updates in does nothing else meanwhile, so the verdict holds until the end
             path = await asyncio.to_thread(self._opened, device, offer, path)
@@ -270,7 +270,7 @@ class Reception:
             self._reject(device, offer, f"{offer.size_bytes} bytes are over the limit of {self._max_update_bytes}")
         elif verdict in ("wanted", "late"):
             self._intake.offer(device, offer)
-        else:
+        elif verdict != "removed":  # it knows where it stands, and what it has is welcome should it be taken back
             self._drop(device, offer, _WHY_DROPPED[verdict])
 
     def _take_report(self, device: str, report: EvaluationReport) -> None:
@@ -279,6 +279,8 @@ class Reception:
             self._acknowledge(device, report.round, "", "dropped", "nobody waits for this evaluation")
         elif device in state.delivered:
             self._acknowledge(device, report.round, "", "evaluated")
+        elif device in state.taken_out:
+            return  # as with an update
         elif device not in state.participants:
             self._acknowledge(device, report.round, "", "dropped", _WHY_DROPPED["unknown"])
         elif state.phase != "training":
@@ -353,7 +355,6 @@ _WHY_DROPPED: dict[str, str] = {
     "dropped": "its round is over",
     "duplicate": "another update of this device for this round is in",
     "unknown": "the device was not accepted into this round",
-    "removed": "the operator has removed the device from the fleet",
 }
 
 

@@ -72,6 +72,7 @@ class State:
         copied: the last round that was given up: its adapter is an earlier one once more.
         finished_reason: why it ended.
         held: devices that get no new task, and what the operator wants of them, sorted.
+        taken_out: devices that were accepted, and that the operator has removed since, sorted; taken back, they go on.
         failed: whether it ended without reaching its last round or its target.
     """
 
@@ -97,6 +98,7 @@ class State:
     copied: int = 0
     finished_reason: str = ""
     held: tuple[tuple[str, Duty], ...] = ()
+    taken_out: tuple[str, ...] = ()
     failed: bool = False
 
     @property

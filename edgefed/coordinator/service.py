@@ -140,6 +140,7 @@ class Aggregator:
         self._earlier_received_bytes = sum(one.received_bytes for one in earlier)
         self._earlier_broadcast_bytes = sum(one.broadcast_bytes for one in earlier)
         self._epsilon = next((one.epsilon for one in reversed(earlier)), None)
+        self._ticked_at_s = 0.0
         self._finished = False
         self._failure = ""
 
@@ -229,13 +230,15 @@ class Aggregator:
 
     async def _turn(self) -> None:
         wait_s = self._ledger.wait_s(_LONGEST_WAIT_S)
-        if (item := await self._inbox.next(wait_s)) is None:
+        item = await self._inbox.next(wait_s)
+        if item is not None:
+            await self._take(item)
+        elif not wait_s:
+            await asyncio.sleep(0.05)  # a deadline that is over, and a machine that waits for a device
+        if item is None or time.monotonic() - self._ticked_at_s >= _LONGEST_WAIT_S:  # also where it is never quiet
+            self._ticked_at_s = time.monotonic()
             self._perform(self._ledger.apply(events.Tick()))
             self._intake.give_up_on_the_stalled()
-            if not wait_s:
-                await asyncio.sleep(0.05)  # a deadline that is over, and a machine that waits for a device
-        else:
-            await self._take(item)
         self._fleet.look()
         self._notices.post_state(self._describe())
 

@@ -25,6 +25,7 @@ from edgefed.coordinator.events import (
     Merged,
     MergeFailed,
     Recovered,
+    RosterRead,
     Tick,
     Update,
     UpdateReceived,
@@ -228,6 +229,23 @@ def test_a_minority_does_not_move_the_typical_loss_out_of_the_others(losses: lis
     assert typical is not None
     assert min(honest) <= typical <= max(honest)
     assert typical_loss([("silent", 3.0, 0)]) is None
+
+
+def test_who_has_diverged_and_is_removed_has_no_voice() -> None:
+    story = Story()
+    story.joins()
+    assert story.happens(DeviceLeft("b", diverged=True)) == ()
+    assert story.happens(RosterRead((("b", "removed"), ("c", "removed")))) == ()
+    assert (story.state.phase, story.state.participants, story.state.diverged) == ("training", ("a",), ())
+
+
+def test_who_has_diverged_and_then_delivers_all_the_same_has_no_voice() -> None:
+    story = Story()
+    story.joins()
+    story.happens(DeviceLeft("a", diverged=True), DeviceJoined("a"), UpdateReceived(update("a", 1)))
+    assert story.happens(DeviceLeft("b", diverged=True)) == ()
+    (merge,) = story.happens(UpdateReceived(update("c", 1)))
+    assert isinstance(merge, Merge)
 
 
 @given(st.integers(0, 9), st.integers(1, 9))

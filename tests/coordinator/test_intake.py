@@ -12,7 +12,7 @@ from edgefed.coordinator import intake as intake_module
 from edgefed.coordinator.intake import Intake
 from edgefed.coordinator.options import Transfers
 from edgefed.protocol.chunks import encode_chunk
-from edgefed.protocol.messages.down import DownMessage
+from edgefed.protocol.messages.down import DownMessage, UploadGrant
 from edgefed.protocol.messages.manifest import Plan
 from edgefed.protocol.messages.up import UpdateOffer
 from edgefed.protocol.records import RoundRecord
@@ -117,3 +117,19 @@ async def test_a_part_from_before_a_restart_leaves_the_time_unknown(tmp_path: Pa
     clock.now_s += 1
     second.send(HALF, len(BLOB))
     assert await second.upload_s() is None
+
+
+async def test_content_that_is_not_what_its_hash_says_costs_no_open_file(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    desk.intake.offer("one", offer())
+    open_files = len(list(Path("/proc/self/fd").iterdir()))
+    wrong = encode_chunk(SHA256, 0, len(BLOB), bytes(len(BLOB)))
+    for again in range(3):
+        desk.intake.chunk("one", wrong)
+        for _ in range(1000):
+            if sum(isinstance(word, UploadGrant) for word in desk.told) == again + 2:
+                break
+            await asyncio.sleep(0.01)
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_files
+    desk.send(0, len(BLOB))
+    await desk.upload_s()

@@ -684,3 +684,16 @@ def test_who_is_resumed_joins_the_open_round() -> None:
     federation.happens(13.0, RosterRead(()))
     assert federation.happens(14.0, DeviceJoined("b")) == [Accept("b", 96.0)]
     assert judge_offer(federation.state, federation.rules, "b", 1) == "wanted"
+
+
+def test_who_is_taken_back_may_deliver_what_it_had_begun() -> None:
+    federation = Federation(rules())
+    federation.begins("a", "b")
+    federation.happens(11.0, RosterRead((("a", "removed"), ("b", "removed"))))
+    assert (federation.state.participants, federation.state.taken_out) == ((), ("a", "b"))
+    federation.happens(12.0, RosterRead((("b", "removed"),)))
+    assert (federation.state.participants, federation.state.taken_out) == (("a",), ("b",))
+    assert judge_offer(federation.state, federation.rules, "a", 1) == "wanted"
+    assert federation.happens(13.0, received("a")) == [Merge(1, (update("a"),))]
+    federation.happens(14.0, Merged(1))
+    assert federation.state.taken_out == ()

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 
 from edgefed.coordinator.options import FederationOptions, Transfers
+from edgefed.coordinator.roster import change_roster
 from edgefed.coordinator.selection import Selection
+from edgefed.protocol.messages.down import Duty, UploadGrant
 from edgefed.protocol.messages.retained import FederationFinished
+from edgefed.protocol.messages.up import Ping
+from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.tasks import Evaluation, ModelReference
-from edgefed.transport.base import Connected
+from edgefed.transport.base import Connected, Message
 from tests.faults.small_world import CHUNK_BYTES, World
 
 SELECTION = Selection(expected_devices=2, quorum=1, gather_s=2.0, deadline_s=8.0, late="discount", max_staleness=2)
@@ -22,10 +26,13 @@ def options(directory: Path, **changes: object) -> FederationOptions:
         fleet="test",
         directory=str(directory / "run"),
         model=ModelReference(name="none", fingerprint="f" * 64),
-        selection=SELECTION,
         evaluation=Evaluation(every=1),
-        transfers=Transfers(chunk_bytes=CHUNK_BYTES),
-        **{"rounds": 2, **changes},  # type: ignore[arg-type]
+        **{  # type: ignore[arg-type]
+            "rounds": 2,
+            "selection": SELECTION,
+            "transfers": Transfers(chunk_bytes=CHUNK_BYTES),
+            **changes,
+        },
     )
 
 
@@ -119,3 +126,50 @@ def test_a_broker_that_forgot_the_end_is_told_again(world: World) -> None:
     world.line.inbox.put_nowait(Connected(session_resumed=False, max_payload_bytes=1_000_000))
     world.settle()
     assert world.announcement == end
+
+
+def wishes(world: World, duty: Duty) -> None:
+    """The operator says the same of all devices, and the aggregator reads it."""
+    now = dict.fromkeys(world.phones, duty)
+    change_roster(
+        world.directory.roster, lambda roster: roster.with_duty(now, duty, reason="", now_unix_s=world.loop.now_s)
+    )
+    world.pass_time(2.0)
+
+
+def test_all_who_are_removed_with_work_in_hand_and_taken_back_go_on(world: World) -> None:
+    """They used to be told that it was dropped, so nobody had anything left to say, and the round never ended."""
+    deliver(world)  # the announcement: both join
+    deliver(world)  # both are accepted, and offer
+    wishes(world, "removed")
+    deliver(world)
+    assert all(phone.held and not phone.acknowledged for phone in world.phones.values())
+    wishes(world, "active")
+    for name in world.phones:
+        world.nag(name)
+    play(world, until_round=2)
+    assert [(update.device, update.attempt) for update, _ in world.tally()] == [("one", 1)]
+
+
+def test_who_may_send_and_does_not_makes_room_though_others_never_stop_talking(tmp_path: Path) -> None:
+    patient = Selection(expected_devices=2, deadline_s=3600.0)
+    one_at_a_time = Transfers(chunk_bytes=CHUNK_BYTES, uploads_at_once=1)
+    world = World(options(tmp_path, selection=patient, transfers=one_at_a_time), ["one", "two"])
+    try:
+        deliver(world)  # the announcement: both join
+        deliver(world)  # both are accepted, and offer
+        while world.up:
+            world.deliver_up(0)
+        (first,) = [name for name, word in world.down if isinstance(word, UploadGrant)]
+        world.phones[first].awake = False  # it hangs, and the broker has not noticed
+        ping = Message(world.topics.device("three", "up"), encode(Ping(nonce="0", sequence=0)))
+        granted: list[str] = []
+        for _ in range(90):
+            assert world.line is not None
+            world.line.inbox.put_nowait(ping)
+            world.pass_time(0.5)
+            granted += [name for name, word in world.down if isinstance(word, UploadGrant)]
+            world.down = [(name, word) for name, word in world.down if not isinstance(word, UploadGrant)]
+        assert set(granted) == {"one", "two"}
+    finally:
+        world.close()
