@@ -23,7 +23,7 @@ from edgefed.protocol.messages.down import Duty
 from edgefed.protocol.tasks import Evaluation, ModelReference
 from tests.faults.small_world import CHUNK_BYTES, World
 
-RUNS = int(os.environ.get("EDGEFED_FAULT_RUNS", "1000"))
+RUNS = int(os.environ.get("EDGEFED_FAULT_RUNS", "2000"))
 DEVICES = ("a", "b", "c")
 GATHER_S, DEADLINE_S = 2.0, 8.0
 MEMORY = Path("/dev/shm")  # a store syncs each write: thousands of stories want no real disk beneath it
