@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Coroutine
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, TypeVar, cast
 
-__all__ = ["Stopped", "run_stoppable", "until_stopped"]
+__all__ = ["Stopped", "heeded_interrupts", "run_stoppable", "until_stopped"]
 
 _T = TypeVar("_T")
 
@@ -36,6 +39,35 @@ async def until_stopped() -> None:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+
+
+@contextmanager
+def heeded_interrupts() -> Iterator[Callable[[], None]]:
+    """For long work by libraries: Ctrl-C interrupts it as ever, and is not lost where a library catches everything.
+
+    Yields:
+        What raises KeyboardInterrupt if there was one, for the work to call now and then.
+    """
+    interrupted = threading.Event()
+    handler = signal.getsignal(signal.SIGINT)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        if callable(handler):
+            handler(number, frame)
+
+    def heed() -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+
+    if not callable(handler):  # whoever started this program wants it not to be interrupted
+        yield heed
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield heed
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def run_stoppable(work: Coroutine[Any, Any, _T]) -> _T:

@@ -10,7 +10,7 @@ import typer
 from edgefed.cli.inference import Quantization
 
 if TYPE_CHECKING:
-    from edgefed.training.steps import TrainResult
+    from edgefed.training.steps import StepRecord, TrainResult
 
 __all__ = ["train"]
 
@@ -57,11 +57,17 @@ def train(
     load_s = time.monotonic() - started_s
 
     from edgefed.lora.peft_files import write_peft
+    from edgefed.stopping import heeded_interrupts
     from edgefed.training.standalone import train_alone
 
     rank = rank or max(method.ranks)
     steps = steps or options.rounds * options.training.local_steps
-    with progress("training") as move:
+    with progress("training") as move, heeded_interrupts() as heed:
+
+        def on_step(step: StepRecord) -> None:
+            heed()
+            move(step.step + 1, steps, f"loss {step.loss:.3f}")
+
         model, result = train_alone(
             base,
             work.path(),
@@ -72,7 +78,7 @@ def train(
             rank=rank,
             steps=steps,
             seed=options.seed if seed is None else seed,
-            on_step=lambda step: move(step.step + 1, steps, f"loss {step.loss:.3f}"),
+            on_step=on_step,
         )
     with told_where(place):
         write_peft(place, model.get_factors(), base_model=work.model, target_modules=method.target_modules)

@@ -207,8 +207,9 @@ async def _ends_for_want_of_room(fleet: Fleet) -> None:
     run = fleet.run
     assert run.process is not None
     assert await asyncio.to_thread(run.process.wait, PATIENCE_S) == StoreError.exit_code, run.log.read_text()
-    assert "make room and start the aggregator again" in run.log.read_text().splitlines()[-1]
-    assert "Traceback" not in run.log.read_text()
+    log = run.log.read_text()
+    assert "make room and start the aggregator again" in log.splitlines()[-1], log
+    assert "Traceback" not in log, log
     left = (await asyncio.to_thread(fleet.status))["aggregator"]
     assert left["status"] == "stopped", left
     assert "make room" in left["note"], left
