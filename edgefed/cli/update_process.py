@@ -50,6 +50,9 @@ def main(arguments: list[str]) -> int:
     except EdgefedError as error:
         tell_failure(str(error), error.exit_code)
         return error.exit_code
+    except OSError as error:  # a full disk, most of all: the unit starts this again later
+        tell_failure(f"what is begun cannot be written down, and is begun again later: {error}", EdgefedError.exit_code)
+        return EdgefedError.exit_code
     return 0
 
 

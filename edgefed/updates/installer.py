@@ -45,7 +45,7 @@ from edgefed.updates.record import (
 )
 from edgefed.updates.release import Outcome, Result
 from edgefed.updates.service import Service
-from edgefed.updates.trial import Patience, failure
+from edgefed.updates.trial import Patience, failure, runs_in
 
 if TYPE_CHECKING:
     from edgefed.security.signatures import Verifier
@@ -124,7 +124,10 @@ class Installer:
         if trial.environment == self._environments.in_use:
             self._close(trial, "installed")
             return None
-        self._service.restart()  # the wrapper has gone back; what still runs may be the new one
+        # The wrapper has gone back, and what still runs may be the new one. Where this program comes here again and
+        # again, because the disk is full, say, the old one is left at its work.
+        if not runs_in(self._service.state(), self._board.state, self._environments.in_use):
+            self._service.restart()
         return trial
 
     def _give_up(self, trial: Trial, *, comes_again: bool) -> None:

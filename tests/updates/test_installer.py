@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgefed.errors import UpdateError
+from edgefed.errors import EdgefedError, UpdateError
 from edgefed.security import certificates
 from tests.updates.releases import FLEET, NOW, NOW_S, signer
 from tests.updates.small_boards import SmallBoard, small_wheels, until, zipped
@@ -213,6 +213,35 @@ def test_nothing_in_the_agents_directory_is_followed(board: SmallBoard, tmp_path
     assert "is a link or no directory" in done.stderr
     assert (elsewhere / "x.bundle").exists()
     assert board.result == board_result
+
+
+def test_a_full_disk_is_told_and_what_has_come_is_installed_once_there_is_room(
+    board: SmallBoard, tmp_path: Path
+) -> None:
+    board.deliver("second", small_wheels(tmp_path / "second", "2.0"))
+    before = board.snapshot()
+    done = board.update(file_limit_bytes=0)
+    assert done.returncode == EdgefedError.exit_code
+    assert "cannot be written down, and is begun again later" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert board.snapshot() == before
+    board.update()
+    assert board.result.outcome == "installed"
+
+
+def test_while_a_trial_that_was_cut_short_cannot_be_closed_the_agent_works_on(
+    board: SmallBoard, tmp_path: Path
+) -> None:
+    board.home.updates.mkdir()
+    board.home.trial.write_bytes(b'{"file": "x.bundle", "began_unix_s": 1.0, "release": "x", "environment": "gone"}')
+    starts = board.systemd.starts
+    for _ in range(2):
+        assert board.update(file_limit_bytes=0).returncode == EdgefedError.exit_code
+        assert board.is_triggered
+    assert board.systemd.starts == starts, "it is the agent of before that runs"
+    board.update()
+    assert board.result.outcome == "rolled-back"
+    assert not board.is_triggered
 
 
 def test_a_damaged_record_stops_updates_and_says_what_to_do(board: SmallBoard, tmp_path: Path) -> None:
