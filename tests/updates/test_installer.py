@@ -43,6 +43,19 @@ def test_a_good_release_is_installed_and_stays(board: SmallBoard, tmp_path: Path
     assert board.systemd.starts == starts
 
 
+def test_the_agents_user_reads_what_was_installed_by_whomever(board: SmallBoard, tmp_path: Path) -> None:
+    before = os.umask(0o077)  # as that of an operator who starts the installer by hand
+    try:
+        board.deliver("second", small_wheels(tmp_path / "second", "2.0"))
+        board.update()
+    finally:
+        os.umask(before)
+    assert board.result.outcome == "installed"
+    environment = board.environments / board.in_use
+    for path in (board.home.updates, board.home.record, environment, environment / "pyvenv.cfg"):
+        assert path.stat().st_mode & 0o044 == 0o044, path
+
+
 def test_other_wheels_that_are_flashed_take_the_place_of_an_update(board: SmallBoard, tmp_path: Path) -> None:
     board.deliver("second", small_wheels(tmp_path / "second", "2.0"))
     board.update()
