@@ -11,6 +11,7 @@ import pytest
 
 from edgefed.errors import EdgefedError, UpdateError
 from edgefed.security import certificates
+from edgefed.updates.record import MAX_TRIES
 from tests.updates.releases import FLEET, NOW, NOW_S, signer
 from tests.updates.small_boards import SmallBoard, small_wheels, until, zipped
 
@@ -199,6 +200,21 @@ def test_a_release_that_cannot_be_built_or_imported_is_refused_and_given_up_in_t
     board.update()
     assert "was tried before" in board.result.reason
     assert board.snapshot() == before
+
+
+def test_a_release_is_not_given_up_for_want_of_room(board: SmallBoard, tmp_path: Path) -> None:
+    wheels = small_wheels(tmp_path / "second", "2.0")
+    full = 'echo "OSError: [Errno 28] No space left on device" >&2; exit 1'
+    board.systemd.program("python3", f'[ "$*" != -VV ] || exec {sys.executable} -VV\n{full}')
+    for _ in range(MAX_TRIES + 1):
+        board.deliver("second", wheels)
+        board.update()
+        assert (board.result.outcome, board.result.may_retry) == ("refused", True)
+        assert "No space left" in board.result.reason
+    board.systemd.program("python3", f'exec {sys.executable} "$@"')
+    board.deliver("second", wheels)
+    board.update()
+    assert board.result.outcome == "installed"
 
 
 def test_nothing_in_the_agents_directory_is_followed(board: SmallBoard, tmp_path: Path) -> None:
