@@ -73,25 +73,35 @@ def _verifier(options: AgentOptions, beside: Path) -> Verifier:
             "update the board by flashing it"
         )
     authority = (beside if beside.exists() else Path(options.broker.tls_ca)).resolve()
-    for path in (authority, *authority.parents):
-        _check_ours(path)
+    _check_ours(authority)
     try:
         return read_verifier(authority)
     except ConfigError as error:
         raise UpdateError(str(error)) from error
 
 
-def _check_ours(path: Path) -> None:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise UpdateError(f"{path} cannot be read: {error.strerror}") from error
-    others_write = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
-    if status.st_uid not in (0, os.geteuid()) or others_write:
-        raise UpdateError(
-            f"{path} could be changed by others than root, and whoever changes the authority decides what is "
-            f"installed: chown root {path}; chmod go-w {path}"
-        )
+def _check_ours(file: Path) -> None:
+    """Sees to it that nobody but root can write a file, or put another one in its place.
+
+    Args:
+        file: resolved.
+
+    Raises:
+        UpdateError: somebody can, or it is not there.
+    """
+    for path in (file, *file.parents):
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise UpdateError(f"{path} cannot be read: {error.strerror}") from error
+        # In a directory with the sticky bit, as /tmp is, others only add what is theirs.
+        kept = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
+        others_write = status.st_mode & 0o022 and not kept
+        if status.st_uid not in (0, os.geteuid()) or others_write:
+            raise UpdateError(
+                f"{path} could be changed by others than root, and whoever changes {file} decides what is installed: "
+                f"chown root {path}; chmod go-w {path}"
+            )
 
 
 if __name__ == "__main__":

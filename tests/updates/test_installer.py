@@ -135,6 +135,18 @@ def test_an_authority_that_the_agent_could_have_written_is_not_trusted(board: Sm
     assert board.update().returncode == UpdateError.exit_code
 
 
+def test_a_configuration_that_the_agent_could_have_put_there_is_not_read(board: SmallBoard, tmp_path: Path) -> None:
+    """A file of root's will do for somebody who may write in its directory: any that names another authority."""
+    board.deliver("second", small_wheels(tmp_path / "second", "2.0"))
+    board.config.parent.chmod(0o777)
+    done = board.update()
+    assert done.returncode == UpdateError.exit_code
+    assert f"{board.config.parent} could be changed by others than root" in done.stderr
+    board.config.parent.chmod(0o755)
+    board.update()
+    assert board.result.outcome == "installed"
+
+
 def test_the_authority_that_root_has_counts_before_the_one_that_the_agent_has(
     board: SmallBoard, tmp_path: Path
 ) -> None:
