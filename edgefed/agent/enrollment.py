@@ -41,17 +41,24 @@ _ASKED_IN_VAIN = 3
 
 
 def is_enrolled(options: AgentOptions) -> bool:
-    """Whether the device has a certificate.
+    """Whether the device has a certificate, whole and not ended; with a token, it asks for another.
 
     Raises:
-        ConfigError: agent.toml does not say where it would be.
+        ConfigError: agent.toml does not say where it would be, or it may not be read.
     """
     if not options.broker.tls_certificate:
         raise ConfigError(
             "enrolling writes the files that [broker] names as tls_ca, tls_certificate and tls_key: name them in "
             "agent.toml; they need not be there yet"
         )
-    return Path(options.broker.tls_certificate).exists()
+    file = Path(options.broker.tls_certificate)
+    try:
+        certificate = certificates.read_certificate(file.read_bytes(), str(file))
+    except (FileNotFoundError, ConfigError):
+        return False
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+    return datetime.now(timezone.utc) < certificate.not_valid_after_utc
 
 
 async def enroll_board(

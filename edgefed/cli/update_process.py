@@ -50,6 +50,9 @@ def main(arguments: list[str]) -> int:
     except EdgefedError as error:
         tell_failure(str(error), error.exit_code)
         return error.exit_code
+    except OSError as error:  # a full disk, most of all: the unit starts this again later
+        tell_failure(f"what is begun cannot be written down, and is begun again later: {error}", EdgefedError.exit_code)
+        return EdgefedError.exit_code
     return 0
 
 
@@ -70,8 +73,7 @@ def _verifier(options: AgentOptions, beside: Path) -> Verifier:
             "update the board by flashing it"
         )
     authority = (beside if beside.exists() else Path(options.broker.tls_ca)).resolve()
-    for path in (authority, *authority.parents):
-        _check_ours(path)
+    _check_ours(authority)
     revoked = options.broker.tls_crl  # signed by the authority, so whoever has written it has not made it up
     try:
         return read_verifier(authority, Path(revoked) if revoked else None)
@@ -79,17 +81,28 @@ def _verifier(options: AgentOptions, beside: Path) -> Verifier:
         raise UpdateError(str(error)) from error
 
 
-def _check_ours(path: Path) -> None:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise UpdateError(f"{path} cannot be read: {error.strerror}") from error
-    others_write = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
-    if status.st_uid not in (0, os.geteuid()) or others_write:
-        raise UpdateError(
-            f"{path} could be changed by others than root, and whoever changes the authority decides what is "
-            f"installed: chown root {path}; chmod go-w {path}"
-        )
+def _check_ours(file: Path) -> None:
+    """Sees to it that nobody but root can write a file, or put another one in its place.
+
+    Args:
+        file: resolved.
+
+    Raises:
+        UpdateError: somebody can, or it is not there.
+    """
+    for path in (file, *file.parents):
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise UpdateError(f"{path} cannot be read: {error.strerror}") from error
+        # In a directory with the sticky bit, as /tmp is, others only add what is theirs.
+        kept = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
+        others_write = status.st_mode & 0o022 and not kept
+        if status.st_uid not in (0, os.geteuid()) or others_write:
+            raise UpdateError(
+                f"{path} could be changed by others than root, and whoever changes {file} decides what is installed: "
+                f"chown root {path}; chmod go-w {path}"
+            )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from edgefed.errors import FlashError
 from edgefed.flashing.tree import Tree, follow, read_text
+from edgefed.logs import printable
 
 __all__ = ["MIN_PYTHON", "Board", "check_python", "inspect"]
 
@@ -71,7 +72,7 @@ def inspect(tree: Tree) -> Board:
         architecture=architecture,
         python=python or (0, 0),
         glibc=_glibc(tree, architecture),
-        system=release.get("PRETTY_NAME", ""),
+        system=printable(release.get("PRETTY_NAME", "")),
         l4t=f"{l4t[1]}.{l4t[2]}" if l4t else "",
     )
     if python is None:

@@ -12,6 +12,7 @@ from edgefed.errors import FlashError
 from edgefed.flashing.changes import Changes
 from edgefed.flashing.manifest import WHEELHOUSE
 from edgefed.flashing.remote import Shell
+from edgefed.logs import printable
 
 __all__ = ["AGENT", "FIRST_BOOT", "State", "judge", "start", "wait"]
 
@@ -91,7 +92,8 @@ def wait(shell: Shell, since_s: int, tell: Callable[[str], None] = lambda _: Non
     give_up_s = time.monotonic() + _PATIENCE_S
     while True:
         said, _, journal = _run(shell, _LOOK, str(since_s)).decode(errors="replace").partition("\x1e")
-        states, lines = _states(said), journal.splitlines()
+        # Anybody on the board may have written that, and a terminal obeys what it is told.
+        states, lines = _states(said), [printable(line) for line in journal.splitlines()]
         for line in lines[told:]:
             tell(line)
         told = len(lines)

@@ -229,13 +229,8 @@ class Admissions:
             raise NotAdmitted(f"the token was withdrawn on {record.withdrawn:%Y-%m-%d %H:%M} UTC: ask for a new one")
         if record.holder is not None:
             self._check_holder(record.holder, identity, key, now)
-        elif record.expires <= now:
-            raise NotAdmitted(
-                f"the token has expired on {record.expires:%Y-%m-%d %H:%M} UTC, and the fleet's clock says "
-                f"{now:%Y-%m-%d %H:%M}: ask for a new one"
-            )
-        elif identity in self._directory.members(now):
-            raise NotAdmitted(f"{identity.name} is enrolled already, with another key")
+        else:
+            self._check_newcomer(record, identity, key, now)
         return Candidate(identity, key, claim.token, known=record.holder is not None)
 
     def admit(self, claim: Claim, claim_name: str, *, now: datetime, days: int) -> x509.Certificate:
@@ -258,10 +253,24 @@ class Admissions:
                 # Before there is a certificate: killed in between, the token is good for this key and no other.
                 holder = Holder(device=candidate.identity.name, fingerprint=candidate.fingerprint, at=now)
                 self._tie(candidate.token, holder)
-            given = self._given(candidate.identity, candidate.fingerprint)
+            given = [one for one in self._given(candidate.identity, candidate.fingerprint) if one.in_force(now)]
             if given:
                 return self._directory.certificate(given[-1])
             return self._directory.sign(candidate.identity, candidate.key, days=days, now=now)
+
+    def _check_newcomer(self, record: TokenRecord, identity: Identity, key: PublicKey, now: datetime) -> None:
+        if record.expires <= now:
+            raise NotAdmitted(
+                f"the token has expired on {record.expires:%Y-%m-%d %H:%M} UTC, and the fleet's clock says "
+                f"{now:%Y-%m-%d %H:%M}: ask for a new one"
+            )
+        if identity in self._directory.members(now):
+            raise NotAdmitted(f"{identity.name} is enrolled already, with another key")
+        if any(entry.revoked for entry in self._given(identity, certificates.fingerprint(key))):
+            raise NotAdmitted(
+                f"this key of {identity.name} was revoked: remove the file that tls_key names on the board, which then "
+                "makes another"
+            )
 
     def _check_holder(self, holder: Holder, identity: Identity, key: PublicKey, now: datetime) -> None:
         if (holder.device, holder.fingerprint) != (identity.name, certificates.fingerprint(key)):

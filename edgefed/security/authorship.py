@@ -25,6 +25,7 @@ import msgspec
 
 from edgefed.errors import ConfigError, MessageError, Outdated
 from edgefed.protocol.chunks import is_chunk
+from edgefed.protocol.messages.retained import Instance
 from edgefed.protocol.topics import Topics
 from edgefed.security.identities import AGGREGATOR, Identity
 from edgefed.security.memory import Memory, Word
@@ -161,7 +162,7 @@ class _About(msgspec.Struct, frozen=True):
     """Which process a state is of, and whether it is its will."""
 
     status: str = ""
-    instance: str = ""
+    instance: Instance = ""
 
 
 def _read_about(payload: bytes) -> _About:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,11 +47,13 @@ class LatestTime:
         if path is None:
             return
         try:
-            self.unix_s = float(path.read_text())
+            self.unix_s = _time(path.read_text())
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read: {error}; without it, what is old could pass for new") from None
+            raise ConfigError(
+                f"{path} cannot be read: {error}; without it, what is old could pass for new. Remove it to start anew"
+            ) from None
 
     def advance(self, unix_s: float) -> None:
         """Takes a later time."""
@@ -119,11 +122,21 @@ class LatestWords:
         if known is not None and word.is_before(known):
             raise Outdated(
                 f"a later one was heard before, by {_distance(word, known)}: it was overtaken, or somebody plays an "
-                "old one again"
+                f"old one again{self._way_out()}"
             )
         if word != known:
             self._words[topic] = word
             self._is_kept = False
+
+    def _way_out(self) -> str:
+        """Returns what to do where a member has begun anew: its memory lost, its clock further back than before."""
+        if self._path is None:
+            return ""
+        # Its name only: what is refused is shown to the fleet.
+        return (
+            "; if its author was set up anew, and its clock was ahead before, stop whoever says this, and remove "
+            f"{self._path.name} from its state"
+        )
 
     def check_will(self, topic: str, instance: str) -> None:
         """Sees to it that a will is of the process that was heard last.
@@ -192,6 +205,14 @@ def _keep(path: Path, content: bytes) -> bool:
         )
         return False
     return True
+
+
+def _time(text: str) -> float:
+    """Returns a time; one that nothing is later than, or that is not one, would let everything or nothing pass."""
+    unix_s = float(text)
+    if not math.isfinite(unix_s):
+        raise ValueError(f"{text.strip()} is no time")
+    return unix_s
 
 
 def _distance(word: Word, known: Word) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 
-from edgefed.errors import UpdateError
+from edgefed.errors import DiskFull, UpdateError
 from edgefed.files import hash_file, replace_file
 from edgefed.updates.bundle import Bundle, unpack
 from edgefed.updates.places import Home
@@ -14,6 +16,7 @@ from edgefed.updates.release import LOCK, MANIFEST
 __all__ = ["Environments"]
 
 _LINES = 5
+_NO_SPACE = os.strerror(errno.ENOSPC)
 
 
 class Environments:
@@ -38,6 +41,7 @@ class Environments:
         it is, and the hash of the flashed lock for which it stands.
 
         Raises:
+            DiskFull: there is no room for it.
             UpdateError: it cannot be built, or the agent in it cannot be imported.
         """
         self.prune()
@@ -48,8 +52,10 @@ class Environments:
             replace_file(wheels / MANIFEST, [bundle.document])
             replace_file(wheels / "instead-of", [self._flashed().encode()])
             return self._run("build", str(wheels)).splitlines()[-1]
-        except UpdateError:
+        except UpdateError as error:
             self.prune()  # a part of an environment is of no use, and takes room
+            if _NO_SPACE in str(error):
+                raise DiskFull(str(error)) from error
             raise
         finally:
             shutil.rmtree(wheels, ignore_errors=True)
@@ -82,7 +88,8 @@ class Environments:
 
     def _run(self, *arguments: str) -> str:
         command = ["sh", str(self._home.path / "bin/environment"), str(self._home.path), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        environment = {**os.environ, "LC_ALL": "C"}  # so that what is said of the disk can be told
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment, check=False)
         if done.returncode != 0:
             said = "; ".join(done.stderr.strip().splitlines()[-_LINES:])
             raise UpdateError(f"`environment {arguments[0]}` failed: {said or done.returncode}")

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from edgefed.errors import UpdateError
+from edgefed.errors import DiskFull, UpdateError
 from edgefed.files import remove_leftovers, sync_directory
 from edgefed.logs import printable
 from edgefed.updates.bundle import Bundle, open_bundle
@@ -45,7 +45,7 @@ from edgefed.updates.record import (
 )
 from edgefed.updates.release import Outcome, Result
 from edgefed.updates.service import Service
-from edgefed.updates.trial import Patience, failure
+from edgefed.updates.trial import Patience, failure, runs_in
 
 if TYPE_CHECKING:
     from edgefed.security.signatures import Verifier
@@ -124,7 +124,10 @@ class Installer:
         if trial.environment == self._environments.in_use:
             self._close(trial, "installed")
             return None
-        self._service.restart()  # the wrapper has gone back; what still runs may be the new one
+        # The wrapper has gone back, and what still runs may be the new one. Where this program comes here again and
+        # again, because the disk is full, say, the old one is left at its work.
+        if not runs_in(self._service.state(), self._board.state, self._environments.in_use):
+            self._service.restart()
         return trial
 
     def _give_up(self, trial: Trial, *, comes_again: bool) -> None:
@@ -173,6 +176,10 @@ class Installer:
         tries = self._begin(trial)
         try:
             environment = self._environments.build(bundle)
+        except DiskFull as error:
+            self._count(trial, tries - 1)  # it is not the release's fault
+            self._close(trial, "refused", str(error), again=True)
+            return
         except UpdateError as error:
             self._close(trial, "refused", str(error), again=tries < MAX_TRIES)
             return
@@ -196,12 +203,15 @@ class Installer:
 
     def _begin(self, trial: Trial) -> int:
         """Counts that a release is begun, before anything of it can do harm, and returns how often it was by now."""
+        tries = read_record(self._home).tries.get(trial.id, 0) + 1
+        self._count(trial, tries)
+        return tries
+
+    def _count(self, trial: Trial, tries: int) -> None:
         record = read_record(self._home)
-        tries = record.tries.get(trial.id, 0) + 1
         others = {id_: count for id_, count in record.tries.items() if id_ != trial.id}
         kept = dict(list(others.items())[-_REMEMBERED:])
-        write_record(self._home, replace(record, tries={**kept, trial.id: tries}))
-        return tries
+        write_record(self._home, replace(record, tries={**kept, trial.id: tries} if tries else kept))
 
     def _try(self, trial: Trial) -> None:
         _log.info("trying release %s in environment %s", trial.release, trial.environment)

@@ -11,7 +11,7 @@ from typing import Protocol
 from edgefed.updates.health import Health, read_health
 from edgefed.updates.service import State
 
-__all__ = ["Patience", "Watched", "failure"]
+__all__ = ["Patience", "Watched", "failure", "runs_in"]
 
 _LOOK_EVERY_S = 1.0
 
@@ -81,10 +81,19 @@ def failure(
         sleep(min(_LOOK_EVERY_S, patience.stays_s / 4))
 
 
+def runs_in(state: State, directory: Path, environment: str) -> bool:
+    """Whether the agent's process, ready or not, is one of that environment."""
+    return _shown(state, directory, environment) is not None
+
+
 def _health(state: State, directory: Path, environment: str) -> Health | None:
     """Returns what the agent shows; None where it is not ready, or another one has shown it."""
+    return _shown(state, directory, environment) if state.active else None
+
+
+def _shown(state: State, directory: Path, environment: str) -> Health | None:
     health = read_health(directory)
-    if not state.active or health is None or (health.pid, health.environment) != (state.pid, environment):
+    if health is None or (health.pid, health.environment) != (state.pid, environment):
         return None
     return health
 

@@ -25,6 +25,12 @@ def test_a_root_file_system_tells_what_it_is(rootfs: Rootfs) -> None:
     assert board.words == f"Test Linux 1 (small), L4T 38.2.1, JetPack 7, {MACHINE}, Python 3.12"
 
 
+def test_what_a_system_calls_itself_commands_no_terminal(rootfs: Rootfs) -> None:
+    root = rootfs()
+    (root / "usr/lib/os-release").write_text('PRETTY_NAME="Nice \x1b[2J"\n')
+    assert found(root).system == "Nice \\u001b[2J"
+
+
 def test_the_architecture_is_that_of_the_shell(rootfs: Rootfs) -> None:
     root = rootfs()
     header = bytearray((root / "usr/bin/dash").read_bytes()[:64])

@@ -98,6 +98,15 @@ def test_the_environment_is_built_once_and_beside_it_one_of_other_wheels(home: H
     assert len(home.told.read_text().splitlines()) == 3
 
 
+def test_what_the_machine_says_to_pip_does_not_count(home: Home, tmp_path: Path) -> None:
+    settings = tmp_path / "xdg/pip/pip.conf"  # read as /etc/pip.conf is
+    settings.parent.mkdir(parents=True)
+    settings.write_text(f"[install]\ntarget = {tmp_path}/elsewhere\n")
+    home.environment["XDG_CONFIG_DIRS"] = str(tmp_path / "xdg")
+    home.boot()
+    assert home.python("import needed_part; print('here')") == "here"
+
+
 def test_an_installer_tries_once_and_starts_the_agent_itself(home: Home) -> None:
     home.boot()
     first = (home.path / "venv").readlink()

@@ -76,6 +76,27 @@ def test_a_revoked_board_does_not_come_back_with_its_old_token(admissions: Admis
         admissions.admit(claim, "field", now=now(), days=30)
 
 
+def test_a_board_whose_certificate_has_ended_gets_another_for_its_key(admissions: Admissions) -> None:
+    key, later = certificates.new_key("device"), now() + timedelta(days=31)
+    old = admissions.admit(ask(give(admissions), "board-07", key), "field", now=now(), days=30)
+    claim = ask(give(admissions, hours=24 * 40), "board-07", key)
+    made = admissions.admit(claim, "field", now=later, days=30)
+    assert (made.public_key(), made.not_valid_after_utc > later) == (old.public_key(), True)
+    assert admissions.admit(claim, "field", now=later, days=30) == made, "its answer may be lost"
+
+
+def test_a_key_that_was_revoked_gets_nothing_with_a_new_token_either(
+    admissions: Admissions, fleet: FleetDirectory
+) -> None:
+    key = certificates.new_key("device")
+    admissions.admit(ask(give(admissions), "board-07", key), "field", now=now(), days=30)
+    fleet.revoke(device("board-07"), now=now())
+    token = give(admissions)
+    with pytest.raises(NotAdmitted, match="this key of board-07 was revoked: remove the file that tls_key names"):
+        admissions.admit(ask(token, "board-07", key), "field", now=now(), days=30)
+    admissions.admit(ask(token, "board-07"), "field", now=now(), days=30)
+
+
 def test_a_token_is_used_once(admissions: Admissions, fleet: FleetDirectory) -> None:
     token = give(admissions)
     admissions.admit(ask(token, "board-07"), "field", now=now(), days=30)

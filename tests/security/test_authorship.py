@@ -9,7 +9,7 @@ import pytest
 
 from edgefed.errors import ConfigError, MessageError, Outdated
 from edgefed.protocol.chunks import encode_chunk
-from edgefed.protocol.messages.retained import AggregatorState, DeviceState
+from edgefed.protocol.messages.retained import AggregatorState, DeviceState, decode_device_state
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
 from edgefed.security.authorship import Authorship, read_authorship, read_observation
@@ -242,6 +242,33 @@ def test_a_certificate_of_somebody_else(fleet: FleetDirectory, tmp_path: Path) -
     files = {"ca": place / "ca.pem", "certificate": place / "certificate.pem", "key": place / "key.pem"}
     with pytest.raises(ConfigError, match=r"is of board-07, and messages are to be signed as role:aggregator"):
         read_authorship(TOPICS, AGGREGATOR, tmp_path / "latest", **files)
+
+
+def test_a_board_that_was_set_up_anew_and_is_behind_itself_is_told_the_way_out(
+    fleet: FleetDirectory, join: Join, tmp_path: Path
+) -> None:
+    """Its clock was ahead by years, it was flashed again, and the broker has forgotten what it had said."""
+    place, memory = fleet.place(DEVICE), tmp_path / "aggregator-memory" / "latest-words.json"
+    signer = read_signer(place / "certificate.pem", place / "key.pem")
+    aggregator = join(AGGREGATOR)
+    state = encode(DeviceState(status="ready", instance="before"))
+    aggregator.incoming(STATE, signer.sign(STATE, state, 2e9, 2e9))
+    said = join(DEVICE).outgoing(STATE, encode(DeviceState(status="ready", instance="anew")))
+    with pytest.raises(Outdated, match=r"if its author was set up anew, .* and remove latest-words\.json"):
+        aggregator.incoming(STATE, said)
+    aggregator.close()
+    memory.unlink()
+    assert join(AGGREGATOR).incoming(STATE, said)
+
+
+def test_what_is_remembered_of_a_word_has_a_size(fleet: FleetDirectory, join: Join, tmp_path: Path) -> None:
+    """A device that names its process by a quarter of a megabyte has nobody write that down every few seconds."""
+    aggregator, device = join(AGGREGATOR), join(DEVICE)
+    said = encode(DeviceState(status="ready", instance="i" * 200_000))
+    with pytest.raises(MessageError):
+        decode_device_state(aggregator.incoming(STATE, device.outgoing(STATE, said)))
+    aggregator.close()
+    assert (tmp_path / "aggregator-memory" / "latest-words.json").stat().st_size < 1000
 
 
 def test_a_damaged_memory_is_no_licence(fleet: FleetDirectory, join: Join, tmp_path: Path) -> None:

@@ -147,6 +147,23 @@ async def test_a_board_gets_its_certificate(secured: Secured, tmp_path: Path) ->
             await transport.publish(TOPICS.device("victim", "profile"), b"{}")
 
 
+async def test_a_board_whose_certificate_has_ended_asks_anew_with_another_token(
+    secured: Secured, tmp_path: Path
+) -> None:
+    options = board(secured, tmp_path, "kiln-1")
+    async with admitting(secured):
+        await enroll(options, token_for(secured, "kiln-1"))
+    file = tmp_path / "secrets" / "certificate.pem"
+    key = certificates.read_key((tmp_path / "secrets" / "key.pem").read_bytes(), "the board's")
+    then = now() - timedelta(days=9)
+    long_ago = certificates.make_authority(NAME, days=90, now=then)
+    ended = certificates.issue(long_ago, device("kiln-1"), key.public_key(), days=2, now=then)
+    file.write_bytes(certificates.certificate_pem(ended))
+    assert not is_enrolled(options)
+    file.write_bytes(b"damaged")
+    assert not is_enrolled(options)
+
+
 async def test_nothing_of_the_token_or_the_key_travels_or_is_logged(
     secured: Secured, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

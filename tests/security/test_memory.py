@@ -86,3 +86,10 @@ def test_a_time_without_a_file_only_grows_too() -> None:
     for unix_s, expected in ((1.0, 1.0), (0.5, 1.0), (2.0, 2.0)):
         latest.advance(unix_s)
         assert latest.unix_s == expected
+
+
+@pytest.mark.parametrize("content", ["", "nan", "inf", "-inf", "then"])
+def test_a_damaged_time_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "latest-session").write_text(content)
+    with pytest.raises(ConfigError, match=r"latest-session cannot be read: .* Remove it to start anew"):
+        Memory.open(tmp_path)

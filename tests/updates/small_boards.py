@@ -182,9 +182,12 @@ class SmallBoard:
         """Whether the path unit would start the installer."""
         return self.home.trial.exists() or any(self.incoming.glob("*.bundle"))
 
-    def update(self, *options: str, comes_s: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
-        """Runs what `edgefed-update.service` runs, once, and returns how it ended."""
-        command = ["sh", str(self.home.path / "bin/update"), str(self.home.path), str(self.config)]
+    def update(
+        self, *options: str, comes_s: float = PATIENCE_S, file_limit_bytes: int | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs what `edgefed-update.service` runs, once, and returns how it ended; a limit on files is a full disk."""
+        limit = [] if file_limit_bytes is None else ["prlimit", f"--fsize={file_limit_bytes}"]
+        command = [*limit, "sh", str(self.home.path / "bin/update"), str(self.home.path), str(self.config)]
         command += ["--stays", "0.3", "--comes", str(comes_s), *options]
         return subprocess.run(
             command, env=self.systemd.environment(), capture_output=True, text=True, timeout=PATIENCE_S, check=False

@@ -13,8 +13,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from edgefed.errors import UpdateError
+from edgefed.errors import EdgefedError, UpdateError
 from edgefed.security import certificates
+from edgefed.updates.record import MAX_TRIES
 from tests.updates.releases import AUTHORITY, FLEET, NOW, NOW_S, signer
 from tests.updates.small_boards import SmallBoard, small_wheels, until, zipped
 
@@ -45,6 +46,19 @@ def test_a_good_release_is_installed_and_stays(board: SmallBoard, tmp_path: Path
     board.boot()
     assert board.snapshot() == after, "what was flashed does not come back"
     assert board.systemd.starts == starts
+
+
+def test_the_agents_user_reads_what_was_installed_by_whomever(board: SmallBoard, tmp_path: Path) -> None:
+    before = os.umask(0o077)  # as that of an operator who starts the installer by hand
+    try:
+        board.deliver("second", small_wheels(tmp_path / "second", "2.0"))
+        board.update()
+    finally:
+        os.umask(before)
+    assert board.result.outcome == "installed"
+    environment = board.environments / board.in_use
+    for path in (board.home.updates, board.home.record, environment, environment / "pyvenv.cfg"):
+        assert path.stat().st_mode & 0o044 == 0o044, path
 
 
 def test_other_wheels_that_are_flashed_take_the_place_of_an_update(board: SmallBoard, tmp_path: Path) -> None:
@@ -123,6 +137,18 @@ def test_an_authority_that_the_agent_could_have_written_is_not_trusted(board: Sm
     (board.config.parent / "ca.pem").chmod(0o644)
     board.config.chmod(0o666)
     assert board.update().returncode == UpdateError.exit_code
+
+
+def test_a_configuration_that_the_agent_could_have_put_there_is_not_read(board: SmallBoard, tmp_path: Path) -> None:
+    """A file of root's will do for somebody who may write in its directory: any that names another authority."""
+    board.deliver("second", small_wheels(tmp_path / "second", "2.0"))
+    board.config.parent.chmod(0o777)
+    done = board.update()
+    assert done.returncode == UpdateError.exit_code
+    assert f"{board.config.parent} could be changed by others than root" in done.stderr
+    board.config.parent.chmod(0o755)
+    board.update()
+    assert board.result.outcome == "installed"
 
 
 def test_the_authority_that_root_has_counts_before_the_one_that_the_agent_has(
@@ -214,6 +240,21 @@ def test_a_release_that_cannot_be_built_or_imported_is_refused_and_given_up_in_t
     assert board.snapshot() == before
 
 
+def test_a_release_is_not_given_up_for_want_of_room(board: SmallBoard, tmp_path: Path) -> None:
+    wheels = small_wheels(tmp_path / "second", "2.0")
+    full = 'echo "OSError: [Errno 28] No space left on device" >&2; exit 1'
+    board.systemd.program("python3", f'[ "$*" != -VV ] || exec {sys.executable} -VV\n{full}')
+    for _ in range(MAX_TRIES + 1):
+        board.deliver("second", wheels)
+        board.update()
+        assert (board.result.outcome, board.result.may_retry) == ("refused", True)
+        assert "No space left" in board.result.reason
+    board.systemd.program("python3", f'exec {sys.executable} "$@"')
+    board.deliver("second", wheels)
+    board.update()
+    assert board.result.outcome == "installed"
+
+
 def test_nothing_in_the_agents_directory_is_followed(board: SmallBoard, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("root's")
@@ -239,6 +280,35 @@ def test_nothing_in_the_agents_directory_is_followed(board: SmallBoard, tmp_path
     assert "is a link or no directory" in done.stderr
     assert (elsewhere / "x.bundle").exists()
     assert board.result == board_result
+
+
+def test_a_full_disk_is_told_and_what_has_come_is_installed_once_there_is_room(
+    board: SmallBoard, tmp_path: Path
+) -> None:
+    board.deliver("second", small_wheels(tmp_path / "second", "2.0"))
+    before = board.snapshot()
+    done = board.update(file_limit_bytes=0)
+    assert done.returncode == EdgefedError.exit_code
+    assert "cannot be written down, and is begun again later" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert board.snapshot() == before
+    board.update()
+    assert board.result.outcome == "installed"
+
+
+def test_while_a_trial_that_was_cut_short_cannot_be_closed_the_agent_works_on(
+    board: SmallBoard, tmp_path: Path
+) -> None:
+    board.home.updates.mkdir()
+    board.home.trial.write_bytes(b'{"file": "x.bundle", "began_unix_s": 1.0, "release": "x", "environment": "gone"}')
+    starts = board.systemd.starts
+    for _ in range(2):
+        assert board.update(file_limit_bytes=0).returncode == EdgefedError.exit_code
+        assert board.is_triggered
+    assert board.systemd.starts == starts, "it is the agent of before that runs"
+    board.update()
+    assert board.result.outcome == "rolled-back"
+    assert not board.is_triggered
 
 
 def test_a_damaged_record_stops_updates_and_says_what_to_do(board: SmallBoard, tmp_path: Path) -> None:

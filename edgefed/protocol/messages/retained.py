@@ -16,6 +16,7 @@ __all__ = [
     "AggregatorState",
     "DeviceState",
     "FederationFinished",
+    "Instance",
     "Phase",
     "Refusal",
     "RefusalKind",
@@ -25,6 +26,9 @@ __all__ = [
     "decode_device_state",
     "decode_round",
 ]
+
+Instance = Annotated[str, Meta(max_length=64)]
+"""The name of a process, which others remember."""
 
 Phase = Literal["gathering", "training", "merging", "finished"]
 
@@ -64,7 +68,7 @@ class AggregatorState(Wire, frozen=True, kw_only=True):
     """
 
     status: Literal["online", "finished", "stopped", "lost"]
-    instance: str
+    instance: Instance
     run: str = ""
     phase: Phase = "gathering"
     round: Count = 0
@@ -99,7 +103,7 @@ class DeviceState(Wire, frozen=True, kw_only=True):
     """
 
     status: Literal["init", "ready", "downloading", "training", "uploading", "sleeping", "disconnected", "lost"]
-    instance: str
+    instance: Instance
     since_unix_s: float = 0.0
     round: Count = 0
     step: Count = 0
