@@ -198,7 +198,7 @@ class Aggregator:
         state = self._describe()
         if self._finished:
             return state
-        return msgspec.structs.replace(state, status="stopped", note=self._failure[:4096] or state.note)
+        return msgspec.structs.replace(state, status="stopped", note=self._failure[:4096])
 
     async def _take_the_fleet(self) -> None:
         """Looks at what the broker keeps of an aggregator before saying anything."""

@@ -173,3 +173,13 @@ def test_who_may_send_and_does_not_makes_room_though_others_never_stop_talking(t
         assert set(granted) == {"one", "two"}
     finally:
         world.close()
+
+
+def test_a_federation_whose_devices_are_all_paused_waits_says_why_and_goes_on(world: World) -> None:
+    wishes(world, "paused")
+    world.pass_time(4 * 3600.0)
+    assert (world.state.round, world.state.phase) == (1, "gathering")
+    assert world.aggregator._describe().note == "it waits for 1 device, and the operator has 2 paused"
+    wishes(world, "active")
+    assert world.aggregator._describe().note == ""
+    play(world, until_round=2)
