@@ -286,7 +286,7 @@ class Aggregator:
                 break
             await self._take(item)
         self._fleet.close()
-        await self._outbox.drained()
+        await self._inbox.until(self._outbox.drained())
 
     # --- actions --------------------------------------------------------------------------------------------------
 
