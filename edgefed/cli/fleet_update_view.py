@@ -15,6 +15,7 @@ from edgefed.cli.fleet_view import human_bytes
 from edgefed.cli.output import write_json, write_table
 from edgefed.coordinator.rollout import Progress, Rollout, in_order
 from edgefed.coordinator.rollout_desk import read_progress, read_rollout
+from edgefed.coordinator.run_directory import is_at_work
 from edgefed.errors import UpdateError
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _document(rollout: Rollout, progress: Progress) -> dict[str, Any]:
 def _changes(run: Path, rollout: Rollout) -> Iterator[Progress]:
     """Yields the progress whenever it is another, until it is over."""
     latest: Progress | None = None
-    began_s, hinted = time.monotonic(), False
+    quiet_since_s, hinted = time.monotonic(), False
     while latest is None or not latest.outcome:
         present = read_rollout(run)
         if present is None or present.id != rollout.id:
@@ -96,12 +97,23 @@ def _changes(run: Path, rollout: Rollout) -> Iterator[Progress]:
         progress = read_progress(run, rollout)
         if progress != latest:
             latest = progress
+            quiet_since_s, hinted = time.monotonic(), False
             yield progress
             continue
-        if not progress.steps and not hinted and time.monotonic() - began_s > _HINT_AFTER_S:
+        if not hinted and time.monotonic() - quiet_since_s > _HINT_AFTER_S and (hint := _hint(run, progress)):
             hinted = True
-            typer.echo("nobody was offered it yet: does the aggregator run, and is a device there?", err=True)
+            typer.echo(hint, err=True)
         time.sleep(_LOOK_EVERY_S)
+
+
+def _hint(run: Path, progress: Progress) -> str:
+    """Returns why nothing happens; "" where only the devices know."""
+    if not is_at_work(run):
+        return (
+            f"no aggregator is at work in {run}: the update goes on when one is started again, and ends with its "
+            "federation"
+        )
+    return "" if progress.steps else "nobody was offered it yet: is a device there?"
 
 
 def _log_lines(run: Path, rollout: Rollout, *, quiet: bool) -> Progress:

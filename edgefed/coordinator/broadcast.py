@@ -33,6 +33,7 @@ class Broadcast:
         settle_s: how long the first request waits for those of the other participants.
         in_flight: chunks that the broker may not have confirmed yet.
         gives_way: tells whether something more urgent is on its way, which this waits for.
+        gone: called with a file that has vanished, which is then on offer no longer; without it, that is an error.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Broadcast:
         settle_s: float,
         in_flight: int = _CHUNKS_IN_FLIGHT,
         gives_way: Callable[[], bool] = lambda: False,
+        gone: Callable[[Path], None] | None = None,
     ) -> None:
         self._transport = transport
         self._topics = topics
@@ -51,6 +53,7 @@ class Broadcast:
         self._settle_s = settle_s
         self._in_flight = in_flight
         self._gives_way = gives_way
+        self._gone = gone
         self._files: dict[str, Path] = {}
         self._sizes: dict[str, int] = {}
         self._pending: dict[str, Ranges] = {}
@@ -105,7 +108,14 @@ class Broadcast:
             if piece is None:
                 return
             sha256, path, lo, hi, total_bytes = piece
-            payload = encode_chunk(sha256, lo, total_bytes, _read(path, lo, hi))
+            try:
+                payload = encode_chunk(sha256, lo, total_bytes, _read(path, lo, hi))
+            except FileNotFoundError:
+                if self._gone is None:
+                    raise
+                del self._files[sha256], self._pending[sha256]
+                self._gone(path)
+                continue
             await self._transport.publish(self._topics.blob(sha256), payload)
             self.sent_bytes += len(payload)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from edgefed.coordinator import events
@@ -17,6 +18,8 @@ from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Transport
 
 __all__ = ["FleetDesk"]
+
+_log = logging.getLogger(__name__)
 
 _RELEASE_CHUNKS_IN_FLIGHT = 2
 """Few, so that what is more urgent does not queue behind them."""
@@ -65,6 +68,7 @@ class FleetDesk:
             settle_s=options.transfers.broadcast_settle_s,
             in_flight=_RELEASE_CHUNKS_IN_FLIGHT,
             gives_way=gives_way,
+            gone=lambda path: _log.warning("the bundle %s is gone: nothing more is sent of it", path),
         )
         self._steward = Steward(run, topics, directory, ledger, outbox, self.sightings, perform=perform, let_go=let_go)
         self._rollouts = RolloutDesk(

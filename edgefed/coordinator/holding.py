@@ -1,14 +1,15 @@
-"""What an operator's wishes mean for the open round: who gets no task, and who is taken out of it. Pure."""
+"""What an operator's wishes mean for the open round: who gets no task, who is taken out of it, who is missed. Pure."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 from edgefed.coordinator.events import Refuse, RosterRead
 from edgefed.coordinator.round_state import State
 from edgefed.protocol.messages.down import Duty
 
-__all__ = ["obey", "refusal"]
+__all__ = ["obey", "refusal", "why_waiting"]
 
 _WHY: dict[Duty, str] = {
     "paused": "the operator has paused this device",
@@ -43,3 +44,14 @@ def obey(state: State, event: RosterRead) -> tuple[State, tuple[Refuse, ...]]:
         diverged=tuple(device for device in state.diverged if device not in removed),  # they are of the participants
     )
     return obeyed, tuple(Refuse(device, _WHY[held[device]]) for device in state.candidates if device in held)
+
+
+def why_waiting(state: State, quorum: int) -> str:
+    """Returns what an open round waits for that has too few devices because of the operator; "" of any other."""
+    resting = Counter(duty for _, duty in state.held if duty != "removed")
+    there = {*state.candidates, *state.outstanding, *state.delivered} - {*state.overdue}
+    needed = quorum if state.kind == "train" else 1
+    if not resting or state.phase not in ("gathering", "training") or len(there) >= needed:
+        return ""
+    told = " and ".join(f"{count} {duty}" for duty, count in sorted(resting.items()))
+    return f"it waits for {needed} device{'s' if needed > 1 else ''}, and the operator has {told}"

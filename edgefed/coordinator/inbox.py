@@ -51,6 +51,8 @@ class Inbox:
     def __init__(self) -> None:
         self._items: asyncio.Queue[Item] = asyncio.Queue(maxsize=_ROOM)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._failed = asyncio.Event()
+        self._error: Exception | None = None
 
     async def put(self, item: Item) -> None:
         """Adds an item, when there is room for it."""
@@ -74,11 +76,26 @@ class Inbox:
             try:
                 await doing
             except Exception as error:  # noqa: BLE001 - the task boundary: the loop raises it
+                self._error = self._error or error
+                self._failed.set()
                 await self.put(Broken(error))
 
         task = asyncio.create_task(guarded())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def until(self, doing: Coroutine[Any, Any, None]) -> None:
+        """Waits for something that the background brings about, and raises what the background fails with instead."""
+        work, failure = asyncio.ensure_future(doing), asyncio.ensure_future(self._failed.wait())
+        try:
+            await asyncio.wait({work, failure}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and self._error is not None:
+                raise self._error
+            await work
+        finally:
+            for task in (work, failure):
+                task.cancel()
+            await asyncio.gather(work, failure, return_exceptions=True)
 
     async def listen(self, transport: Transport) -> None:
         """Takes in whatever a transport brings, until it is closed."""

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from edgefed.coordinator.holding import why_waiting
 from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.outbox import Outbox
 from edgefed.coordinator.refusals import Refusals
@@ -151,5 +152,5 @@ class Notices:
             broadcast_bytes=broadcast_bytes,
             epsilon=epsilon,
             delta=None if epsilon is None else self._options.client_privacy.delta,
-            note=state.finished_reason,
+            note=state.finished_reason or why_waiting(state, self._options.selection.quorum),
         )

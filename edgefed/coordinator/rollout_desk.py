@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from edgefed.coordinator.broadcast import Broadcast
 from edgefed.coordinator.rollout import Candidate, Progress, Rollout, Step, advance
@@ -68,7 +69,7 @@ class RolloutDesk:
         self._broadcast = broadcast
         self._tell = tell
         self._rollout: Rollout | None = None
-        self._progress = _kept_progress(directory)
+        self._progress = _kept_progress(directory, time.time())
         self._seen: tuple[int, int, int] | None = None
         self._offered: tuple[str, bool] = ("", False)
         self._looked_at_s = 0.0
@@ -87,7 +88,7 @@ class RolloutDesk:
         rollout = self._rollout
         if rollout is None:
             return
-        progress = advance(rollout, self._progress, self._candidates(), time.time())
+        progress = advance(rollout, self._awaited(), self._candidates(), time.time())
         if progress != self._progress:
             _log.info("update %s: stage %d, %s", rollout.id, progress.stage + 1, progress.outcome or "under way")
             _write(self._directory.rollout_progress, progress)  # before anybody is told
@@ -113,6 +114,12 @@ class RolloutDesk:
         if self._rollout is not None and not self._signed:
             _log.error("a release is to be offered, and this fleet has no signatures: set [broker] signed = true")
             self._rollout = None
+
+    def _awaited(self) -> Progress:
+        """Returns the progress without who was removed by the operator before it was through: nobody waits for it."""
+        roster, steps = self._roster(), self._progress.steps
+        kept = {device: step for device, step in steps.items() if step.over or roster.entry(device).duty != "removed"}
+        return self._progress if len(kept) == len(steps) else replace(self._progress, steps=kept)
 
     def _candidates(self) -> dict[str, Candidate]:
         roster = self._roster()
@@ -184,9 +191,14 @@ def read_progress(run: Path, rollout: Rollout) -> Progress:
     return progress if progress.rollout == rollout.id else Progress(rollout=rollout.id)
 
 
-def _kept_progress(directory: RunDirectory) -> Progress:
+def _kept_progress(directory: RunDirectory, now_unix_s: float) -> Progress:
+    """Returns how far the aggregator before this one got. Nobody can have been silent while there was none."""
     path = directory.rollout_progress
-    return _read(path, Progress) if path.exists() else Progress()
+    progress = _read(path, Progress) if path.exists() else Progress()
+    steps = {
+        device: step if step.over else replace(step, since_unix_s=now_unix_s) for device, step in progress.steps.items()
+    }
+    return replace(progress, steps=steps)
 
 
 def candidate_of(sighting: Sighting, labels: dict[str, str]) -> Candidate:

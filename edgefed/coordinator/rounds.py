@@ -186,7 +186,7 @@ def _close(state: State, rules: Rules) -> tuple[State, tuple[Action, ...]]:
     return state, (Merge(state.round, (*state.carried, *state.updates)),)
 
 
-def _give_up(state: State, rules: Rules, reason: str) -> tuple[State, tuple[Action, ...]]:
+def _give_up(state: State, rules: Rules, reason: str, *, sum_failed: bool = False) -> tuple[State, tuple[Action, ...]]:
     """Goes back to the best adapter, or to the one that the round started from where none was evaluated."""
     most = rules.divergence.in_a_row if rules.divergence.action == "roll-back" else 0
     if state.given_up >= most:
@@ -194,8 +194,10 @@ def _give_up(state: State, rules: Rules, reason: str) -> tuple[State, tuple[Acti
         return _finish(state, f"round {state.round} failed: {reason}{again}", failed=True)
     best = last_good(state.typical)
     of = state.round - 1 if best is None else best[0]
-    # What was late for earlier rounds has done nothing wrong, and waits for the next sum if there is one.
-    unused = state.updates if state.round < rules.rounds else (*state.carried, *state.updates)
+    # What was late for earlier rounds has done nothing wrong, and waits for the next sum if there is one. Where the sum
+    # itself has failed, nobody knows of which update; one that stayed would spoil each sum to come.
+    all_of_it = sum_failed or state.round == rules.rounds
+    unused = (*state.carried, *state.updates) if all_of_it else state.updates
     doing = GiveUp(state.round, of, reason, unused)
     return replace(
         state,
@@ -224,7 +226,7 @@ def _after_work(
     ):
         return state, ()
     if isinstance(event, MergeFailed):
-        return _give_up(state, rules, event.reason)
+        return _give_up(state, rules, event.reason, sum_failed=True)
     if state.giving_up is not None:
         earlier = tuple(one for one in (*state.carried, *state.waiting) if one not in state.giving_up.updates)
         copied = replace(state, carried=earlier, waiting=(), copied=state.round)

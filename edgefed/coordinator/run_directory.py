@@ -3,6 +3,7 @@
 ::
 
     <directory>/store.sqlite        journal, answers, merged rounds (edgefed.coordinator.store)
+    <directory>/store.lock          locked while an aggregator is at work
     <directory>/store.mark          how many writes the store had taken, so that it cannot fall behind unnoticed
     <directory>/run.json            id and settings of the run, once more, for the day when the store is damaged
     <directory>/damaged-<n>/        what `edgefed store recover` has replaced
@@ -32,7 +33,7 @@ from pathlib import Path
 from edgefed.errors import StoreError
 from edgefed.files import is_disk_trouble, remove_leftovers, sync_directory, sync_file, temporary_beside
 
-__all__ = ["MAKE_ROOM", "RunDirectory", "damaged", "disk_trouble_told"]
+__all__ = ["MAKE_ROOM", "RunDirectory", "damaged", "disk_trouble_told", "is_at_work"]
 
 MAKE_ROOM = "make room and start the aggregator again: it goes on where it was, and nothing it acknowledged is lost"
 
@@ -58,6 +59,21 @@ def disk_trouble_told(directory: Path) -> Iterator[None]:
         if not is_disk_trouble(error):
             raise
         raise StoreError(f"the run directory {directory} cannot be written: {error}; {MAKE_ROOM}") from error
+
+
+def is_at_work(directory: Path) -> bool:
+    """Returns whether a process of this machine has a run directory; True where the kernel does not tell.
+
+    It does not try the lock: an aggregator that starts at this moment would be refused.
+    """
+    try:
+        inode = (directory / "store.lock").stat().st_ino
+        held = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    except FileNotFoundError:
+        return not Path("/proc/locks").exists()
+    except OSError:
+        return True
+    return any("FLOCK" in lock and any(field.endswith(f":{inode}") for field in lock) for lock in held)
 
 
 class RunDirectory:

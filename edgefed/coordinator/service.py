@@ -195,7 +195,7 @@ class Aggregator:
         state = self._describe()
         if self._finished:
             return state
-        return msgspec.structs.replace(state, status="stopped", note=self._failure[:4096] or state.note)
+        return msgspec.structs.replace(state, status="stopped", note=self._failure[:4096])
 
     async def _take_the_fleet(self) -> None:
         """Looks at what the broker keeps of an aggregator before saying anything."""
@@ -281,7 +281,7 @@ class Aggregator:
                 break
             await self._take(item)
         self._fleet.close()
-        await self._outbox.drained()
+        await self._inbox.until(self._outbox.drained())
 
     # --- actions --------------------------------------------------------------------------------------------------
 

@@ -95,10 +95,12 @@ class Sightings:
 
     def hear_profile(self, device: str, profile: DeviceProfile) -> None:
         """A device has said what it is. Raises `StoreError` where that cannot be kept."""
-        if len(msgspec.json.encode(profile)) > _MOST_PROFILE_BYTES:
+        encoded, path = msgspec.json.encode(profile), self._directory.profile(device)
+        if len(encoded) > _MOST_PROFILE_BYTES:
             _log.warning("the profile of device %s is longer than any can be: it is left aside", device)
         elif device in self._devices or len(self._devices) < _MOST_DEVICES:
-            _write(self._directory.profile(device), profile)
+            if not _has(path, encoded):  # at each start, the broker tells again what every device is
+                _write(path, profile)
             self._keep(device, architecture=profile.architecture, python=profile.python, release=profile.release)
 
     def forget(self, device: str) -> None:
@@ -145,6 +147,13 @@ class Sightings:
             return
         self._devices[device] = replace(known or Sighting(seen_unix_s=0.0), **fields)
         self._changed = True
+
+
+def _has(path: Path, content: bytes) -> bool:
+    try:
+        return path.read_bytes() == content
+    except OSError:
+        return False
 
 
 def _write(path: Path, document: msgspec.Struct) -> None:

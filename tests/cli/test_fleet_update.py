@@ -14,7 +14,9 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from edgefed.cli import fleet_update_view
 from edgefed.cli.fleet_update_view import follow
+from edgefed.coordinator.database import lock_run
 from edgefed.coordinator.rollout import Progress, Rollout, Step
 from edgefed.coordinator.rollout_desk import read_rollout, write_rollout
 from edgefed.coordinator.run_directory import RunDirectory
@@ -213,3 +215,36 @@ def test_who_watches_is_told_that_another_update_came(edgefed: Run, place: Path)
     write_rollout(place / "run", replace(before, id="another"))
     with pytest.raises(UpdateError, match="another update has taken the place"):
         follow(place / "run", before, as_json=True)
+
+
+@pytest.mark.parametrize("at_work", [True, False])
+@pytest.mark.parametrize("begun", [True, False])
+def test_who_watches_is_told_why_nothing_happens(
+    edgefed: Run,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    at_work: bool,
+    begun: bool,
+) -> None:
+    edgefed("fleet", "update", "wheels-2.0", "--no-wait", "--yes")
+    rollout = wished(place)
+    step = Step(bundle=rollout.bundles[0].sha256, state="fetching", since_unix_s=1.0)
+    came_to(place, Progress(rollout=rollout.id, steps={"one": step} if begun else {}))
+    lock = lock_run(place / "run") if at_work else None
+
+    looks = iter(range(9))
+
+    def ends_soon(_: float) -> None:
+        if next(looks) == 2:
+            came_to(place, Progress(rollout=rollout.id, outcome="done"))
+
+    monkeypatch.setattr(fleet_update_view, "_HINT_AFTER_S", -1.0)
+    monkeypatch.setattr(fleet_update_view.time, "sleep", ends_soon)
+    capsys.readouterr()
+    follow(place / "run", rollout, as_json=True)
+    said = capsys.readouterr().err
+    assert said.count("no aggregator is at work") == (not at_work)
+    assert said.count("nobody was offered it yet: is a device there?") == (at_work and not begun)
+    if lock is not None:
+        os.close(lock)

@@ -231,6 +231,23 @@ def test_a_minority_does_not_move_the_typical_loss_out_of_the_others(losses: lis
     assert typical_loss([("silent", 3.0, 0)]) is None
 
 
+def test_what_was_in_a_sum_that_failed_is_in_no_other_however_late_it_was() -> None:
+    story = Story()
+    story.goes_well(None, None, None)
+    story.joins()
+    story.happens(*(UpdateReceived(update(one, 2)) for one in "ab"))
+    story.happens(Tick(), now_s=200.0)
+    story.happens(Merged(2))
+    story.joins()
+    story.happens(UpdateReceived(update("c", 2)))
+    story.happens(*(UpdateReceived(update(one, 3)) for one in DEVICES))
+    (doing,) = story.happens(MergeFailed(3, "the sum is not finite"))
+    assert isinstance(doing, GiveUp)
+    assert doing.updates == (update("c", 2), *(update(one, 3) for one in DEVICES))
+    story.happens(GivenUp(3))
+    assert story.state.carried == ()
+
+
 def test_who_has_diverged_and_is_removed_has_no_voice() -> None:
     story = Story()
     story.joins()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,40 @@ def test_who_was_removed_is_not_offered_anything(office: Callable[..., Office]) 
     here.roster = here.roster.with_duty(["two"], "paused", reason="", now_unix_s=1.0)
     write_rollout(here.path, WISH)
     assert here.looks() == ["two"]
+
+
+def test_who_is_removed_in_the_middle_of_a_stage_holds_nobody_up_and_is_no_failure(
+    office: Callable[..., Office],
+) -> None:
+    here = office()
+    write_rollout(here.path, replace(WISH, stages=(50, 100)))
+    (first,) = here.looks()
+    here.says(first, outcome("fetching"))
+    assert here.looks() == []
+    here.roster = Roster().with_duty([first], "removed", reason="", now_unix_s=1.0)
+    here.sightings.forget(first)
+    (second,) = here.looks()
+    assert second != first
+    here.says(second, outcome("installed"))
+    here.looks()
+    progress = read_progress(here.path, WISH)
+    assert (progress.outcome, set(progress.steps)) == ("done", {second})
+
+
+def test_the_time_without_an_aggregator_tries_no_patience(
+    office: Callable[..., Office], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = office()
+    write_rollout(here.path, WISH)
+    here.looks()
+    later_s = time.time() + WISH.patience_s + 1.0
+    monkeypatch.setattr(rollout_desk.time, "time", lambda: later_s)
+    here.open()
+    assert here.looks() == ["one", "two"]
+    assert read_progress(here.path, WISH).outcome == ""
+    monkeypatch.setattr(rollout_desk.time, "time", lambda: later_s + WISH.patience_s + 1.0)
+    here.looks()
+    assert read_progress(here.path, WISH).outcome == "failed"
 
 
 def test_when_it_is_stopped_nothing_more_is_sent(office: Callable[..., Office]) -> None:

@@ -46,6 +46,21 @@ def test_what_was_heard_outlives_the_aggregator(tmp_path: Path) -> None:
     assert read_profile_of(tmp_path, "b") is None
 
 
+def test_a_profile_that_is_kept_already_is_not_written_again(tmp_path: Path) -> None:
+    """At the start of an aggregator, a thousand retained profiles would be a thousand synced writes."""
+    directory = RunDirectory(tmp_path)
+    profile = read_profile(tmp_path, quantization="fp32", max_rank=4)
+    Sightings(directory).hear_profile("a", profile)
+    written = directory.profile("a").stat().st_ino
+    later = Sightings(directory)
+    later.hear_profile("a", profile)
+    assert directory.profile("a").stat().st_ino == written
+    assert later.all()["a"].architecture == profile.architecture
+    directory.profile("a").write_text("damaged")
+    later.hear_profile("a", profile)
+    assert read_profile_of(tmp_path, "a") == profile
+
+
 def test_who_is_removed_is_forgotten(tmp_path: Path) -> None:
     sightings = Sightings(RunDirectory(tmp_path))
     sightings.hear("a")

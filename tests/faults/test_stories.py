@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from edgefed.coordinator.crash_points import Side
 from edgefed.coordinator.options import FederationOptions, Transfers
 from edgefed.coordinator.roster import change_roster
+from edgefed.coordinator.round_records import read_records
 from edgefed.coordinator.selection import Selection
 from edgefed.protocol.messages.down import Duty, UploadGrant
 from edgefed.protocol.messages.retained import FederationFinished
@@ -173,3 +176,58 @@ def test_who_may_send_and_does_not_makes_room_though_others_never_stop_talking(t
         assert set(granted) == {"one", "two"}
     finally:
         world.close()
+
+
+def test_a_federation_whose_devices_are_all_paused_waits_says_why_and_goes_on(world: World) -> None:
+    wishes(world, "paused")
+    world.pass_time(4 * 3600.0)
+    assert (world.state.round, world.state.phase) == (1, "gathering")
+    assert world.aggregator._describe().note == "it waits for 1 device, and the operator has 2 paused"
+    wishes(world, "active")
+    assert world.aggregator._describe().note == ""
+    play(world, until_round=2)
+
+
+def play_with_a_bad_adapter(directory: Path, side: Side | None, write: int) -> tuple[int, object]:
+    """Returns how often the aggregator was killed, and what the federation came to; its first sum has diverged."""
+    both = Selection(expected_devices=2, quorum=2, gather_s=2.0, deadline_s=8.0)
+    world = World(options(directory, rounds=3, selection=both), ["one", "two"])
+    for phone in world.phones.values():
+        phone.losses[2] = 9.0
+    if side is not None:
+        world.kill_at(side, write)
+    try:
+        for _ in range(60):
+            if world.finished:
+                break
+            for name in world.phones:
+                world.sleep(name)  # what was lost was lost with the connection
+                world.wake(name)
+                world.nag(name)
+            deliver(world)
+            world.pass_time(1.0)
+        assert world.finished, f"it hangs: {world.state}"
+        assert world.journalled() == world.state
+        records = world.store.merged_rounds()
+        assert sorted(read_records(world.directory.path), key=lambda one: one.round)[-1] == records[-1]
+        came_to = [
+            (one.copied, sorted(one.devices), sorted(who.device for who in one.interventions)) for one in records
+        ]
+        exported = json.loads(world.directory.adapter.read_bytes())
+        return world.kills, (came_to, sorted((update[0], update[1], merged_in) for update, merged_in in exported))
+    finally:
+        world.close()
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_a_kill_at_any_write_around_a_round_that_is_given_up_changes_nothing(tmp_path: Path, side: Side) -> None:
+    _, undisturbed = play_with_a_bad_adapter(tmp_path / "undisturbed", None, 0)
+    both = ["one", "two"]
+    assert undisturbed == (
+        [(None, both, []), (0, [], both), (None, both, [])],
+        [("one", 3, 3), ("two", 3, 3)],
+    )
+    for write in range(18, 42):  # of some 57: around the round that is given up; the others are like any round
+        kills, came_to = play_with_a_bad_adapter(tmp_path / str(write), side, write)
+        assert kills == 1
+        assert came_to == undisturbed, f"killed {side} write {write}"
