@@ -30,7 +30,7 @@ def extend_history(path: Path, store: Store, state: State) -> None:
 
     To make them all anew would take longer with every round.
     """
-    replace_file(path, _extended(path, store, state, settled=max(0, len(store.merged_rounds()) - _UNSETTLED)))
+    replace_file(path, _extended(path, store, state, settled=max(0, store.merged_count - _UNSETTLED)))
 
 
 def _extended(path: Path, store: Store, state: State, settled: int) -> Iterator[bytes]:
@@ -52,10 +52,9 @@ def round_lines(store: Store, state: State, after: int = 0) -> Iterator[dict[str
     and `interventions` which accepted updates entered the sum otherwise than as they came.
     """
     losses = dict(state.losses)
-    merged = store.merged_rounds()
-    for one in merged[after:]:
+    for one in store.merged_rounds(after):
         yield _merged_line(one, store.answers(one.round), losses.get(one.round - 1))
-    last = merged[-1].round if merged else 0
+    last = store.last_round
     final = last + 1
     evaluated = [answer for answer in store.answers(final) if answer.outcome == "evaluated"]
     if evaluated:

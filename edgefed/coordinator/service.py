@@ -330,7 +330,8 @@ class Aggregator:
         if isinstance(done.outcome, events.MergeFailed):
             self._perform(self._ledger.apply(done.outcome))
             return
-        privacy, earlier = self._options.client_privacy, self._store.merged_rounds()
+        privacy = self._options.client_privacy
+        earlier = self._store.merged_rounds() if privacy.noise_multiplier else []
         record = with_privacy(done.outcome, earlier, privacy)
         spent = spent_by(record, earlier, privacy)
         self._epsilon = record.epsilon

@@ -19,7 +19,7 @@ from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.devices.profile import DeviceProfile
 from edgefed.devices.release_state import ReleaseState
 from edgefed.errors import StoreError
-from edgefed.files import replace_file
+from edgefed.files import is_disk_trouble, replace_file
 from edgefed.protocol.messages.manifest import Plan
 from edgefed.protocol.messages.retained import DeviceState
 
@@ -126,7 +126,7 @@ class Sightings:
             at_once: it is time.
 
         Raises:
-            StoreError: the disk is full or failing.
+            StoreError: the run's directory is not there, or may not be written.
         """
         every_s = _SAVE_EVERY_S * max(1.0, len(self._devices) / _PER_SECOND)
         if not at_once and time.monotonic() - self._saved_at_s < every_s:
@@ -137,8 +137,7 @@ class Sightings:
                 self._devices[device] = replace(sighting, busy=device in busy)
                 self._changed = True
         if self._changed:
-            _write(self._directory.sightings, _Document(devices=self._devices))
-            self._changed = False
+            self._changed = not _write(self._directory.sightings, _Document(devices=self._devices))
         self._saved_at_s = time.monotonic()
 
     def _keep(self, device: str, **fields: object) -> None:
@@ -156,12 +155,17 @@ def _has(path: Path, content: bytes) -> bool:
         return False
 
 
-def _write(path: Path, document: msgspec.Struct) -> None:
+def _write(path: Path, document: msgspec.Struct) -> bool:
+    """Returns whether there was room: for want of it nothing ends that does not rest on what was written."""
     try:
         path.parent.mkdir(exist_ok=True)
         replace_file(path, [msgspec.json.encode(document)])
     except OSError as error:
-        raise StoreError(f"the run directory cannot be written: {path}: {error.strerror}") from error
+        if not is_disk_trouble(error):
+            raise StoreError(f"the run directory cannot be written: {path}: {error.strerror}") from error
+        _log.warning("what devices say is not kept for now: %s: %s", path, error.strerror)
+        return False
+    return True
 
 
 def read_sightings(directory: Path) -> dict[str, Sighting]:

@@ -208,11 +208,17 @@ class Store:
             connection.execute(sql.insert(rounds_table).values(round=merged.round, merged=text, digest=digest))
         self._tell(merged)
 
-    def merged_rounds(self) -> list[MergedRound]:
-        """Returns all merged rounds in order."""
+    def merged_rounds(self, after: int = 0) -> list[MergedRound]:
+        """Returns all merged rounds in order, less the first so many: each is some kilobytes."""
         with self._database.read() as connection:
-            rows = connection.execute(sql.select(rounds_table).order_by(rounds_table.c.round))
+            rows = connection.execute(sql.select(rounds_table).order_by(rounds_table.c.round).offset(after))
             return [self._merged(row) for row in rows]
+
+    @property
+    def merged_count(self) -> int:
+        """How many rounds are merged."""
+        with self._database.read() as connection:
+            return int(connection.execute(sql.select(sql.func.count()).select_from(rounds_table)).scalar_one())
 
     def state_digest(self, rounds: int) -> str:
         """Returns the digest of the state after so many rounds, as it was when it was made; "" where nobody knows."""

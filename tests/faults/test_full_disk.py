@@ -28,7 +28,9 @@ from edgefed.agent.state_directory import StateDirectory
 from edgefed.aggregation.exchange import Delivered
 from edgefed.aggregation.lora_exchange import LoraExchange
 from edgefed.aggregation.options import ServerOptimizer
-from edgefed.coordinator.run_directory import disk_trouble_told
+from edgefed.coordinator.run_directory import RunDirectory, disk_trouble_told
+from edgefed.coordinator.sightings import Sightings, read_sightings
+from edgefed.devices.profile import read_profile
 from edgefed.errors import StoreError
 from edgefed.files import has_room, is_disk_trouble
 from edgefed.lora.files import write_adapter
@@ -304,3 +306,14 @@ def test_only_the_disk_is_the_disks_fault(tmp_path: Path) -> None:
     with pytest.raises(PermissionError), disk_trouble_told(tmp_path):
         raise PermissionError(13, "Permission denied")
     assert not is_lack_of_room(PermissionError(13, "Permission denied"))
+
+
+def test_what_devices_say_is_kept_once_there_is_room_and_ends_nobody_before(tmp_path: Path) -> None:
+    sightings = Sightings(RunDirectory(tmp_path))
+    sightings.hear("one")
+    with files_of_at_most(16):
+        sightings.hear_profile("one", read_profile(tmp_path, quantization="fp32", max_rank=4))
+        sightings.save(frozenset, at_once=True)
+    assert read_sightings(tmp_path) == {}
+    sightings.save(frozenset, at_once=True)
+    assert read_sightings(tmp_path).keys() == {"one"}
