@@ -37,7 +37,7 @@ from edgefed.agent.work_times import OutOfTime, WorkTimes
 from edgefed.agent.worker_process import WorkerProcess
 from edgefed.devices.conditions import read_conditions
 from edgefed.devices.sampling import Sampler
-from edgefed.errors import DiskFull, Diverged, EdgefedError, WorkerDied, WorkerError, WorkerOutOfMemory
+from edgefed.errors import DataError, DiskFull, Diverged, EdgefedError, WorkerDied, WorkerError, WorkerOutOfMemory
 from edgefed.files import hash_file
 from edgefed.protocol.messages.down import Accepted, Refused, RoundAnswer
 from edgefed.protocol.messages.manifest import Plan
@@ -147,7 +147,7 @@ class Participation:
 
     async def take_part(self, announced: RoundOpen) -> None:
         """Does what this device can do for a round, and returns when there is nothing left to do for it."""
-        note = ""
+        note = shown = ""
         try:
             check_sealing(self._options, announced)
             while not await self._answered(announced):
@@ -161,16 +161,16 @@ class Participation:
             note = f"round {announced.round}: {reason}"
             await self._send(Decline(run=announced.run, round=announced.round, reason=str(reason)))
         except (CannotTakePart, EdgefedError) as reason:
-            note = f"round {announced.round}: {reason}"
+            _log.warning("round %d: %s", announced.round, reason)
+            told = _fit_to_leave(reason)
+            shown = f"round {announced.round}: {told}"
             diverged = isinstance(reason, Diverged)
             if diverged or not isinstance(reason, WorkerError):  # else the next worker may do better, if called again
                 self._done.add((announced.run, announced.round))
-            await self._send(
-                Decline(run=announced.run, round=announced.round, reason=str(reason)[:4096], diverged=diverged)
-            )
+            await self._send(Decline(run=announced.run, round=announced.round, reason=told[:4096], diverged=diverged))
         if note:
             _log.warning("%s", note)
-        await self._presence.show(self._transport, "ready", round=announced.round, note=note[:4096])
+        await self._presence.show(self._transport, "ready", round=announced.round, note=(note or shown)[:4096])
 
     async def _answered(self, announced: RoundOpen) -> bool:
         """Returns whether this device is done with the round; not so where the disk was full, and has room again."""
@@ -346,3 +346,10 @@ def _worked_s(record: RoundRecord) -> float:
     """Returns the worker's own seconds: how long a link was down in the meantime says nothing of the next round."""
     evaluated_s = record.evaluation.evaluate_s if record.evaluation else 0.0
     return record.load_s + evaluated_s + record.train_s
+
+
+def _fit_to_leave(reason: Exception) -> str:
+    """Returns why this device declines, in words that may be read by others: of its examples, nothing is told."""
+    if isinstance(reason, DataError):
+        return "its examples cannot be used: its own log, and `edgefed doctor` there, say what is wrong and where"
+    return str(reason)

@@ -203,7 +203,8 @@ class _Session:
 
 def _failure(error: Exception) -> Failed:
     """Returns the answer for an exception, with a traceback on stderr where it is not one of ours."""
-    text = f"{type(error).__name__}: {error}"
+    name = type(error).__name__
+    text = f"{name}: {error}"
     if any(sign in text for sign in _OUT_OF_MEMORY_TEXTS):
         return Failed(kind="memory", message=text)
     if is_disk_trouble(error) or any(sign in text for sign in _DISK_TEXTS):
@@ -215,7 +216,8 @@ def _failure(error: Exception) -> Failed:
         return Failed(kind="worker", message=missing_message([package]))
     if not isinstance(error, EdgefedError):
         traceback.print_exception(error)
-        return Failed(kind="worker", message=text)
+        # The message is told to the fleet, and what a library says may quote an example.
+        return Failed(kind="worker", message=f"an unexpected {name}: what it said stands in the log of this device")
     return Failed(kind="worker", message=str(error))
 
 

@@ -94,6 +94,9 @@ def _folded(head: str, text: str, *, indent: int) -> str:
     import sys
     import textwrap
 
+    from edgefed.logs import printable
+
+    text = printable(text)  # some of it was said by others: the broker, the journal
     if not sys.stdout.isatty():
         return f"{head}  {text}" if head.strip() else f"{head}{text}"
     room = max(30, shutil.get_terminal_size().columns - indent)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.rollout import Candidate, OfferedBundle, Rollout
-from edgefed.coordinator.rollout_desk import candidate_of
+from edgefed.coordinator.rollout_desk import candidate_of, read_rollout
 from edgefed.coordinator.roster import read_roster
 from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.sightings import read_sightings
@@ -89,11 +89,17 @@ def bundle_wheels(
         wheels,
         _board(run, wheels_for, labels),
         fleet=options.fleet,
-        number=int(now_unix_s),
+        number=max(int(now_unix_s), _latest_number(run) + 1),
         signer=read_signer(Path(options.broker.tls_certificate), Path(options.broker.tls_key)),
         at_unix_s=now_unix_s,
         name=wheels_for[2],
     )
+
+
+def _latest_number(run: Path) -> int:
+    """Returns the number of the release before, which devices remember even where this clock was ahead then."""
+    before = read_rollout(run)
+    return 0 if before is None else max((bundle.number for bundle in before.bundles), default=0)
 
 
 def _from_wheels(

@@ -144,8 +144,9 @@ def _json_records(file: Path, text: str) -> Iterator[_Record]:
         try:
             values = json.loads(line)
         except ValueError as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise DataError(f"{file}, line {number}: not JSON ({reason}): {_shortened(line)}") from error
+            # Where, and not what: logs are collected, and the examples are nobody else's.
+            where = f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            raise DataError(f"{file}, line {number}: not JSON ({where})") from error
         except RecursionError as error:
             raise DataError(f"{file}, line {number}: JSON nested too deeply") from error
         if not isinstance(values, dict):
@@ -167,10 +168,6 @@ def _csv_records(file: Path, text: str) -> Iterator[_Record]:
             yield _Record(file, rows.line_num, dict(zip(header, row, strict=True)))
     except csv.Error as error:
         raise DataError(f"{file}, line {rows.line_num}: not CSV ({error})") from error
-
-
-def _shortened(line: str) -> str:
-    return repr(line if len(line) <= 60 else line[:57] + "...")
 
 
 def _json_kind(value: object) -> str:

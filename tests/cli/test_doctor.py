@@ -45,6 +45,15 @@ def test_a_problem_is_told_by_the_exit_code(edgefed: Callable[..., Any], config:
     assert done.err == "edgefed: something stops the agent: see broker\n"
 
 
+def test_what_others_say_commands_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    found = note("connected, on \x1b]0;host\x07", "look \x1b[2Jthere")
+    doctor._write(Examined(check="broker", status="note", findings=(found,)))
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert r"on \u001b]0;host\u0007" in shown
+    assert r"look \u001b[2Jthere" in shown
+
+
 def test_a_document_for_programs(edgefed: Callable[..., Any], config: Path) -> None:
     done = edgefed("doctor", config, "--json", *only(["configuration", "broker"]))
     assert done.code == 17

@@ -117,6 +117,14 @@ def test_the_same_again_goes_on_and_another_has_to_wait(edgefed: Run, place: Pat
     assert kept(place) == [f"{wished(place).bundles[0].sha256}.bundle"], "the one before is not kept"
 
 
+def test_the_next_release_comes_after_one_that_was_made_while_the_clock_was_ahead(edgefed: Run, place: Path) -> None:
+    edgefed("fleet", "update", "wheels-2.0", "--no-wait", "--yes")
+    first, ahead = wished(place), 4_000_000_000
+    write_rollout(place / "run", replace(first, bundles=(replace(first.bundles[0], number=ahead),), stopped=True))
+    assert edgefed("fleet", "update", wheels(place, "3.0"), "--no-wait", "--yes").code == 0
+    assert wished(place).bundles[0].number == ahead + 1
+
+
 def test_what_has_failed_can_be_tried_again(edgefed: Run, place: Path) -> None:
     edgefed("fleet", "update", "wheels-2.0", "--no-wait", "--yes")
     first = wished(place)

@@ -63,7 +63,11 @@ def test_any_text_survives_jsonl(tmp_path_factory: pytest.TempPathFactory, pairs
         ("a.jsonl", b"", "is empty"),
         ("a.jsonl", b"\n  \n", "is empty"),
         ("a.csv", b"dialogue,summary\n", "no rows"),
-        ("a.jsonl", b'{"dialogue": "a", "summary": "b"}\n{oops}\n', r"a\.jsonl, line 2: not JSON .*\{oops\}"),
+        (
+            "a.jsonl",
+            b'{"dialogue": "a", "summary": "b"}\n{oops}\n',
+            r"a\.jsonl, line 2: not JSON \(Expecting .* at character 2\)$",
+        ),
         ("a.jsonl", b'["a"]', "line 1: a list where an object"),
         ("a.jsonl", b"[" * 100_000, "line 1: (JSON nested too deeply|not JSON)"),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import shutil
@@ -16,6 +17,9 @@ from pathlib import Path
 import pytest
 
 from edgefed.models.finding import resolve_model
+from edgefed.transport.base import Message, Transport
+from edgefed.transport.mqtt import connect_mqtt
+from edgefed.transport.mqtt_options import MqttOptions
 from tests.shared.power_reader_suite import copy_of
 from tools.mosquitto import RunningMosquitto
 
@@ -271,6 +275,27 @@ def test_bad_data_and_another_model_keep_a_device_out_with_a_reason(place: Place
     assert "line 2" in place.log(bad) or ":2" in place.log(bad)
     place.wait_for(stranger, "is not the federation's 'edgefed/tiny-t5'")
     assert "other-model" in place.log(stranger)
+
+
+async def test_why_its_examples_cannot_be_used_leaves_the_device_without_them(place: Place) -> None:
+    """A CSV file without a header: what is taken for names of its fields is the first patient's."""
+    place.federation()
+    (place.path / "bad.csv").write_text("Ada has a cough,cough\nBob is well,well\n")
+    place.start("aggregator", "-c", "federation.toml")
+    heard = bytearray()
+
+    async def listen(transport: Transport) -> None:
+        async for event in transport.events():
+            heard.extend(event.payload if isinstance(event, Message) else b"")
+            if b'"decline"' in heard and b"round 1: its examples cannot be used" in heard:
+                return
+
+    async with connect_mqtt(MqttOptions("localhost", place.port, client_id="listener")) as transport:
+        await transport.subscribe("edgefed/v1/test/device/bad/#")
+        bad = place.start("agent", "-c", str(place.agent("bad", data="bad.csv")))
+        await asyncio.wait_for(listen(transport), PATIENCE_S)
+    assert b"Ada" not in heard
+    place.wait_for(bad, "the fields are 'Ada has a cough', 'cough'")
 
 
 def test_a_device_whose_privacy_budget_has_run_out_declines_and_says_so(place: Place) -> None:
