@@ -76,7 +76,7 @@ class Desk:
             deliveries,
             intake,
             broadcasts,
-            Sightings(directory),
+            sightings,
             self.refusals,
             **says,
         )
