@@ -121,7 +121,8 @@ def remove(
     """Take devices out of the federation at once.
 
     What they are working on counts no more, unless it was acknowledged already; what the broker retains of them is
-    cleared. `edgefed fleet resume` takes them in again, but gives back no certificate.
+    cleared. `edgefed fleet resume` takes them in again, with what they have for a round that is still open, but gives
+    back no certificate.
 
     Examples:
       edgefed fleet remove board-07 --run edgefed-run

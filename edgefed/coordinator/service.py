@@ -21,6 +21,7 @@ from edgefed.coordinator.answers import MergedRound
 from edgefed.coordinator.broadcast import Broadcast
 from edgefed.coordinator.claim import ANSWER_S, CLAIM_S, FleetClaim
 from edgefed.coordinator.client_budget import spent_by, with_privacy
+from edgefed.coordinator.deliveries import Deliveries
 from edgefed.coordinator.fleet_desk import FleetDesk
 from edgefed.coordinator.global_adapters import GlobalAdapters
 from edgefed.coordinator.inbox import Arrived, Broken, Inbox, Item, WorkDone
@@ -31,6 +32,7 @@ from edgefed.coordinator.notices import Notices
 from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.outbox import Outbox
 from edgefed.coordinator.reception import Reception
+from edgefed.coordinator.refusals import Refusals
 from edgefed.coordinator.round_records import write_record
 from edgefed.coordinator.run_directory import RunDirectory, disk_trouble_told
 from edgefed.coordinator.store import Store
@@ -118,7 +120,8 @@ class Aggregator:
             let_go=self._intake.give_up_on,
             gives_way=lambda: self._intake.busy or self._broadcast.busy,
         )
-        self._reception = Reception(
+        self._refusals = Refusals(store)
+        self._deliveries = Deliveries(
             options,
             model,
             run,
@@ -127,13 +130,24 @@ class Aggregator:
             exchange,
             self._directory,
             self._intake,
-            self._broadcast,
+            self._refusals,
+            tell=self._outbox.tell,
+            perform=self._perform,
+            sealing=sealing,
+        )
+        self._reception = Reception(
+            options,
+            model,
+            run,
+            self._ledger,
+            self._deliveries,
+            self._intake,
+            (self._broadcast, self._fleet.releases),
             self._fleet.sightings,
+            self._refusals,
             tell=self._outbox.tell,
             perform=self._perform,
             is_removed=self._fleet.has_removed,
-            releases=self._fleet.releases,
-            sealing=sealing,
         )
         self._traffic = RoundTraffic(lambda: self._intake.received_bytes, lambda: self._broadcast.sent_bytes)
         earlier = store.merged_rounds()
@@ -248,7 +262,7 @@ class Aggregator:
         elif isinstance(item, Distrusted):
             self._hear_of_distrust(item)
         elif isinstance(item, Arrived):
-            await self._reception.take_in(item.device, item.offer, item.path)
+            await self._deliveries.take_in(item.device, item.offer, item.path)
         elif isinstance(item, WorkDone):
             self._after_work(item)
         elif isinstance(item, Broken):
@@ -270,7 +284,7 @@ class Aggregator:
     def _hear_of_distrust(self, what: Distrusted) -> None:
         if what.topic == self._topics.aggregator_state:
             self._notices.forget_posted()  # it must not stand there as the broker's last word of us
-        self._reception.refusals.take_distrusted(self._topics, what, self._ledger.state.round)
+        self._refusals.take_distrusted(self._topics, what, self._ledger.state.round)
 
     async def _linger(self) -> None:
         """Answers those who come a moment after the end."""
@@ -335,7 +349,7 @@ class Aggregator:
         record = with_privacy(done.outcome, earlier, privacy)
         spent = spent_by(record, earlier, privacy)
         self._epsilon = record.epsilon
-        self._reception.refusals.take_merged(record)
+        self._refusals.take_merged(record)
         write_record(self._directory, record)
         self._perform(self._ledger.apply_merged(record, last_because=spent))
         self._adapters.settle(self._ledger.state)
@@ -353,7 +367,7 @@ class Aggregator:
     def _describe(self) -> AggregatorState:
         return self._notices.describe(
             self._ledger.state,
-            refusals=self._reception.refusals,
+            refusals=self._refusals,
             received_bytes=self._earlier_received_bytes + self._intake.received_bytes,
             broadcast_bytes=self._earlier_broadcast_bytes + self._broadcast.sent_bytes,
             epsilon=self._epsilon,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,10 +12,12 @@ from edgefed.aggregation.lora_exchange import LoraExchange
 from edgefed.aggregation.options import ServerOptimizer
 from edgefed.coordinator import events
 from edgefed.coordinator.broadcast import Broadcast
+from edgefed.coordinator.deliveries import Deliveries
 from edgefed.coordinator.intake import Intake
 from edgefed.coordinator.ledger import Ledger
 from edgefed.coordinator.options import FederationOptions, Transfers
 from edgefed.coordinator.reception import Reception
+from edgefed.coordinator.refusals import Refusals
 from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.selection import Selection
 from edgefed.coordinator.sightings import Sightings
@@ -55,21 +58,27 @@ class Desk:
         )
         topics = Topics(FLEET)
         transport = InMemoryBroker().connect("aggregator")
+        exchange = LoraExchange(
+            LoraMethod(ranks=[2]), ServerOptimizer(), model_path=Path(model.name), model_name=model.name, seed=0
+        )
+        self.refusals = Refusals(store)
+        says: Any = {"tell": self._tell, "perform": lambda _: None}
+        deliveries = Deliveries(
+            options, model, RUN, store, self.ledger, exchange, directory, intake, self.refusals, **says
+        )
+        sightings = Sightings(directory)
+        broadcasts = (Broadcast(transport, topics, chunk_bytes=1024, settle_s=0.0),)
         self.reception = Reception(
             options,
             model,
             RUN,
-            store,
             self.ledger,
-            LoraExchange(
-                LoraMethod(ranks=[2]), ServerOptimizer(), model_path=Path(model.name), model_name=model.name, seed=0
-            ),
-            directory,
+            deliveries,
             intake,
-            Broadcast(transport, topics, chunk_bytes=1024, settle_s=0.0),
-            Sightings(directory),
-            tell=self._tell,
-            perform=lambda _: None,
+            broadcasts,
+            sightings,
+            self.refusals,
+            **says,
         )
 
     def _tell(self, device: str, message: DownMessage) -> None:
@@ -163,8 +172,8 @@ def test_a_flood_of_joins_and_goodbyes_writes_little_and_others_are_heard(desk: 
         for word in (join, decline):
             desk.reception.hear(Message(Topics(FLEET).device("flood", "up"), encode(word)))
     assert len(list(desk.store.journal())) - written <= 62
-    assert desk.reception.refusals.totals == {"silenced": 1}
-    (told,) = desk.reception.refusals.latest
+    assert desk.refusals.totals == {"silenced": 1}
+    (told,) = desk.refusals.latest
     assert (told.device, told.what, told.round) == ("flood", "silenced", 2)
     assert desk.hears("one", report("one")).outcome == "counted"
 
@@ -173,13 +182,13 @@ def test_states_and_nonsense_are_counted_too_and_measurements_are_not(desk: Desk
     ping = encode(Ping(nonce="c0ffee", sequence=1))
     for _ in range(100):
         desk.reception.hear(Message(Topics(FLEET).device("loud", "up"), ping))
-    assert "silenced" not in desk.reception.refusals.totals
+    assert "silenced" not in desk.refusals.totals
     with pytest.raises(MessageError):
         desk.reception.hear(Message(Topics(FLEET).device("loud", "up"), b"{"))
     state = encode(DeviceState(status="ready", instance="i"))
     for _ in range(100):
         desk.reception.hear(Message(Topics(FLEET).device("loud", "state"), state))
-    assert desk.reception.refusals.totals == {"silenced": 1}
+    assert desk.refusals.totals == {"silenced": 1}
     desk.reception.hear(Message(Topics(FLEET).device("loud", "up"), b"{"))  # is not even complained of
 
 

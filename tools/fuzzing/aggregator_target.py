@@ -7,6 +7,7 @@ import contextlib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -14,10 +15,12 @@ from edgefed.aggregation.lora_exchange import LoraExchange
 from edgefed.aggregation.server_optimizers import ServerOptimizer
 from edgefed.coordinator import events
 from edgefed.coordinator.broadcast import Broadcast
+from edgefed.coordinator.deliveries import Deliveries
 from edgefed.coordinator.intake import Intake
 from edgefed.coordinator.ledger import Ledger
 from edgefed.coordinator.options import FederationOptions, Transfers
 from edgefed.coordinator.reception import Reception
+from edgefed.coordinator.refusals import Refusals
 from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.selection import Selection
 from edgefed.coordinator.sightings import Sightings
@@ -84,19 +87,13 @@ class _Aggregator:
             broke=lambda error: (_ for _ in ()).throw(error),
             max_payload_bytes=lambda: 1_000_000,
         )
+        refusals = Refusals(self.store)
+        says: Any = {"tell": self._tell, "perform": lambda _: None}
+        deliveries = Deliveries(
+            options, reference, _RUN, self.store, ledger, exchange, run, self.intake, refusals, **says
+        )
         self._reception = Reception(
-            options,
-            reference,
-            _RUN,
-            self.store,
-            ledger,
-            exchange,
-            run,
-            self.intake,
-            broadcast,
-            Sightings(run),
-            tell=self._tell,
-            perform=lambda _: None,
+            options, reference, _RUN, ledger, deliveries, self.intake, (broadcast,), Sightings(run), refusals, **says
         )
         for event in (events.Begin(), events.DeviceJoined("one"), events.DeviceJoined("two")):
             ledger.apply(event)
