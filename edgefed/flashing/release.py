@@ -22,7 +22,6 @@ def bundle_wheelhouse(
     signer: Signer,
     at_unix_s: float,
     name: str = "",
-    downgrade_from: int = 0,
 ) -> Bundle:
     """Writes the bundle of a release, whole or not at all, and returns it.
 
@@ -35,7 +34,6 @@ def bundle_wheelhouse(
         signer: the aggregator's.
         at_unix_s: the time of the signature.
         name: what people call it; empty takes edgefed's version.
-        downgrade_from: releases up to this number may be replaced, whatever `number` is.
 
     Raises:
         FlashError: the wheels do not fit the board, or are not all there.
@@ -56,5 +54,4 @@ def bundle_wheelhouse(
         lock=lock(wheels).encode(),
         signer=signer,
         at_unix_s=at_unix_s,
-        downgrade_from=downgrade_from,
     )

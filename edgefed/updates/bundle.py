@@ -64,7 +64,6 @@ def make_bundle(
     lock: bytes,
     signer: Signer,
     at_unix_s: float,
-    downgrade_from: int = 0,
 ) -> Bundle:
     """Writes a bundle, whole or not at all, and returns it.
 
@@ -80,7 +79,6 @@ def make_bundle(
         lock: `flashing.wheelhouse.lock` of them.
         signer: the aggregator's.
         at_unix_s: the time of the signature.
-        downgrade_from: releases up to this number may be replaced all the same.
 
     Raises:
         UpdateError: the signer is somebody else, or something about the release is not allowed.
@@ -99,7 +97,6 @@ def make_bundle(
             name=name,
             version=version,
             number=number,
-            downgrade_from=downgrade_from,
             architecture=architecture,
             python=python,
             lock=Lock(size_bytes=len(lock), sha256=hashlib.sha256(lock).hexdigest()),

@@ -55,8 +55,6 @@ class Release(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="
         version: of edgefed in it.
         number: grows from release to release of a fleet; the seconds since 1970 do. A release with a number that is not
             above the highest that a device has ever had is refused: it was signed once, but its time is over.
-        downgrade_from: the release may take the place of others up to this number all the same; 0 for none. Once a
-            device has had a higher one, this too is over.
         architecture: of the machine, as wheels name it, such as `aarch64`.
         python: major and minor version of its Python, such as `3.11`.
         lock: the requirements file.
@@ -68,7 +66,6 @@ class Release(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="
     name: _Text
     version: _Text
     number: Annotated[int, Meta(ge=1, le=2**53)]
-    downgrade_from: Annotated[int, Meta(ge=0, le=2**53)] = 0
     architecture: _Text
     python: Annotated[str, Meta(pattern=r"\A3\.[0-9]{1,2}\Z")]
     lock: Lock
@@ -89,11 +86,10 @@ class Release(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="
         Raises:
             UpdateError: it is an older one.
         """
-        if self.number <= highest_number and self.downgrade_from < highest_number:
+        if self.number <= highest_number:
             raise UpdateError(
                 f"release {self.name} has number {self.number}, and this device has had {highest_number} already: to "
-                f"go back to it on purpose, make its bundle again with a higher number, or with downgrade_from = "
-                f"{highest_number}"
+                "go back to it on purpose, make its bundle again, and it gets a higher number"
             )
 
 
