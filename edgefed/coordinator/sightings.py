@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
-from edgefed.coordinator.run_directory import RunDirectory
+from edgefed.coordinator.run_directory import MAKE_ROOM, RunDirectory
 from edgefed.devices.profile import DeviceProfile
 from edgefed.devices.release_state import ReleaseState
 from edgefed.errors import StoreError
@@ -161,7 +161,7 @@ def _write(path: Path, document: msgspec.Struct) -> None:
         path.parent.mkdir(exist_ok=True)
         replace_file(path, [msgspec.json.encode(document)])
     except OSError as error:
-        raise StoreError(f"the run directory cannot be written: {path}: {error.strerror}") from error
+        raise StoreError(f"the run directory cannot be written: {path}: {error.strerror}; {MAKE_ROOM}") from error
 
 
 def read_sightings(directory: Path) -> dict[str, Sighting]:
