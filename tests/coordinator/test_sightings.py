@@ -100,5 +100,5 @@ def test_damage_is_told_to_who_reads_and_overcome_by_who_writes(tmp_path: Path) 
 def test_a_disk_that_fails_is_named(tmp_path: Path) -> None:
     sightings = Sightings(RunDirectory(tmp_path))
     (tmp_path / "profiles").write_text("in the way")
-    with pytest.raises(StoreError, match=r"the run directory cannot be written: .*/profiles/a\.json: .*; make room and start"):
+    with pytest.raises(StoreError, match=r"cannot be written: .*/profiles/a\.json: .*; make room and start"):
         sightings.hear_profile("a", read_profile(tmp_path, quantization="fp32", max_rank=4))
