@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from edgefed.coordinator.broadcast import Broadcast
 from edgefed.coordinator.rollout import Candidate, Progress, Rollout, Step, advance
 from edgefed.coordinator.roster import Roster
-from edgefed.coordinator.run_directory import RunDirectory
+from edgefed.coordinator.run_directory import MAKE_ROOM, RunDirectory
 from edgefed.coordinator.sightings import Sighting, Sightings
 from edgefed.errors import StoreError
 from edgefed.files import replace_file
@@ -226,4 +226,4 @@ def _write(path: Path, document: msgspec.Struct) -> None:
     try:
         replace_file(path, [msgspec.json.encode(document), b"\n"])
     except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror}") from error
+        raise StoreError(f"{path} cannot be written: {error.strerror}; {MAKE_ROOM}") from error
