@@ -18,8 +18,9 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .PHONY: help venv demo test check deb lint mosquitto sshd clean FORCE
 
-# A file's tests stay together: what its fixtures start is started once.
-WORKERS := --numprocesses=logical --maxprocesses=4 --dist=loadfile
+# A file's tests stay together: what its fixtures start is started once. The longest is one test of a file, so that
+# files with few tests must not come last.
+WORKERS := --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 INSTALLED := $(VENV)/installed
 BIN := $(VENV)/bin
