@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -60,7 +61,7 @@ class Inbox:
 
     def post(self, item: Item) -> None:
         """Adds an item, soon: for whoever cannot wait."""
-        self.spawn(self.put(item))
+        self.spawn(partial(self.put, item))
 
     async def next(self, wait_s: float) -> Item | None:
         """Returns the next item, or None when there is none for so long."""
@@ -69,12 +70,12 @@ class Inbox:
         except (asyncio.TimeoutError, asyncio.QueueEmpty):
             return None
 
-    def spawn(self, doing: Coroutine[Any, Any, None]) -> None:
-        """Has something done in the background."""
+    def spawn(self, do: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Has something done in the background: called there, so that nothing is left over where it never began."""
 
         async def guarded() -> None:
             try:
-                await doing
+                await do()
             except Exception as error:  # noqa: BLE001 - the task boundary: the loop raises it
                 self._error = self._error or error
                 self._failed.set()

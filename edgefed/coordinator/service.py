@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -181,10 +182,10 @@ class Aggregator:
 
     async def _federate(self) -> None:
         for background in (
-            self._inbox.listen(self._transport),
-            self._broadcast.run(),
-            self._fleet.releases.run(),
-            self._outbox.run(),
+            partial(self._inbox.listen, self._transport),
+            self._broadcast.run,
+            self._fleet.releases.run,
+            self._outbox.run,
         ):
             self._inbox.spawn(background)
         try:
@@ -312,9 +313,9 @@ class Aggregator:
                 refused = Refused(run=self._run, round=self._ledger.state.round, reason=action.reason)
                 self._outbox.tell(action.device, refused)
             elif isinstance(action, events.Merge):
-                self._inbox.spawn(self._report(self._adapters.merge(action, self._traffic)))
+                self._close_round(partial(self._adapters.merge, action, self._traffic))
             elif isinstance(action, events.GiveUp):
-                self._inbox.spawn(self._report(self._adapters.give_up(action, self._traffic)))
+                self._close_round(partial(self._adapters.give_up, action, self._traffic))
             else:
                 self._finish(action)
 
@@ -337,8 +338,11 @@ class Aggregator:
         elif state.phase == "finished":
             self._notices.post_end(state.round, state.finished_reason)
 
-    async def _report(self, work: Coroutine[Any, Any, MergedRound | events.MergeFailed]) -> None:
-        await self._inbox.put(WorkDone(await work))
+    def _close_round(self, work: Callable[[], Coroutine[Any, Any, MergedRound | events.MergeFailed]]) -> None:
+        async def report() -> None:
+            await self._inbox.put(WorkDone(await work()))
+
+        self._inbox.spawn(report)
 
     def _after_work(self, done: WorkDone) -> None:
         if isinstance(done.outcome, events.MergeFailed):

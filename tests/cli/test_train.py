@@ -142,7 +142,9 @@ def test_what_is_wrong_is_said(
 def test_interrupted_it_leaves_nothing(config: Path, data: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     arguments = ["train", "-c", config, "-d", data, "-o", tmp_path / "out", "--steps", 1_000_000, "--threads", 1]
-    code = "import edgefed.training.loop as loop\n"
+    code = "import signal\n"
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # tests may run where nobody interrupts
+    code += "import edgefed.training.loop as loop\n"
     code += "step = loop._step\n"
     code += "loop._step = lambda *a: (print('step', flush=True), step(*a))[1]\n"
     code += "from edgefed.cli.main import main\nmain()"

@@ -25,7 +25,7 @@ async def test_nothing_waits_for_a_queue_that_nobody_empties_any_more(monkeypatc
     monkeypatch.setattr(InMemoryTransport, "publish", refuse)
     inbox = Inbox()
     outbox = Outbox(InMemoryBroker().connect("aggregator"), Topics("test"))
-    inbox.spawn(outbox.run())
+    inbox.spawn(outbox.run)
     outbox.tell("one", WORD)
     outbox.tell("two", WORD)
     with pytest.raises(BrokerRefused):
@@ -37,7 +37,7 @@ async def test_what_the_background_brings_about_is_waited_for() -> None:
     inbox = Inbox()
     outbox = Outbox(InMemoryBroker().connect("aggregator"), Topics("test"))
     outbox.tell("one", WORD)
-    inbox.spawn(outbox.run())
+    inbox.spawn(outbox.run)
     await asyncio.wait_for(inbox.until(outbox.drained()), 30.0)
     await inbox.close()
 
@@ -47,7 +47,7 @@ async def test_an_error_in_the_background_is_taken_in_its_turn() -> None:
         raise BrokerRefused("no")
 
     inbox = Inbox()
-    inbox.spawn(fails())
+    inbox.spawn(fails)
     item = await inbox.next(30.0)
     assert isinstance(item, Broken)
     assert isinstance(item.error, BrokerRefused)
