@@ -230,15 +230,30 @@ def test_a_seed_is_written(edgefed: Run, wheels: Path, tmp_path: Path) -> None:
     assert "/etc/edgefed/agent.toml" in [file["path"] for file in would["write"]]
     done = edgefed("flash", "seed", tmp_path / "seed", *options, *wifi)
     assert (done.code, done.err) == (0, "")
+    said, _, rest = done.out.partition(" written, with ")
+    assert set(said.split(": ")[-1].split(", ")) == {path.name for path in (tmp_path / "seed").iterdir()}
+    assert rest.startswith(f"{len(would['write'])} files for the board (")
     assert "long enough" in (tmp_path / "seed/network-config").read_text()
     done = edgefed("flash", "seed", tmp_path / "seed", *options)
     assert (done.code, "already" in done.err) == (15, True)
     for wrong, code, message in (
         ("3.x", 3, "--python 3.x: is not a version"),
-        ("3.9", 15, "edgefed needs Python 3.10"),
+        ("3.9", 15, "--python 3.9: the board's Python is too old (a board with cloud-init, aarch64, Python 3.9)"),
     ):
         done = edgefed("flash", "seed", tmp_path / "new", "-a", "aarch64", "--python", wrong, "-w", wheels, *WHO)
         assert (done.code, message in done.err) == (code, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "wheels_name"), [("arm64", "aarch64"), ("amd64", "x86_64"), ("aarch64", "aarch64"), ("riscv64", "riscv64")]
+)
+def test_a_seed_takes_debians_names_of_architectures(
+    edgefed: Run, wheels: Path, tmp_path: Path, name: str, wheels_name: str
+) -> None:
+    make_wheel(wheels, "part", tags=f"py3-none-manylinux_2_17_{wheels_name}")
+    done = edgefed("flash", "seed", tmp_path / "seed", "-a", name, "--python", "3.12", "-w", wheels, *WHO, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["board"]["architecture"] == wheels_name
 
 
 @needs_e2fsprogs
