@@ -31,7 +31,15 @@ def show(
         json: as a document for programs.
         packed_in: names of the files that were written instead, from which the board takes its own; none where its
             own were written.
+
+    That the board will not be able to train goes to stderr.
     """
+    if not _has_torch(changes):
+        typer.echo(
+            f"{target}: note: the wheelhouse has no torch, so the agent comes up and waits, and this board will not be "
+            "able to train: put torch's wheels there too and flash it with them (with --upgrade once it has edgefed)",
+            err=True,
+        )
     if json:
         write_json(_document(changes, board, target, dry_run=dry_run))
         return
@@ -54,6 +62,13 @@ def show(
         typer.echo(f"{target}: {path} was changed on the board, and is as it was")
 
 
+def _has_torch(changes: Changes) -> bool:
+    """Whether the wheel that a board trains with is among those that it has when all is done."""
+    from edgefed.flashing.manifest import WHEELHOUSE
+
+    return any(path.startswith(f"{WHEELHOUSE}/torch-") for path in changes.record.files)
+
+
 def _document(changes: Changes, board: Board, target: str, *, dry_run: bool) -> dict[str, Any]:
     record = changes.record_file(complete=True)
     return {
@@ -66,6 +81,7 @@ def _document(changes: Changes, board: Board, target: str, *, dry_run: bool) -> 
             "system": board.system,
             "l4t": board.l4t or None,
         },
+        "has_torch": _has_torch(changes),
         "write": [
             {"path": file.path, "mode": f"{file.mode:04o}", "size_bytes": file.size_bytes, "sha256": file.sha256}
             for file in (*changes.write, record)

@@ -30,6 +30,7 @@ def rootfs(tmp_path: Path) -> Rootfs:
 def wheels(tmp_path: Path) -> Path:
     make_wheel(tmp_path / "wheels", "edgefed")
     make_wheel(tmp_path / "wheels", "pip")
+    make_wheel(tmp_path / "wheels", "torch")
     return tmp_path / "wheels"
 
 
@@ -78,6 +79,22 @@ def test_a_root_file_system_is_flashed(
     done = edgefed("flash", "rootfs", root, "--wheelhouse", wheels, "--upgrade", *WHO)
     assert done.code == 0, done.err
     assert "/etc/edgefed/agent.toml was changed on the board" in done.out
+
+
+def test_a_board_that_will_not_train_is_told_of(edgefed: Run, rootfs: Rootfs, wheels: Path) -> None:
+    root, torch = rootfs(), wheels / "torch-1.0-py3-none-any.whl"
+    make_wheel(wheels, "torch_part")
+    torch.rename(wheels.parent / torch.name)
+    command = ("flash", "rootfs", root, "-w", wheels)
+    planned = edgefed(*command, *WHO, "--dry-run", "--json")
+    assert json.loads(planned.out)["has_torch"] is False
+    done = edgefed(*command, *WHO)
+    assert done.code == 0
+    assert planned.err == done.err
+    assert "will not be able to train: put torch's wheels there" in done.err
+    (wheels.parent / torch.name).rename(torch)
+    done = edgefed(*command, "--upgrade", "--json")
+    assert (done.code, done.err, json.loads(done.out)["has_torch"]) == (0, "", True)
 
 
 @pytest.fixture
