@@ -14,6 +14,7 @@ from edgefed.errors import ConfigError
 
 if TYPE_CHECKING:
     from edgefed.flashing.board import Board
+    from edgefed.flashing.credentials import Credentials
     from edgefed.flashing.manifest import Installation
     from edgefed.flashing.wifi import Wifi
 
@@ -22,9 +23,6 @@ __all__ = ["Asked", "DryRunOption", "JsonOption", "UpgradeOption", "asked_wifi",
 UpgradeOption = Annotated[bool, typer.Option("--upgrade", help="Bring a board that has edgefed to this version.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Write nothing; say what would be written.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON document.")]
-
-_CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
-_KEYS = (b"-----BEGIN PRIVATE KEY-----", b"-----BEGIN EC PRIVATE KEY-----", b"-----BEGIN RSA PRIVATE KEY-----")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,13 +73,19 @@ class Asked:
             raise ConfigError("--certificate needs --ca, the authority that signed the broker's certificate")
         if self.token and (self.ca or self.certificate):
             raise ConfigError("--token gets the board its certificate, and brings --ca: leave those options out")
+        if self.signed and not (self.certificate or self.token):
+            raise ConfigError(
+                "--signed needs --ca, --certificate and --key, the key to sign with; or --token, for them"
+            )
+        agent_toml = self._agent_toml()
+        credentials = self._credentials()
         return Installation(
             wheels=read_wheelhouse(self.wheelhouse, board),
-            agent_toml=self._agent_toml(),
+            agent_toml=agent_toml,
             password=f"{_first_line(self.password_file)}\n".encode() if self.password_file else None,
-            ca=_pem(self.ca, (_CERTIFICATE,), "a certificate") or self._authority_of_token(),
-            certificate=_pem(self.certificate, (_CERTIFICATE,), "a certificate"),
-            key=_pem(self.key, _KEYS, "a private key without a passphrase"),
+            ca=credentials.ca or self._authority_of_token(),
+            certificate=credentials.certificate,
+            key=credentials.key,
             token=self._claim_token(),
             wifi=asked_wifi(self.wifi, self.wifi_password_file, self.wifi_country),
         )
@@ -116,6 +120,23 @@ class Asked:
             data=self.data,
         )
         return agent_toml(access)
+
+    def _credentials(self) -> Credentials:
+        """Returns the files of --ca, --certificate and --key, once it is known that this board can use them."""
+        from datetime import datetime, timezone
+
+        from edgefed.config import read_agent
+        from edgefed.flashing.credentials import read_credentials
+
+        options = read_agent(self.config) if self.config is not None else None
+        return read_credentials(
+            options.device if options is not None else self.device,
+            ca=self.ca,
+            certificate=self.certificate,
+            key=self.key,
+            signed=options.broker.signed if options is not None else self.signed,
+            now=datetime.now(timezone.utc),
+        )
 
     def _authority_of_token(self) -> bytes | None:
         """Returns the authority that the token names: as a file of root's, it says whose releases are installed."""
@@ -224,15 +245,3 @@ def _first_line(path: Path) -> str:
     if not lines or not lines[0]:
         raise ConfigError(f"{path}: its first line is empty, and should be a password")
     return lines[0]
-
-
-def _pem(path: Path | None, beginnings: tuple[bytes, ...], what: str) -> bytes | None:
-    if path is None:
-        return None
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    if not any(beginning in content for beginning in beginnings):
-        raise ConfigError(f"{path}: is not {what} in PEM format")
-    return content

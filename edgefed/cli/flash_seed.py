@@ -13,11 +13,15 @@ from edgefed.cli.option_groups import with_option_groups
 
 __all__ = ["seed"]
 
+_DEBIAN_NAMES = {"amd64": "x86_64", "arm64": "aarch64"}
+
 
 @with_option_groups
 def seed(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the seed's files go.")],
-    architecture: Annotated[str, typer.Option("--architecture", "-a", help="Of the board, as wheels name it.")],
+    architecture: Annotated[
+        str, typer.Option("--architecture", "-a", help="Of the board: aarch64 or arm64, x86_64 or amd64.")
+    ],
     python: Annotated[str, typer.Option("--python", metavar="3.N", help="Version of the board's python3.")],
     glibc: Annotated[str, typer.Option("--glibc", metavar="2.N", help="Its C library; what is left out fits.")] = "",
     iso: Annotated[Path | None, typer.Option("--iso", help="Write an ISO image of the seed as well.")] = None,
@@ -31,7 +35,7 @@ def seed(
 
     DIR may be the boot partition of a card with Raspberry Pi OS, or anywhere: then give the board the ISO or the FAT
     image as a second disk (its label is CIDATA). The image must have cloud-init. As it cannot be looked at from here,
-    say what it has: architecture and Python.
+    say what it has: architecture (as wheels or as Debian names it) and Python.
 
     A seed holds whatever the board shall know: with --key, --token or --wifi, keep it like a key. The board leaves the
     seed as it is; a token in it is of no use once the board has been admitted.
@@ -47,26 +51,26 @@ def seed(
     from edgefed.flashing.seed import write_fat, write_iso, write_seed
 
     board = Board(
-        architecture=architecture,
+        architecture=_DEBIAN_NAMES.get(architecture, architecture),
         python=version(python, "--python"),
         glibc=version(glibc, "--glibc") if glibc else None,
         system="a board with cloud-init",
     )
-    check_python(board, "--python")
+    check_python(board, f"--python {python}: the board's Python")
     network = asked_wifi(asked.wifi, asked.wifi_password_file, asked.wifi_country)
     # cloud-init sets it up, by network-config
     without = replace(asked, wifi=None, wifi_password_file=None, wifi_country="")
     changes = for_new_board(manifest(without.installation(board), board))
+    written: tuple[str, ...] = ()
     if not dry_run:
         with told_where(directory), progress_bar(changes.size_bytes, "writing") as progress:
-            write_seed(
-                directory, changes, device=asked.device or _device_in(asked.config), wifi=network, progress=progress
-            )
+            device = asked.device or _device_in(asked.config)
+            written = write_seed(directory, changes, device=device, wifi=network, progress=progress)
             if iso is not None:
                 write_iso(directory, iso)
             if fat is not None:
                 write_fat(directory, fat)
-    show(changes, board, str(directory), dry_run=dry_run, json=json)
+    show(changes, board, str(directory), dry_run=dry_run, json=json, packed_in=written)
 
 
 def _device_in(config: Path | None) -> str:

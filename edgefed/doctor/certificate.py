@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from edgefed.agent.options import AgentOptions
@@ -18,6 +17,7 @@ from edgefed.security.certificates import (
     PrivateKey,
     common_name,
     fingerprint,
+    is_issued_by,
     read_certificate,
     read_key,
     signs_messages,
@@ -97,7 +97,7 @@ def _about_identity(options: AgentOptions, ours: x509.Certificate, authority: x5
             f"{broker.tls_certificate} is of {name!r}, and agent.toml says that this is {options.device!r}",
             "put this device's own certificate and key there, or correct `device`",
         )
-    if authority is not None and not _is_issued_by(ours, authority):
+    if authority is not None and not is_issued_by(ours, authority):
         yield problem(
             f"{broker.tls_certificate} is not of the authority in {broker.tls_ca}: they are of different fleets",
             "copy both from the same fleet's directory, or enroll the device again",
@@ -148,14 +148,6 @@ def _about_unusable_key(broker: Broker, error: ConfigError) -> Finding:
         # TLS takes keys that edgefed does not make, such as RSA; only signatures do not.
         return note(f"{error}; TLS may still take it")
     return problem(str(error), "give the device a key of a kind that edgefed knows: `edgefed fleet rotate`")
-
-
-def _is_issued_by(ours: x509.Certificate, authority: x509.Certificate) -> bool:
-    try:
-        ours.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-        return False
-    return True
 
 
 def _uses(certificate: x509.Certificate) -> Iterator[x509.ObjectIdentifier]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
+from edgefed.devices.flashed import read_flashed
 from edgefed.doctor.findings import Board, Findings, note, ok, problem
 
 __all__ = ["Tried", "look_at_bitsandbytes", "look_at_onnxruntime", "look_at_torch", "try_kernels"]
@@ -27,6 +28,7 @@ _CRASHES = {
 }
 _FIRST_TO_END = 900  # of oom_score_adj: should memory run out, this process goes and no other
 _INSTALL = "pip install 'edgefed[train]'"
+_FLASH = "put the wheels of {} into the wheelhouse that the board was flashed with, and flash it again with --upgrade"
 _JETSON = "on Jetson boards take NVIDIA's build of it (Jetson AI Lab's index), or build it there"
 
 
@@ -51,7 +53,9 @@ def look_at_torch(board: Board) -> Findings:
     """Yields whether the device can train at all."""
     tried = _try(board, "torch")
     if tried.missing:
-        yield note("torch is not installed: the agent comes up and waits, and cannot train", _INSTALL)
+        yield note(
+            "torch is not installed: the agent comes up and waits, and cannot train", _how_to_install("torch", board)
+        )
     yield from _what_ran(tried)
     for kernel, why in tried.failed.items():
         yield problem(f"{kernel}: {why}", f"install a torch that fits this machine; {_JETSON}")
@@ -61,7 +65,7 @@ def look_at_bitsandbytes(board: Board) -> Findings:
     """Yields whether the base model may be held in 8 or 4 bits."""
     tried = _try(board, "bitsandbytes")
     if tried.missing:
-        yield note("bitsandbytes is not installed: no int8 and no nf4", _INSTALL)
+        yield note("bitsandbytes is not installed: no int8 and no nf4", _how_to_install("bitsandbytes", board))
     yield from _what_ran(tried)
     wanted = board.options.limits.quantization if board.options is not None else "auto"
     for kernel, why in tried.failed.items():
@@ -82,6 +86,12 @@ def look_at_onnxruntime(board: Board) -> Findings:
     yield from _what_ran(tried)
     for kernel, why in tried.failed.items():
         yield note(f"{kernel}: {why}", f"training does not need it; {_JETSON}")
+
+
+def _how_to_install(library: str, board: Board) -> str:
+    """Returns what gets a library onto this board: where its environment was flashed, pip would change it in vain."""
+    was_flashed = read_flashed(board.root) != (None, "")  # whether its record can be read or not
+    return _FLASH.format(library) if was_flashed else _INSTALL
 
 
 def _what_ran(tried: Tried) -> Findings:

@@ -39,7 +39,7 @@ Progress = Callable[[int], None]
 
 def write_seed(
     directory: Path, changes: Changes, *, device: str, wifi: Wifi | None = None, progress: Progress = lambda _: None
-) -> None:
+) -> tuple[str, ...]:
     """Writes a seed's files into a directory, which is made where it is not there.
 
     Args:
@@ -48,6 +48,9 @@ def write_seed(
         device: the board's name.
         wifi: a network to join.
         progress: called with the number of bytes written since the last call.
+
+    Returns:
+        The names of the files that are in the directory now.
 
     Raises:
         FlashError: a seed is there already, or the Wi-Fi name is no text.
@@ -75,6 +78,7 @@ def write_seed(
                 undo.callback((directory / name).unlink, missing_ok=True)
                 replace_file(directory / name, [text.encode()])
         undo.pop_all()
+    return ARCHIVE, *(name for name, text in texts.items() if text is not None)
 
 
 def write_iso(directory: Path, image: Path) -> None:

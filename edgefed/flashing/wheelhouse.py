@@ -27,6 +27,8 @@ _NAME = re.compile(
 _MANYLINUX = re.compile(r"manylinux_(\d+)_(\d+)_(\w+)")
 _OLD_MANYLINUX = {"manylinux1": (2, 5), "manylinux2010": (2, 12), "manylinux2014": (2, 17)}
 """The C library of the names without numbers (PEP 600)."""
+_BUILT_FOR = [(2, minor) for minor in (17, 24, 26, 27, 28, 31, 34, 35, 39)]
+_UNKNOWN_GLIBC = [(2, 17), (2, 28)]
 _NEEDED = ("edgefed", "pip")
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
 
@@ -88,11 +90,11 @@ def lock(wheels: Iterable[Wheel]) -> str:
 
 def pip_options(board: Board) -> list[str]:
     """Returns what makes `pip download` fetch wheels for a board instead of for the machine that it runs on."""
+    # pip takes a name of this kind as it stands: one for each C library that wheels are built for, as far as the board
+    # has it, and the two commonest where nobody knows what it has.
+    built_for = _UNKNOWN_GLIBC if board.glibc is None else [glibc for glibc in _BUILT_FOR if glibc <= board.glibc]
     platforms = [f"linux_{board.architecture}"]
-    if board.glibc is not None:
-        # pip takes a name of this kind as it stands: one for each C library that wheels are commonly built for.
-        minors = [minor for minor in (17, 24, 26, 27, 28, 31, 34, 35, 39) if (2, minor) <= board.glibc]
-        platforms += [f"manylinux_2_{minor}_{board.architecture}" for minor in minors]
+    platforms += [f"manylinux_{major}_{minor}_{board.architecture}" for major, minor in built_for]
     version = f"{board.python[0]}.{board.python[1]}"
     options = ["--only-binary=:all:", "--python-version", version]
     return [*options, *(word for platform in platforms for word in ("--platform", platform))]
@@ -173,8 +175,15 @@ def _some(problems: Sequence[str]) -> str:
 
 
 def _way_out(directory: Path, board: Board) -> str:
+    if board.glibc is not None and board.glibc < _BUILT_FOR[0]:
+        oldest, has = (f"{major}.{minor}" for major, minor in (_BUILT_FOR[0], board.glibc))
+        return (
+            f"there are no wheels for glibc {has}, as they are built for {oldest} and later: take a newer release of "
+            "the board's system, or run the agent in a container that has one"
+        )
+    command = f"pip download --dest {directory} --find-links {directory} {' '.join(pip_options(board))} edgefed pip"
     return (
-        f"fill it with: pip download --dest {directory} {' '.join(pip_options(board))} edgefed pip (to train, it needs "
-        "'edgefed[train]': fetch that with the pip of a machine of the board's kind, as pip asks the machine that it "
-        "runs on what torch needs)"
+        f"fill it with: {command} (edgefed itself, where pip finds none, is made first, in a clone of it: pip wheel "
+        f"--no-deps --wheel-dir {directory.absolute()} . ; to train, it needs 'edgefed[train]': fetch that with the "
+        "pip of a machine of the board's kind, as pip asks the machine that it runs on what torch needs)"
     )

@@ -36,6 +36,7 @@ __all__ = [
     "fingerprint",
     "fleet_of",
     "hosts_of",
+    "is_issued_by",
     "issue",
     "key_of_request",
     "key_pem",
@@ -304,6 +305,15 @@ def read_key(pem: bytes, where: str) -> PrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey):
         raise ConfigError(f"{where}: an Ed25519 or elliptic curve key is expected, this is of another kind")
     return key
+
+
+def is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    """Whether an authority has signed a certificate; whether either is in force is not asked."""
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
 
 
 def _is_signed_by(revoked: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:

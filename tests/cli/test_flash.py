@@ -30,29 +30,45 @@ def rootfs(tmp_path: Path) -> Rootfs:
 def wheels(tmp_path: Path) -> Path:
     make_wheel(tmp_path / "wheels", "edgefed")
     make_wheel(tmp_path / "wheels", "pip")
+    make_wheel(tmp_path / "wheels", "torch")
     return tmp_path / "wheels"
 
 
 @pytest.fixture
-def pem(tmp_path: Path) -> Callable[[str, str], Path]:
-    def write(name: str, kind: str) -> Path:
-        path = tmp_path / name
-        path.write_text(f"-----BEGIN {kind}-----\nAAAA\n-----END {kind}-----\n")
-        return path
+def enrolled(edgefed: Run, tmp_path: Path) -> Callable[..., Path]:
+    """Has a real fleet enroll a device: (device, fleet=) → the directory with its ca, certificate and key."""
 
-    return write
+    def enroll(device: str, fleet: str = "kitchen") -> Path:
+        directory = tmp_path / "enrolled" / fleet
+        if not directory.exists():
+            assert edgefed("fleet", "init", directory, "--broker-host", "127.0.0.1").code == 0
+        assert edgefed("fleet", "enroll", device, "--fleet", directory).code == 0
+        return directory / "devices" / device
+
+    return enroll
 
 
-def test_a_root_file_system_is_flashed(edgefed: Run, rootfs: Rootfs, wheels: Path, pem: Callable[..., Path]) -> None:
+def papers(place: Path) -> list[str | Path]:
+    """Returns the options that give a board what an enrolled device has."""
+    return ["--ca", place / "ca.pem", "--certificate", place / "certificate.pem", "--key", place / "key.pem"]
+
+
+def test_a_root_file_system_is_flashed(
+    edgefed: Run, rootfs: Rootfs, wheels: Path, enrolled: Callable[..., Path]
+) -> None:
     root = rootfs()
     (root.parent / "password").write_text("secret\n")
-    options = ["--ca", pem("ca", "CERTIFICATE"), "--certificate", pem("cert", "CERTIFICATE")]
-    options += ["--key", pem("key", "PRIVATE KEY"), "--username", "me", "--password-file", root.parent / "password"]
+    place = enrolled("board-07")
+    options = [*papers(place), "--signed", "--username", "me", "--password-file", root.parent / "password"]
     done = edgefed("flash", "rootfs", root, "--wheelhouse", wheels, *WHO, *options)
     assert (done.code, done.err) == (0, "")
     assert "files written" in done.out
     agent = read_agent(root / "etc/edgefed/agent.toml")
     assert (agent.device, agent.broker.port) == ("board-07", 8883)
+    written = {
+        name: (root / "etc/edgefed/tls" / name).read_bytes() for name in ("ca.pem", "certificate.pem", "key.pem")
+    }
+    assert written == {name: (place / name).read_bytes() for name in written}
     assert (root / "etc/edgefed/tls/key.pem").stat().st_mode & 0o777 == 0o600
     assert (root / "etc/edgefed/password").read_text() == "secret\n"
 
@@ -63,6 +79,22 @@ def test_a_root_file_system_is_flashed(edgefed: Run, rootfs: Rootfs, wheels: Pat
     done = edgefed("flash", "rootfs", root, "--wheelhouse", wheels, "--upgrade", *WHO)
     assert done.code == 0, done.err
     assert "/etc/edgefed/agent.toml was changed on the board" in done.out
+
+
+def test_a_board_that_will_not_train_is_told_of(edgefed: Run, rootfs: Rootfs, wheels: Path) -> None:
+    root, torch = rootfs(), wheels / "torch-1.0-py3-none-any.whl"
+    make_wheel(wheels, "torch_part")
+    torch.rename(wheels.parent / torch.name)
+    command = ("flash", "rootfs", root, "-w", wheels)
+    planned = edgefed(*command, *WHO, "--dry-run", "--json")
+    assert json.loads(planned.out)["has_torch"] is False
+    done = edgefed(*command, *WHO)
+    assert done.code == 0
+    assert planned.err == done.err
+    assert "will not be able to train: put torch's wheels there" in done.err
+    (wheels.parent / torch.name).rename(torch)
+    done = edgefed(*command, "--upgrade", "--json")
+    assert (done.code, done.err, json.loads(done.out)["has_torch"]) == (0, "", True)
 
 
 @pytest.fixture
@@ -107,10 +139,11 @@ def test_a_claim_token_goes_where_the_agent_looks(
 
 
 def test_a_token_that_this_board_could_not_use(
-    edgefed: Run, rootfs: Rootfs, wheels: Path, token: Callable[..., Path], pem: Callable[..., Path]
+    edgefed: Run, rootfs: Rootfs, wheels: Path, token: Callable[..., Path], enrolled: Callable[..., Path]
 ) -> None:
     root = rootfs()
-    file, ca, key = token("board-07"), pem("ca", "CERTIFICATE"), pem("key", "PRIVATE KEY")
+    file, place = token("board-07"), enrolled("board-07")
+    ca = place / "ca.pem"
     expired = token("board-0?")
     document = json.loads(expired.read_text())
     expired.write_text(json.dumps({**document, "expires": "2020-01-01T00:00:00Z"}))
@@ -122,7 +155,7 @@ def test_a_token_that_this_board_could_not_use(
         ([*WHO, "--token", expired], "has expired on 2020-01-01 00:00 UTC"),
         ([*WHO, "--token", readable], "holds a secret, and its mode 0644"),
         ([*WHO, "--token", ca], "others than its owner"),
-        ([*WHO, "--token", file, "--ca", ca, "--certificate", ca, "--key", key], "leave those options out"),
+        ([*WHO, "--token", file, *papers(place)], "leave those options out"),
         ([*WHO, "--token", file, "--ca", ca], "leave those options out"),
         (["--token", file], "--device and --fleet and --broker must be given"),
     ]:
@@ -158,8 +191,8 @@ def test_a_dry_run_says_what_would_be_written_and_writes_nothing(edgefed: Run, r
         ([*WHO, "--key", "nowhere"], 3, "--certificate and --key belong together"),
         ([*WHO, "--ca", "nowhere"], 3, "nowhere: cannot be read"),
         ([*WHO, "--ca", "text"], 3, "text: is not a certificate in PEM format"),
-        ([*WHO, "--ca", "ca", "--certificate", "ca", "--key", "locked"], 3, "locked: is not a private key without a"),
         ([*WHO, "--certificate", "ca", "--key", "key"], 3, "--certificate needs --ca"),
+        ([*WHO, "--signed"], 3, "--signed needs --ca, --certificate and --key"),
         ([*WHO, "--wifi-password-file", "text"], 3, "needs --wifi"),
         ([*WHO, "--wifi-country", "DE"], 3, "--wifi-country needs --wifi"),
         ([*WHO, "--wifi", "net", "--wifi-country", "Germany"], 15, "'Germany' is not two capital letters"),
@@ -173,16 +206,12 @@ def test_wrong_input_is_told(
     edgefed: Run,
     rootfs: Rootfs,
     wheels: Path,
-    pem: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
     options: list[str],
     code: int,
     message: str,
 ) -> None:
     root = rootfs()
-    pem("ca", "CERTIFICATE")
-    pem("key", "EC PRIVATE KEY")
-    pem("locked", "ENCRYPTED PRIVATE KEY")
     for name, text in (("text", "some words"), ("empty", "\n"), ("short", "short\n")):
         (root.parent / name).write_text(text)
     monkeypatch.chdir(root.parent)
@@ -190,6 +219,40 @@ def test_wrong_input_is_told(
     assert (done.code, done.out) == (code, "")
     assert message in done.err
     assert not (root / "etc/edgefed").exists()
+
+
+@needs_e2fsprogs
+@needs_sshd
+def test_certificates_that_the_board_could_not_use_are_refused_however_it_is_flashed(
+    edgefed: Run, rootfs: Rootfs, wheels: Path, enrolled: Callable[..., Path], tmp_path: Path
+) -> None:
+    other, cellar = enrolled("board-08"), enrolled("board-07", "cellar")
+    own = tmp_path / "own.toml"
+    tls = {name: f"/etc/edgefed/tls/{name}.pem" for name in ("ca", "certificate", "key")}
+    broker = "\n".join(f'tls_{name} = "{place}"' for name, place in tls.items())
+    own.write_text(OWN.format(state="/var/lib/edgefed/state", data="/srv/data", broker=broker))
+    root, running = rootfs(), make_running_root(tmp_path / "running")
+    image = make_image(tmp_path / "os.img", rootfs("content"))
+    before = image.read_bytes()
+    with running_sshd(tmp_path / "sshd", running) as board:
+        for way in (
+            ["rootfs", root],
+            ["image", image],
+            ["ssh", "board", "--ssh-config", board.config],
+            ["seed", tmp_path / "seed", "-a", "aarch64", "--python", "3.12"],
+        ):
+            done = edgefed("flash", *way, "-w", wheels, *WHO, *papers(other))
+            assert (done.code, done.out) == (3, "")
+            assert "certificate.pem: is for board-08, and the board will be board-07" in done.err
+            done = edgefed("flash", *way, "-w", wheels, "--config", own, *papers(other))
+            assert (done.code, "is for board-08, and the board will be mine" in done.err) == (3, True)
+            mixed = [*papers(cellar), "--ca", other / "ca.pem"]
+            done = edgefed("flash", *way, "-w", wheels, *WHO, *mixed)
+            assert (done.code, "was not signed by the authority in" in done.err) == (3, True)
+    assert not (root / "etc/edgefed").exists()
+    assert not (running / "etc/edgefed").exists()
+    assert not (tmp_path / "seed").exists()
+    assert image.read_bytes() == before
 
 
 def test_what_is_no_board_is_told(edgefed: Run, rootfs: Rootfs, wheels: Path, tmp_path: Path) -> None:
@@ -230,15 +293,30 @@ def test_a_seed_is_written(edgefed: Run, wheels: Path, tmp_path: Path) -> None:
     assert "/etc/edgefed/agent.toml" in [file["path"] for file in would["write"]]
     done = edgefed("flash", "seed", tmp_path / "seed", *options, *wifi)
     assert (done.code, done.err) == (0, "")
+    said, _, rest = done.out.partition(" written, with ")
+    assert set(said.split(": ")[-1].split(", ")) == {path.name for path in (tmp_path / "seed").iterdir()}
+    assert rest.startswith(f"{len(would['write'])} files for the board (")
     assert "long enough" in (tmp_path / "seed/network-config").read_text()
     done = edgefed("flash", "seed", tmp_path / "seed", *options)
     assert (done.code, "already" in done.err) == (15, True)
     for wrong, code, message in (
         ("3.x", 3, "--python 3.x: is not a version"),
-        ("3.9", 15, "edgefed needs Python 3.10"),
+        ("3.9", 15, "--python 3.9: the board's Python is too old (a board with cloud-init, aarch64, Python 3.9)"),
     ):
         done = edgefed("flash", "seed", tmp_path / "new", "-a", "aarch64", "--python", wrong, "-w", wheels, *WHO)
         assert (done.code, message in done.err) == (code, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "wheels_name"), [("arm64", "aarch64"), ("amd64", "x86_64"), ("aarch64", "aarch64"), ("riscv64", "riscv64")]
+)
+def test_a_seed_takes_debians_names_of_architectures(
+    edgefed: Run, wheels: Path, tmp_path: Path, name: str, wheels_name: str
+) -> None:
+    make_wheel(wheels, "part", tags=f"py3-none-manylinux_2_17_{wheels_name}")
+    done = edgefed("flash", "seed", tmp_path / "seed", "-a", name, "--python", "3.12", "-w", wheels, *WHO, "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["board"]["architecture"] == wheels_name
 
 
 @needs_e2fsprogs
@@ -294,7 +372,7 @@ def test_an_agent_toml_of_ones_own(
     edgefed: Run,
     rootfs: Rootfs,
     wheels: Path,
-    pem: Callable[..., Path],
+    enrolled: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
     values: dict[str, str],
     options: list[str],
@@ -302,7 +380,7 @@ def test_an_agent_toml_of_ones_own(
 ) -> None:
     root = rootfs()
     monkeypatch.chdir(root.parent)
-    pem("ca", "CERTIFICATE")
+    Path("ca").write_bytes((enrolled("mine") / "ca.pem").read_bytes())
     usual = {"state": "/var/lib/edgefed/state", "data": "/srv/data", "broker": ""}
     text = OWN.format(**{**usual, **values})
     Path("own.toml").write_text(text)

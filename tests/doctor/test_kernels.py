@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from edgefed.agent.options import Worker
+from edgefed.devices.flashed import FLASH_RECORD
 from edgefed.devices.gpu import nvidia_driver_is_there
 from edgefed.doctor.examination import Examined
 from edgefed.doctor.findings import Board
@@ -157,6 +158,21 @@ def test_what_is_not_installed(
     (found,) = look(board(), library).findings
     assert found.status == status
     assert found.seen.startswith(f"{library} is not installed")
+
+
+@pytest.mark.parametrize("library", ["torch", "bitsandbytes"])
+def test_what_is_missing_comes_the_way_that_the_environment_came(
+    board: MakeBoard, look: Look, put: Callable[[str, str], None], library: str
+) -> None:
+    put(library, f"raise ModuleNotFoundError('No module named {library}', name='{library}')")
+    met = board()
+    assert look(met, library).findings[0].remedy == "pip install 'edgefed[train]'"
+    record = met.root / FLASH_RECORD.lstrip("/")
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")
+    remedy = look(met, library).findings[0].remedy
+    assert remedy.startswith(f"put the wheels of {library} into the wheelhouse")
+    assert "--upgrade" in remedy
 
 
 def test_lines_that_a_library_prints_itself_are_left_aside() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 
 from edgefed.errors import FlashError
 from edgefed.flashing.board import Board
-from edgefed.flashing.wheelhouse import lock, read_wheelhouse, unfit
+from edgefed.flashing.wheelhouse import lock, pip_options, read_wheelhouse, unfit
 from tests.flashing.small_boards import HERE, make_wheel
 
 ORIN = Board(architecture="aarch64", python=(3, 10), glibc=(2, 35), system="Ubuntu 22.04", l4t="36.4.3")
@@ -64,6 +66,38 @@ def test_a_board_whose_c_library_is_unknown_takes_any(tmp_path: Path) -> None:
     make_wheel(tmp_path, "pip")
     board = dataclasses.replace(ORIN, glibc=None)
     assert all(unfit(wheel, board) == "" for wheel in read_wheelhouse(path.parent, board))
+
+
+@pytest.mark.parametrize(
+    ("glibc", "minors"), [(None, [17, 28]), ((2, 17), [17]), ((2, 28), [17, 24, 26, 27, 28]), ((2, 13), [])]
+)
+def test_pip_is_asked_for_the_c_libraries_that_the_board_may_have(
+    glibc: tuple[int, int] | None, minors: list[int]
+) -> None:
+    options = pip_options(dataclasses.replace(ORIN, glibc=glibc))
+    platforms = [value for option, value in itertools.pairwise(options) if option == "--platform"]
+    assert platforms == ["linux_aarch64", *(f"manylinux_2_{minor}_aarch64" for minor in minors)]
+
+
+def test_no_command_is_named_where_there_are_no_wheels_to_fetch(tmp_path: Path) -> None:
+    with pytest.raises(
+        FlashError, match=r"no wheels for glibc 2\.13, as they are built for 2\.17 and later"
+    ) as refused:
+        read_wheelhouse(tmp_path, dataclasses.replace(ORIN, glibc=(2, 13)))
+    assert "pip download" not in str(refused.value)
+
+
+def test_a_wheel_of_ones_own_edgefed_is_found_by_the_command_that_fills_the_wheelhouse(tmp_path: Path) -> None:
+    wheels = tmp_path / "wheels"
+    with pytest.raises(FlashError, match=f"pip wheel --no-deps --wheel-dir {wheels} [.]") as refused:
+        read_wheelhouse(wheels, HERE)
+    make_wheel(wheels, "edgefed")  # as that makes one
+    make_wheel(tmp_path / "index", "pip")
+    found = re.search(r"fill it with: pip (download .* edgefed pip) [(]", str(refused.value))
+    assert found is not None
+    command = [sys.executable, "-m", "pip", *found[1].split(), "--no-index", "--find-links", str(tmp_path / "index")]
+    subprocess.run(command, check=True, capture_output=True)
+    assert [wheel.name for wheel in read_wheelhouse(wheels, HERE)] == ["edgefed", "pip"]
 
 
 def test_pip_accepts_the_lock_and_refuses_a_changed_wheel(wheelhouse: Path, tmp_path: Path) -> None:
