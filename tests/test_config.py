@@ -136,6 +136,10 @@ class TestRefusals:
                 "target_modules, ranks, server_rank, alpha, rank_scaling, dropout, upload_precision, "
                 "broadcast_precision",
             ),
+            (
+                f"{FEDERATION}{MODEL}[method]\nranks = [8, 2, 8]",
+                "method.ranks lists 8 more than once: name every rank once",
+            ),
             (MODEL, "fleet is missing; it must be given: text"),
             (FEDERATION, "model is missing; it must be given: a table with name"),
             (f"{FEDERATION}[model]", "model.name is missing; it must be given: text, not empty"),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgefed.security.admissions import Candidate
     from edgefed.security.fleet_directory import FleetDirectory
 
-__all__ = ["admit", "token"]
+__all__ = ["admit", "allow_only", "token"]
 
 _MEMBER_DAYS = 365
 
@@ -116,7 +116,7 @@ def admit(
                 port,
                 identity or directory.path / "aggregator",
                 days=days,
-                approve=_allowed(patterns) if patterns else _asked(),
+                approve=allow_only(patterns) if patterns else _asked(),
                 then=then,
             )
         )
@@ -179,11 +179,15 @@ def _host(directory: FleetDirectory) -> str:
     return hosts[0]
 
 
-def _allowed(patterns: list[str]) -> Callable[[Candidate], Awaitable[bool]]:
+def allow_only(patterns: list[str]) -> Callable[[Candidate], Awaitable[bool]]:
+    """Returns what lets in whoever fits one of these patterns, and refuses the others by the list's name."""
+    from edgefed.errors import NotAdmitted
     from edgefed.security.tokens import matches
 
     async def approve(candidate: Candidate) -> bool:
-        return any(matches(candidate.identity.name, pattern) for pattern in patterns)
+        if not any(matches(candidate.identity.name, pattern) for pattern in patterns):
+            raise NotAdmitted(f"{candidate.identity.name} is not on the list of --allow that `admit` was given")
+        return True
 
     return approve
 

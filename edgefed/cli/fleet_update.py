@@ -54,7 +54,7 @@ def update(
       edgefed fleet update
       edgefed fleet update --stop
     """
-    from edgefed.cli.fleet_update_view import follow, show_once
+    from edgefed.cli.fleet_update_view import follow, show_once, tell_what_becomes_of_it
     from edgefed.config import read_federation
 
     options = read_federation(config)
@@ -63,16 +63,20 @@ def update(
         _make_only(options, run, release or [], output, architecture, python, name, labels or [])
         return
     if stop:
-        show_once(run, _stopped(run), as_json=json)
+        rollout = _stopped(run)
+        show_once(run, rollout, as_json=json)
+        tell_what_becomes_of_it(run, rollout)
         return
-    rollout = _present(run) if not release else None
-    if rollout is None:
+    if release:
         wish = _wish(percent, labels or [], max_failures, patience)
-        rollout = _begin(options, run, release or [], wish, (architecture, python, name), ask=not yes)
+        rollout = _begin(options, run, release, wish, (architecture, python, name), ask=not yes)
+    else:
+        rollout = _present(run)
     if wait:
         follow(run, rollout, as_json=json)
     else:
         show_once(run, rollout, as_json=json)
+        tell_what_becomes_of_it(run, rollout)
 
 
 def _run(options: FederationOptions) -> Path:

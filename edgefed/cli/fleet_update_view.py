@@ -21,7 +21,7 @@ from edgefed.errors import UpdateError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["COLUMNS", "describe", "follow", "rows", "show_once"]
+__all__ = ["COLUMNS", "describe", "follow", "rows", "show_once", "tell_what_becomes_of_it"]
 
 COLUMNS = ("device", "state", "received", "reason")
 _LOOK_EVERY_S = 0.5
@@ -65,6 +65,12 @@ def show_once(run: Path, rollout: Rollout, *, as_json: bool) -> None:
     write_table(COLUMNS, rows(rollout, progress))
 
 
+def tell_what_becomes_of_it(run: Path, rollout: Rollout) -> None:
+    """Says on stderr that nobody carries it out now, or that it is being stopped; nothing where it goes its way."""
+    if hint := _standstill(run, rollout, read_progress(run, rollout)):
+        typer.echo(hint, err=True)
+
+
 def follow(run: Path, rollout: Rollout, *, as_json: bool) -> None:
     """Shows what happens until the update is over; ends with the table, or with one JSON document.
 
@@ -100,19 +106,28 @@ def _changes(run: Path, rollout: Rollout) -> Iterator[Progress]:
             quiet_since_s, hinted = time.monotonic(), False
             yield progress
             continue
-        if not hinted and time.monotonic() - quiet_since_s > _HINT_AFTER_S and (hint := _hint(run, progress)):
+        quiet = time.monotonic() - quiet_since_s > _HINT_AFTER_S
+        if not hinted and (hint := _standstill(run, present, progress) or (_hint(progress) if quiet else "")):
             hinted = True
             typer.echo(hint, err=True)
         time.sleep(_LOOK_EVERY_S)
 
 
-def _hint(run: Path, progress: Progress) -> str:
-    """Returns why nothing happens; "" where only the devices know."""
-    if not is_at_work(run):
-        return (
-            f"no aggregator is at work in {run}: the update goes on when one is started again, and ends with its "
-            "federation"
-        )
+def _standstill(run: Path, rollout: Rollout, progress: Progress) -> str:
+    """Returns why nobody else is offered it, however long one waits; "" where somebody may be, or it is over."""
+    if progress.outcome == "stopped" or (progress.outcome and not rollout.stopped):
+        return ""
+    at_work = is_at_work(run)
+    if rollout.stopped:
+        if at_work:
+            return "the update is being stopped: the aggregator offers it to nobody else"
+        return f"the update is stopped: no aggregator is at work in {run}, and the next one offers it to nobody else"
+    goes_on = "the update goes on when one is started again, and ends with its federation"
+    return "" if at_work else f"no aggregator is at work in {run}: {goes_on}"
+
+
+def _hint(progress: Progress) -> str:
+    """Returns why nothing happens while an aggregator is at work; "" where only the devices know."""
     return "" if progress.steps else "nobody was offered it yet: is a device there?"
 
 

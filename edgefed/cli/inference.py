@@ -53,7 +53,15 @@ class Work:
         """
         from edgefed.models.finding import resolve_model
 
-        return resolve_model(self.model, self.models)
+        try:
+            return resolve_model(self.model, self.models)
+        except ModelError as error:
+            if self.model in self.models:
+                raise
+            raise ModelError(
+                f"{error}. Name its directory with --model, or a federation.toml that has it under [models] with "
+                "--config"
+            ) from error
 
     def load(self, quantization: Quantization = Quantization.FP32, threads: int = 0) -> LoadedModel:
         """Returns the model, loaded; 0 threads leave the choice to torch.

@@ -25,9 +25,11 @@ def status(
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="A federation.toml or agent.toml that names broker and fleet.")
     ] = None,
-    host: Annotated[str, typer.Option(help="The broker, where no file names it.")] = "localhost",
-    port: Annotated[int, typer.Option(help="Its port.", min=1, max=65535)] = 1883,
-    fleet: Annotated[str, typer.Option(help="The fleet, where no file names it.")] = "",
+    host: Annotated[str, typer.Option(help="The broker; wins over the file.  [default: localhost]")] = "",
+    port: Annotated[
+        int | None, typer.Option(help="Its port; wins over the file.  [default: 1883]", min=1, max=65535)
+    ] = None,
+    fleet: Annotated[str, typer.Option(help="The fleet; wins over the file.")] = "",
     identity: Annotated[
         Path | None, typer.Option(help="A directory that `edgefed fleet enroll` wrote, for a broker with TLS.")
     ] = None,
@@ -56,15 +58,23 @@ def status(
     run_stoppable(_show(broker, name, wait_s=wait_s, watch=watch, as_json=json))
 
 
-def _where(config: Path | None, host: str, port: int, fleet: str) -> tuple[Broker, str]:
-    from edgefed.config import read_agent, read_federation
+def _where(config: Path | None, host: str, port: int | None, fleet: str) -> tuple[Broker, str]:
+    """Returns the broker and the fleet: what the command line says, else what the file does."""
+    from msgspec.structs import replace
+
     from edgefed.errors import ConfigError
     from edgefed.transport.options import Broker
 
-    if config is None:
-        if not fleet:
-            raise ConfigError("which fleet? Name it with --fleet, or give a file with --config")
-        return Broker(host=host, port=port), fleet
+    broker, named = (Broker(), "") if config is None else _in_file(config)
+    if not (fleet or named):
+        raise ConfigError("which fleet? Name it with --fleet, or give a file with --config")
+    return replace(broker, host=host or broker.host, port=port or broker.port), fleet or named
+
+
+def _in_file(config: Path) -> tuple[Broker, str]:
+    from edgefed.config import read_agent, read_federation
+    from edgefed.errors import ConfigError
+
     try:
         options = read_federation(config)
     except ConfigError as no_federation:
@@ -72,8 +82,8 @@ def _where(config: Path | None, host: str, port: int, fleet: str) -> tuple[Broke
             agent = read_agent(config)
         except ConfigError:
             raise no_federation from None
-        return agent.broker, fleet or agent.fleet
-    return options.broker, fleet or options.fleet
+        return agent.broker, agent.fleet
+    return options.broker, options.fleet
 
 
 def _as_member(broker: Broker, identity: Path) -> Broker:

@@ -9,7 +9,7 @@ import typer
 
 __all__ = ["check", "recover", "store"]
 
-_RUN = typer.Argument(help="The aggregator's directory; no aggregator may be at work in it.")
+_RUN = typer.Argument(help="The aggregator's directory; no aggregator may be at work in it: end it first.")
 
 
 def store() -> None:
@@ -26,6 +26,8 @@ def store() -> None:
 
 def check(run: Annotated[Path, _RUN]) -> None:
     """Say what of a run is whole, and how to go on from it.
+
+    The run must stand still: end its aggregator first. When it is started again, it goes on where it was.
 
     Exit codes: 9 where something is damaged, or there is no run.
 

@@ -35,7 +35,8 @@ class Admitting:
         signer: of the aggregator, in whose name boards are answered.
         transport: connected as the aggregator.
         days: for how long the devices' certificates count.
-        approve: says whether a board that nobody knows yet may come in.
+        approve: says whether a board that nobody knows yet may come in. Its no is remembered, so that nobody is asked
+            again; where a rule says no, it raises `NotAdmitted` instead, and the board is told that.
         welcome: called when a board has its certificate on record, before it is answered; where it says no, because
             the broker could not be told, the board is not answered and asks again.
         tell: called with what happened, in words.

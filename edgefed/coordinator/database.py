@@ -23,7 +23,7 @@ from edgefed.coordinator.run_directory import MAKE_ROOM, damaged
 from edgefed.coordinator.tables import SCHEMA_VERSION, meta_table, metadata
 from edgefed.errors import StoreError
 
-__all__ = ["MARK", "Database", "OtherVersion", "engine_of", "lock_run", "put_meta"]
+__all__ = ["MARK", "Database", "OtherVersion", "RunInUse", "engine_of", "lock_run", "put_meta"]
 
 MARK = "store.mark"
 
@@ -34,6 +34,18 @@ _NO_ROOM = ("database or disk is full", "disk I/O error")
 
 class OtherVersion(StoreError):
     """The store was written by another version of edgefed, which is no damage."""
+
+
+class RunInUse(StoreError):
+    """Another process has the run directory.
+
+    Attributes:
+        owner: its process id, as far as it is known.
+    """
+
+    def __init__(self, directory: Path, owner: str) -> None:
+        super().__init__(f"another aggregator (process {owner}) uses the run directory {directory}")
+        self.owner = owner
 
 
 class Database:
@@ -293,7 +305,7 @@ def lock_run(directory: Path) -> int:
     """Returns the open file that keeps others out of a run directory until it is closed.
 
     Raises:
-        StoreError: another process is in it.
+        RunInUse: another process is in it.
         OSError: the file cannot be made.
     """
     path = directory / "store.lock"
@@ -303,7 +315,7 @@ def lock_run(directory: Path) -> int:
     except BlockingIOError:
         owner = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
         os.close(descriptor)
-        raise StoreError(f"another aggregator (process {owner}) uses the run directory {path.parent}") from None
+        raise RunInUse(directory, owner) from None
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor

@@ -119,13 +119,16 @@ class FederationOptions(msgspec.Struct, frozen=True, kw_only=True):
     models: dict[str, str] = {}
 
     def __post_init__(self) -> None:
-        """Refuses a fleet name that could not be a topic level, a target that nobody measures, and a small quorum."""
+        """Refuses what the tables say of each other and cannot be, and a fleet name that could not be a topic level."""
         try:
             check_id(self.fleet, "fleet name")
         except ConfigError as error:
             raise ValueError(str(error)) from None
         if self.target_loss is not None and not self.evaluation.every:
             raise ValueError("target_loss needs evaluation: set evaluation.every to 1 or more")
+        twice = sorted({rank for rank in self.method.ranks if self.method.ranks.count(rank) > 1})
+        if twice:
+            raise ValueError(f"method.ranks lists {', '.join(map(str, twice))} more than once: name every rank once")
         noise = self.client_privacy.noise_multiplier
         if 0 < noise < LEAST_NOISE:
             raise ValueError(

@@ -19,7 +19,7 @@ import sqlalchemy as sql
 
 from edgefed.aggregation.exchange import Intervention
 from edgefed.coordinator.answers import Answer, MergedRound
-from edgefed.coordinator.database import MARK, engine_of, lock_run, put_meta
+from edgefed.coordinator.database import MARK, RunInUse, engine_of, lock_run, put_meta
 from edgefed.coordinator.digests import directory_digest, row_digest
 from edgefed.coordinator.divergence import typical_loss
 from edgefed.coordinator.evaluations import Credibility
@@ -105,8 +105,14 @@ def recover(directory: Path, round_: int | None = None) -> Recovery:
 def _locked(directory: Path) -> int:
     if not any((directory / name).exists() for name in ("store.sqlite", "run.json", MARK)):
         raise StoreError(f"{directory} has no store.sqlite: it is no run directory, or only a part of one")
-    with disk_trouble_told(directory):
-        lock = lock_run(directory)
+    try:
+        with disk_trouble_told(directory):
+            lock = lock_run(directory)
+    except RunInUse as error:
+        raise StoreError(
+            f"an aggregator (process {error.owner}) is at work in {directory}, and the run must stand still for this: "
+            "end it first; when it is started again, it goes on where it was"
+        ) from None
     try:
         Store.refuse_other_version(directory)
     except BaseException:

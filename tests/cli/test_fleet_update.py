@@ -256,3 +256,33 @@ def test_who_watches_is_told_why_nothing_happens(
     assert said.count("nobody was offered it yet: is a device there?") == (at_work and not begun)
     if lock is not None:
         os.close(lock)
+
+
+def test_without_an_aggregator_it_is_said_at_once_that_nothing_will_happen(edgefed: Run, place: Path) -> None:
+    nobody = f"no aggregator is at work in {place / 'run'}"
+    begun = edgefed("fleet", "update", "wheels-2.0", "--no-wait", "--yes")
+    assert f"{nobody}: the update goes on when one is started again" in begun.err
+    lock = lock_run(place / "run")
+    assert edgefed("fleet", "update", "--no-wait").err == ""
+    stopping = edgefed("fleet", "update", "--stop").err
+    assert stopping == "the update is being stopped: the aggregator offers it to nobody else\n"
+    os.close(lock)
+    stopped = edgefed("fleet", "update", "--stop")
+    assert stopped.err == f"the update is stopped: {nobody}, and the next one offers it to nobody else\n"
+    came_to(place, Progress(rollout=wished(place).id, outcome="stopped"))
+    again = edgefed("fleet", "update", "--no-wait")
+    assert (again.err, "· stopped" in again.out) == ("", True)
+
+
+def test_who_watches_without_an_aggregator_is_told_at_once(
+    edgefed: Run, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edgefed("fleet", "update", "wheels-2.0", "--no-wait", "--yes")
+    rollout = wished(place)
+    monkeypatch.setattr(fleet_update_view, "_HINT_AFTER_S", float("inf"))
+    monkeypatch.setattr(
+        fleet_update_view.time, "sleep", lambda _: came_to(place, Progress(rollout=rollout.id, outcome="done"))
+    )
+    capsys.readouterr()
+    follow(place / "run", rollout, as_json=True)
+    assert "no aggregator is at work" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgefed.cli.inference import check_output, read_adapter, work_of
-from edgefed.errors import AdapterError, ConfigError
+from edgefed.errors import AdapterError, ConfigError, ModelError
 from edgefed.lora.low_rank import LowRank
 from edgefed.lora.peft_files import write_peft
 from edgefed.protocol.tasks import SummarizationTask
@@ -51,6 +51,15 @@ class TestWork:
     def test_a_prompt_without_the_text(self) -> None:
         with pytest.raises(ConfigError, match=r"--prompt 'summarize': prompt must contain \{source\}"):
             work_of(None, "some/model", prompt="summarize")
+
+    def test_a_model_that_is_not_here_could_be_named_otherwise(self, tmp_path: Path) -> None:
+        with pytest.raises(ModelError, match=r"no model directory '\./nowhere'.*--model.*\[models\] with --config"):
+            work_of(None, "./nowhere").path()
+        config = tmp_path / "federation.toml"
+        config.write_text(FEDERATION)
+        with pytest.raises(ModelError) as told:
+            work_of(config).path()
+        assert "--config" not in str(told.value), "the file was given, and names a directory that is not there"
 
 
 class TestReadAdapter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import signal
 import sqlite3
@@ -266,7 +267,10 @@ def test_a_run_at_work_and_one_of_another_version_are_left_alone(pristine: Run) 
     assert passport is not None
     with a_copy(pristine, log=False) as directory:
         store = Store.open(directory, passport.identity)
-        with pytest.raises(StoreError, match="another aggregator"):
+        with pytest.raises(
+            StoreError,
+            match=rf"an aggregator \(process {os.getpid()}\) is at work in .*must stand still for this: end it first",
+        ):
             examine(directory)
         store.close()
         with contextlib.closing(sqlite3.connect(directory / "store.sqlite")) as connection:

@@ -20,6 +20,7 @@ import pytest
 
 from edgefed.agent.enrollment import enroll_board, is_enrolled
 from edgefed.agent.options import AgentOptions
+from edgefed.cli.fleet_claims import allow_only
 from edgefed.config import read_agent
 from edgefed.coordinator.admitting import Admitting
 from edgefed.errors import BrokerRefused, ConfigError, NotAdmitted
@@ -254,6 +255,19 @@ async def test_the_operator_says_no(secured: Secured, tmp_path: Path) -> None:
         await enroll(board(secured, tmp_path, "jar-1"), token)
 
 
+async def test_a_rule_says_no_and_is_not_held_against_the_token(secured: Secured, tmp_path: Path) -> None:
+    """As with `--allow`: the next who comes with the token, whom the rule lets in, is not turned away."""
+    token = token_for(secured, "pin-*")
+    only_the_second = allow_only(["pin-2"])
+    async with admitting(secured, approve=only_the_second) as told:
+        with pytest.raises(NotAdmitted, match="take pin-1: pin-1 is not on the list of --allow"):
+            await enroll(board(secured, tmp_path / "1", "pin-1"), token)
+        await enroll(board(secured, tmp_path / "2", "pin-2"), token)
+    refused, admitted = told
+    assert refused.startswith("refused 'pin-1' on claim field: pin-1 is not on the list of --allow")
+    assert admitted.startswith("admitted pin-2")
+
+
 async def test_a_lost_answer_is_given_again(secured: Secured, tmp_path: Path) -> None:
     """The first answers are lost, then the board itself is: it ends up with the one certificate that was made."""
     options, token = board(secured, tmp_path, "tap-1"), token_for(secured, "tap-1")
@@ -467,7 +481,9 @@ def test_what_the_commands_refuse(secured: Secured, tmp_path: Path) -> None:
     with process(log, *listen, "--allow", "oven-*"):
         wait_for(lambda: "listening" in log.read_text(), log)
         done = edgefed("agent", "--config", tmp_path / "agent.toml", "--enroll", tmp_path / "t", "--require-broker")
-    assert (done.returncode, "does not take wok-1: the operator has said no" in done.stderr) == (16, True), done.stderr
+    assert (done.returncode, "does not take wok-1: wok-1 is not on the list of --allow" in done.stderr) == (16, True), (
+        done.stderr
+    )
     wrong = edgefed(*listen, "--identity", secured.fleet.place(device("victim")))
     assert (wrong.returncode, "only the aggregator may admit" in wrong.stderr.replace("\n", " ")) == (2, True)
     again = edgefed("fleet", "token", "wok-1", "-f", secured.fleet.path, "-o", tmp_path / "t")
