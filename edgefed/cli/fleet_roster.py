@@ -79,7 +79,7 @@ def resume(
     yes: Annotated[bool, _YES] = False,
     json: Annotated[bool, JSON_OPTION] = False,
 ) -> None:
-    """Give devices that were paused, drained or removed tasks in this run again; they join the round that is open.
+    """Give devices tasks in this run again, after pause, drain or remove; they join the round that is open.
 
     With --fleet, it warns of those whose certificate was revoked: the broker keeps them out all the same.
 
