@@ -16,8 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["CONFIG_OPTION", "JSON_OPTION", "LABEL_OPTION", "RUN_OPTION", "list_fleet", "show"]
 
-RUN_OPTION: Any = typer.Option("--run", "-r", help="The run's directory, of the aggregator.", file_okay=False)
-CONFIG_OPTION: Any = typer.Option("--config", "-c", help="The federation.toml that names the run.", dir_okay=False)
+_RUN: Any = typer.Option("--run", "-r", help="The run's directory, of the aggregator.", file_okay=False)
+_CONFIG: Any = typer.Option("--config", "-c", help="The federation.toml that names the run.", dir_okay=False)
+RUN_OPTION: Any = typer.Option(
+    "--run", "-r", help="The run's directory, of the aggregator.  [default: what --config names]", file_okay=False
+)
+CONFIG_OPTION: Any = typer.Option(
+    "--config", "-c", help="The federation.toml that names the run.  [default: ./federation.toml]", dir_okay=False
+)
 LABEL_OPTION: Any = typer.Option("--label", "-l", help="Only devices with this label, KEY=VALUE; may be repeated.")
 JSON_OPTION: Any = typer.Option("--json", help="Write one JSON document.")
 _FLEET: Any = typer.Option("--fleet", "-f", help="The fleet's directory.", file_okay=False)
@@ -27,8 +33,8 @@ _COLUMNS = ("device", "standing", "status", "round", "seen", "plan", "hardware",
 
 def list_fleet(
     fleet: Annotated[Path | None, _FLEET] = None,
-    run: Annotated[Path | None, RUN_OPTION] = None,
-    config: Annotated[Path | None, CONFIG_OPTION] = None,
+    run: Annotated[Path | None, _RUN] = None,
+    config: Annotated[Path | None, _CONFIG] = None,
     label: Annotated[list[str] | None, LABEL_OPTION] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Every certificate, not just everybody's newest; removed devices too.")
@@ -107,8 +113,10 @@ def _list_devices(run: Path, fleet: Path | None, labels: list[str], *, everythin
     with told_where(fleet or Path()):
         directory = _opened(fleet)
         known = known_devices(run, directory)
-    shown = [one for one in known.values() if wanted <= one.entry.labels.items()]
-    shown = [one for one in shown if everything or one.standing != "removed"]
+    labelled = [one for one in known.values() if wanted <= one.entry.labels.items()]
+    if labels and not labelled:
+        typer.echo(f"no device has the labels {' '.join(labels)}", err=True)
+    shown = [one for one in labelled if everything or one.standing != "removed"]
     if as_json:
         document: dict[str, object] = {"run": str(run)}
         if directory is not None:

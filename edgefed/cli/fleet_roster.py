@@ -17,6 +17,7 @@ __all__ = ["drain", "label", "pause", "remove", "resume"]
 
 _DEVICES: Any = typer.Argument(help="Device ids.", show_default=False)
 _REASON: Any = typer.Option("--reason", help="Why; the devices log and show it.")
+_FLEET: Any = typer.Option("--fleet", "-f", help="The fleet's directory.", file_okay=False)
 _YES: Any = typer.Option("--yes", "-y", help="Do not ask.")
 
 
@@ -27,7 +28,7 @@ def label(
     config: Annotated[Path | None, CONFIG_OPTION] = None,
     json: Annotated[bool, JSON_OPTION] = False,
 ) -> None:
-    """Give a device labels, by which the other commands choose devices.
+    """Give a device labels in this run, by which the other commands choose devices.
 
     Examples:
       edgefed fleet label board-07 room=lab power=mains --run edgefed-run
@@ -57,7 +58,7 @@ def pause(
     yes: Annotated[bool, _YES] = False,
     json: Annotated[bool, JSON_OPTION] = False,
 ) -> None:
-    """Give devices no new task for now. What they are working on, they finish and deliver.
+    """Give devices no new task in this run for now. What they are working on, they finish and deliver.
 
     It holds until `edgefed fleet resume`, also over a restart of the aggregator, and can be said while none is running.
     You are asked where devices are chosen by label.
@@ -74,16 +75,26 @@ def resume(
     labels: Annotated[list[str] | None, LABEL_OPTION] = None,
     run: Annotated[Path | None, RUN_OPTION] = None,
     config: Annotated[Path | None, CONFIG_OPTION] = None,
+    fleet: Annotated[Path | None, _FLEET] = None,
     yes: Annotated[bool, _YES] = False,
     json: Annotated[bool, JSON_OPTION] = False,
 ) -> None:
-    """Give devices tasks again that were paused, drained or removed; they join the round that is open.
+    """Give devices tasks in this run again, after pause, drain or remove; they join the round that is open.
+
+    With --fleet, it warns of those whose certificate was revoked: the broker keeps them out all the same.
 
     Examples:
       edgefed fleet resume board-07 --run edgefed-run
-      edgefed fleet resume --label room=lab -c federation.toml
+      edgefed fleet resume --label room=lab -c federation.toml --fleet kitchen
     """
-    _say("active", devices, labels, "", _place(run, config), ask=bool(labels) and not yes, as_json=json)
+    revoked = _revoked(fleet)
+    chosen = _say("active", devices, labels, "", _place(run, config), ask=bool(labels) and not yes, as_json=json)
+    for device in sorted(revoked.intersection(chosen)):
+        typer.echo(
+            f"edgefed: warning: the certificate of {device} was revoked: it stays out until it has another, by "
+            f"`edgefed fleet enroll {device}` or a token",
+            err=True,
+        )
 
 
 def drain(
@@ -95,7 +106,7 @@ def drain(
     yes: Annotated[bool, _YES] = False,
     json: Annotated[bool, JSON_OPTION] = False,
 ) -> None:
-    """Let devices finish the task they have, and give them no other: before they are switched off or serviced.
+    """Let devices finish the task they have in this run, and give them no other: before they are switched off.
 
     `edgefed fleet list` shows them as `draining`, and as `drained` once nothing of theirs is awaited any more. You are
     asked where devices are chosen by label.
@@ -113,12 +124,12 @@ def remove(
     reason: Annotated[str, _REASON] = "",
     run: Annotated[Path | None, RUN_OPTION] = None,
     config: Annotated[Path | None, CONFIG_OPTION] = None,
-    fleet: Annotated[Path | None, typer.Option("--fleet", "-f", help="The fleet's directory.", file_okay=False)] = None,
+    fleet: Annotated[Path | None, _FLEET] = None,
     revoke: Annotated[bool, typer.Option("--revoke", help="Take their certificates back too; needs --fleet.")] = False,
     yes: Annotated[bool, _YES] = False,
     json: Annotated[bool, JSON_OPTION] = False,
 ) -> None:
-    """Take devices out of the federation at once.
+    """Take devices out of this run at once.
 
     What they are working on counts no more, unless it was acknowledged already; what the broker retains of them is
     cleared. `edgefed fleet resume` takes them in again, with what they have for a round that is still open, but gives
@@ -195,6 +206,18 @@ def _chosen(run: Path, devices: list[str], labels: list[str]) -> list[str]:
     if not chosen:
         raise ConfigError(f"no device has the labels {' '.join(labels)}")
     return sorted(set(chosen))
+
+
+def _revoked(fleet: Path | None) -> set[str]:
+    """Returns the devices whose newest certificate was taken back; nothing where no fleet is looked at."""
+    from edgefed.cli.output import told_where
+    from edgefed.security.fleet_directory import FleetDirectory
+
+    if fleet is None:
+        return set()
+    with told_where(fleet):
+        newest = {one.identity: one for one in FleetDirectory(fleet).issued() if one.identity.role == "device"}
+    return {identity.name for identity, one in newest.items() if one.revoked is not None}
 
 
 def _revoke(fleet: Path, devices: list[str]) -> None:

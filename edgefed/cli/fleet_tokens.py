@@ -19,14 +19,14 @@ __all__ = ["list_tokens", "withdraw"]
 def list_tokens(
     fleet: Annotated[Path, FLEET_OPTION] = Path(),
     everything: Annotated[
-        bool, typer.Option("--all", help="Those that nobody can use any more, too; --json has them always.")
+        bool, typer.Option("--all", help="Also those that expired unused or were withdrawn; --json has them always.")
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Write one JSON document.")] = False,
 ) -> None:
     """List the claim tokens: for whom, until when, and who used them. The tokens themselves are kept nowhere.
 
     An open token waits for its board; a used one is good for the board that used it, and for no other; what was
-    withdrawn or has expired is refused.
+    withdrawn or has expired is refused, and listed with --all.
 
     Examples:
       edgefed fleet tokens --fleet kitchen

@@ -69,12 +69,17 @@ class Roster(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return tuple((device, entry.duty) for device, entry in sorted(self.devices.items()) if entry.duty != "active")
 
     def with_duty(self, devices: Iterable[str], duty: Duty, *, reason: str, now_unix_s: float) -> Roster:
-        """Returns a roster in which this is wanted of these devices; who already has that duty keeps its time."""
+        """Returns a roster in which this is wanted of these devices.
+
+        Who already has that duty keeps its time, and its reason where no other is given.
+        """
         changed = dict(self.devices)
         for device in devices:
             entry = self.entry(device)
-            since = entry.since_unix_s if entry.duty == duty else now_unix_s
-            changed[device] = replace(entry, duty=duty, reason=reason, since_unix_s=since)
+            if entry.duty == duty:
+                changed[device] = replace(entry, reason=reason or entry.reason)
+            else:
+                changed[device] = replace(entry, duty=duty, reason=reason, since_unix_s=now_unix_s)
         return replace(self, devices=changed)
 
     def with_labels(self, devices: Iterable[str], labels: Mapping[str, str]) -> Roster:

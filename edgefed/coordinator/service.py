@@ -326,7 +326,8 @@ class Aggregator:
         state = self._ledger.state
         self._notices.post_round(state, merged.manifest)
         about = {"round": state.round, "rounds": self._options.rounds, "kind": state.kind}
-        _log.info("round %(round)d of %(rounds)d is open (%(kind)s)", about)
+        final = state.kind == "evaluate"
+        _log.info("the final evaluation is open" if final else "round %(round)d of %(rounds)d is open", about)
 
     def _show_again(self) -> None:
         """After a reconnect: a broker that was restarted may have forgotten what it had retained."""

@@ -80,6 +80,36 @@ def test_labels_choose(edgefed: Run, run: Path) -> None:
     assert json.loads(done.out) == {"device": "board-1", "labels": {"power": "mains"}}
 
 
+def test_a_label_that_nobody_has_is_told(edgefed: Run, run: Path) -> None:
+    done = edgefed("fleet", "list", "--run", run, "-l", "room=attic")
+    assert (done.code, done.err) == (0, "no device has the labels room=attic\n")
+    assert json.loads(edgefed("fleet", "list", "--run", run, "-l", "room=attic", "--json").out)["devices"] == []
+    edgefed("fleet", "label", "board-2", "room=lab", "--run", run)
+    edgefed("fleet", "remove", "board-2", "--run", run, "--yes")
+    assert edgefed("fleet", "list", "--run", run, "-l", "room=lab").err == "", "it has them, and is not shown"
+
+
+def test_the_first_reason_stays_where_no_other_is_given(edgefed: Run, run: Path) -> None:
+    edgefed("fleet", "pause", "board-2", "--run", run, "--reason", "too warm")
+    assert edgefed("fleet", "pause", "board-2", "--run", run).code == 0
+    assert rows(edgefed, run)["board-2"]["note"] == "too warm"
+
+
+def test_who_is_resumed_without_a_certificate_is_warned_of(edgefed: Run, run: Path, tmp_path: Path) -> None:
+    kitchen = tmp_path / "kitchen"
+    assert edgefed("fleet", "init", kitchen, "--broker-host", "b").code == 0
+    for device in ("board-1", "board-2"):
+        edgefed("fleet", "enroll", device, "-f", kitchen)
+    edgefed("fleet", "remove", "board-1", "--run", run, "-f", kitchen, "--revoke", "--yes")
+    done = edgefed("fleet", "resume", "board-1", "board-2", "--run", run, "-f", kitchen)
+    assert done.code == 0
+    assert "the certificate of board-1 was revoked: it stays out until it has another" in done.err
+    assert "board-2" not in done.err
+    assert edgefed("fleet", "resume", "board-1", "--run", run).err == ""
+    edgefed("fleet", "enroll", "board-1", "-f", kitchen)
+    assert edgefed("fleet", "resume", "board-1", "--run", run, "-f", kitchen).err == ""
+
+
 def test_who_is_removed_is_listed_only_where_all_are(edgefed: Run, run: Path) -> None:
     done = edgefed("fleet", "remove", "board-2", "--run", run, text="\n")
     assert (done.code, read_roster(run / "roster.json").held) == (1, ())

@@ -23,6 +23,8 @@ def test_the_time_of_a_wish_is_that_of_its_first_word() -> None:
     again = roster.with_duty(["a", "b"], "paused", reason="more heat", now_unix_s=2.0)
     assert (again.entry("a").since_unix_s, again.entry("b").since_unix_s) == (1.0, 2.0)
     assert why_held(again.entry("a")) == "paused by the operator: more heat"
+    assert again.with_duty(["a"], "paused", reason="", now_unix_s=3.0) == again, "no reason is not another reason"
+    assert again.with_duty(["a"], "draining", reason="", now_unix_s=3.0).entry("a").reason == ""
     assert again.with_duty(["a"], "draining", reason="", now_unix_s=3.0).entry("a").since_unix_s == 3.0
     assert why_held(again.with_duty(["a"], "active", reason="", now_unix_s=3.0).entry("a")) == ""
 

@@ -406,6 +406,8 @@ def test_its_log_as_json_says_every_state_and_what_devices_said(
     assert repr(evil) in rejected["reason"]
     states = [entry["fields"] for entry in entries if entry["logger"] == "edgefed.cli.aggregator"]
     assert {state["phase"] for state in states} >= {"gathering", "finished"}
+    opened = [entry["message"] for entry in entries if entry["message"].endswith("is open")]
+    assert opened == ["round 1 of 1 is open", "the final evaluation is open"]
 
 
 def test_no_broker_is_said_in_words(tmp_path: Path, model: Path) -> None:
