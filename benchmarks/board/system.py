@@ -16,7 +16,6 @@ from pathlib import Path
 
 __all__ = ["MissingError", "VirtualBoard"]
 
-MIRROR = "http://deb.debian.org/debian"
 PACKAGES = "systemd,systemd-sysv,dbus,udev,kmod,iproute2,ca-certificates,python3,python3-venv"
 PROGRAMS = {
     "debootstrap": "debootstrap",
@@ -97,7 +96,7 @@ class VirtualBoard:
     def _make_base(self) -> None:
         shutil.rmtree(self.base, ignore_errors=True)
         _run(["debootstrap", "--arch=arm64", "--variant=minbase", f"--include={PACKAGES}", "bookworm",
-              str(self.base), MIRROR])  # fmt: skip
+              str(self.base)])  # fmt: skip
         self._debs.mkdir(exist_ok=True)
         with self._entered() as chroot:
             wanted = "apt-cache depends linux-image-arm64 | sed -n 's/.*Depends: \\(linux-image-[0-9].*\\)/\\1/p'"

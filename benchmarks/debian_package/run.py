@@ -24,7 +24,7 @@ from tools.mosquitto import running_mosquitto
 
 PROJECT = Path(__file__).resolve().parents[2]
 RESULT = Path(__file__).parent / "results" / "life.json"
-SUITE, MIRROR = "bookworm", "http://deb.debian.org/debian"
+SUITE = "bookworm"
 INCLUDED = "systemd,init-system-helpers,python3,python3-venv"
 FLEET, DEVICE = "packaged", "board-01"
 BUILT_UNIX_S = (1_700_000_000, 1_700_003_600)  # far enough apart for the clock of a wheel
@@ -162,7 +162,7 @@ def main() -> None:
         scratch = Path(temporary)
         first, second = packages(scratch, target)
         root = scratch / "debian"
-        command = ["debootstrap", "--variant=minbase", f"--include={INCLUDED}", SUITE, str(root), MIRROR]
+        command = ["debootstrap", "--variant=minbase", f"--include={INCLUDED}", SUITE, str(root)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         size_bytes = first.stat().st_size
         with booted(root) as machine:
