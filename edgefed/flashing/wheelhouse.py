@@ -178,8 +178,8 @@ def _way_out(directory: Path, board: Board) -> str:
     if board.glibc is not None and board.glibc < _BUILT_FOR[0]:
         oldest, has = (f"{major}.{minor}" for major, minor in (_BUILT_FOR[0], board.glibc))
         return (
-            f"there are no wheels for glibc {has}, as they are built for {oldest} and later: take a newer release of "
-            "the board's system, or run the agent in a container that has one"
+            f"nobody builds wheels for glibc {has}, as they are for {oldest} and later: take a newer release of the "
+            "board's system, or run the agent in a container that has one"
         )
     command = f"pip download --dest {directory} --find-links {directory} {' '.join(pip_options(board))} edgefed pip"
     return (

@@ -80,9 +80,7 @@ def test_pip_is_asked_for_the_c_libraries_that_the_board_may_have(
 
 
 def test_no_command_is_named_where_there_are_no_wheels_to_fetch(tmp_path: Path) -> None:
-    with pytest.raises(
-        FlashError, match=r"no wheels for glibc 2\.13, as they are built for 2\.17 and later"
-    ) as refused:
+    with pytest.raises(FlashError, match=r"nobody builds wheels for glibc 2\.13, as they are for 2\.17") as refused:
         read_wheelhouse(tmp_path, dataclasses.replace(ORIN, glibc=(2, 13)))
     assert "pip download" not in str(refused.value)
 

@@ -9,12 +9,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edgefed.config import read_agent
+from edgefed.security.fleet_directory import FleetDirectory, Lifetimes
+from edgefed.security.identities import Identity
 from tests.flashing.small_boards import make_wheel
 from tests.flashing.ssh_boards import make_running_root, needs_sshd, told
 from tools.sshd import RunningSshd, running_sshd
@@ -93,17 +96,19 @@ def changed(done: subprocess.CompletedProcess[str]) -> int:
 def test_the_role_writes_once_what_is_wanted_and_tells_no_secrets(
     play: Play, board: RunningSshd, tmp_path: Path
 ) -> None:
-    (tmp_path / "ca").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
-    (tmp_path / "key").write_text(f"-----BEGIN PRIVATE KEY-----\n{SECRET}\n-----END PRIVATE KEY-----\n")
+    now = datetime.now(timezone.utc)
+    fleet = FleetDirectory.create(tmp_path / "fleet", "kitchen", hosts=["broker.local"], lifetimes=Lifetimes(), now=now)
+    place = fleet.enroll(Identity("device", "board"), days=30, now=now)
+    secret_line = (place / "key.pem").read_text().splitlines()[1]
     (tmp_path / "password").write_text(f"{SECRET}\n")
     who = {
         "edgefed_fleet": "kitchen",
         "edgefed_broker": "broker.local",
         "edgefed_username": "me",
         "edgefed_password_file": str(tmp_path / "password"),
-        "edgefed_ca": str(tmp_path / "ca"),
-        "edgefed_certificate": str(tmp_path / "ca"),
-        "edgefed_key": str(tmp_path / "key"),
+        "edgefed_ca": str(place / "ca.pem"),
+        "edgefed_certificate": str(place / "certificate.pem"),
+        "edgefed_key": str(place / "key.pem"),
     }
     before = sorted(board.root.rglob("*"))
     looked = play("--check", "--diff", **who)
@@ -114,6 +119,7 @@ def test_the_role_writes_once_what_is_wanted_and_tells_no_secrets(
     done = play("-vvvv", **who)
     assert changed(done) == 1
     assert SECRET not in done.stdout + done.stderr
+    assert secret_line not in done.stdout + done.stderr
     assert (board.root / "etc/edgefed/password").read_text() == f"{SECRET}\n"
     assert read_agent(board.root / "etc/edgefed/agent.toml").device == "board"
     assert (board.root / "etc/edgefed/tls/key.pem").stat().st_mode & 0o777 == 0o600
