@@ -56,6 +56,11 @@ class Presence:
         """What the broker publishes when this process vanishes."""
         return Will(self.topic, encode(msgspec.structs.replace(self.state, status="lost")))
 
+    @property
+    def has_claimed(self) -> bool:
+        """Whether the device id is this process's: before that, nothing of it may stand in the place of another's."""
+        return self._claimed
+
     async def claim(self, transport: Transport) -> None:
         """Takes the device id, and waits for an objection.
 

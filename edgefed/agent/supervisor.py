@@ -31,7 +31,7 @@ from edgefed.protocol.chunks import is_chunk
 from edgefed.protocol.messages.down import Pong, ReleaseOffered, Standing, decode_down
 from edgefed.protocol.messages.retained import FederationFinished, RoundMessage, decode_round
 from edgefed.protocol.messages.up import UpMessage
-from edgefed.protocol.messages.wire import encode
+from edgefed.protocol.messages.wire import encode, is_signed
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Connected, ConnectionLost, Message, Transport
 from edgefed.updates.health import HealthFile
@@ -41,6 +41,11 @@ from edgefed.waiting import wait_at_most
 __all__ = ["Supervisor"]
 
 _log = logging.getLogger(__name__)
+
+_UNHEARD = (
+    "this fleet's announcements are signed, and nobody listens to a device that does not sign: set signed = true in "
+    "[broker] of its agent.toml, with the certificate that `edgefed fleet enroll` makes"
+)
 
 
 class Supervisor:
@@ -96,6 +101,7 @@ class Supervisor:
             publish=self._publish_profile,
             idle=lambda: presence.state.status in ("init", "ready", "sleeping"),
         )
+        self._aside = ""  # why this device takes part in nothing
         self._tried: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -143,6 +149,8 @@ class Supervisor:
 
     def _reappear(self) -> None:
         """Says again what the broker has lost: it has published the will, or forgotten all, or keeps a forgery."""
+        if not self._presence.has_claimed:  # the id may be another's, and what the broker keeps of that one is right
+            return
 
         async def publish() -> None:
             with contextlib.suppress(TransportError):
@@ -158,8 +166,7 @@ class Supervisor:
             self._participation.receive(message.payload)
             self._updater.receive(message.payload)
         elif message.topic == self._topics.round:
-            if message.payload and self._board.post(decode_round(message.payload)):
-                self._participation.say_again()
+            await self._hear_announcement(message.payload)
         elif message.topic == self._presence.topic:
             await self._presence.heard(self._transport, message.payload)
         elif not is_chunk(message.payload):
@@ -174,6 +181,18 @@ class Supervisor:
             else:
                 self._participation.hear(answer)
 
+    async def _hear_announcement(self, payload: bytes) -> None:
+        if not payload:
+            return
+        if is_signed(payload) and not self._options.broker.signed:
+            if not self._aside:
+                self._aside = _UNHEARD
+                _log.warning("%s", self._aside)
+                await self._presence.show(self._transport, "ready", note=self._aside)
+            return
+        if self._board.post(decode_round(payload)):
+            self._participation.say_again()
+
     # --- one round after the other --------------------------------------------------------------------------------
 
     async def _take_part_in_rounds(self) -> None:
@@ -182,7 +201,7 @@ class Supervisor:
         await self._transport.subscribe(self._topics.round)
         await self._publish_profile()
         await self._know_the_machine()
-        await self._presence.show(self._transport, "ready")
+        await self._presence.show(self._transport, "ready", note=self._aside)
         self._updater.begin()
         while True:
             announced = await self._next_announcement()

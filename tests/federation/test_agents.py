@@ -13,10 +13,14 @@ import time
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
+import paho.mqtt.publish
 import pytest
 
 from edgefed.models.finding import resolve_model
+from edgefed.protocol.messages.retained import FederationFinished
+from edgefed.protocol.messages.wire import encode
 from edgefed.transport.base import Message, Transport
 from edgefed.transport.mqtt import connect_mqtt
 from edgefed.transport.mqtt_options import MqttOptions
@@ -101,6 +105,18 @@ class Place:
 
     def log(self, process: subprocess.Popen[bytes]) -> str:
         return (self.path / f"{self.processes.index(process)}.log").read_text()
+
+    def device_once_ready(self, device: str) -> dict[str, Any]:
+        """Returns what the broker keeps of a device that has measured its machine and waits for a round."""
+        command = [sys.executable, "-m", "edgefed", "status", "--port", str(self.port), "--fleet", "test", "--json"]
+        until = time.monotonic() + PATIENCE_S
+        while True:
+            done = subprocess.run(command, capture_output=True, check=True)
+            kept = json.loads(done.stdout)["devices"].get(device, {})
+            if kept.get("profile") and kept["profile"]["memory"] and kept["state"]["status"] == "ready":
+                return dict(kept)
+            assert time.monotonic() < until, kept
+            time.sleep(0.2)
 
     def wait_for(self, process: subprocess.Popen[bytes], text: str) -> None:
         until = time.monotonic() + PATIENCE_S
@@ -231,7 +247,7 @@ def test_a_device_that_gets_too_hot_sleeps_and_goes_on_where_it_was(place: Place
 def test_the_second_agent_with_an_id_gives_way(place: Place) -> None:
     config = place.agent("one")
     first = place.start("agent", "-c", str(config))
-    time.sleep(4)  # it has claimed its id after two seconds without an objection
+    known = place.device_once_ready("one")
     shutil.copy(config, place.path / "copy.toml")
     text = (place.path / "copy.toml").read_text().replace("state-one", "state-copy")
     (place.path / "copy.toml").write_text(text)
@@ -239,6 +255,20 @@ def test_the_second_agent_with_an_id_gives_way(place: Place) -> None:
     assert second.wait(PATIENCE_S) == 11
     assert f"process {first.pid}" in place.log(second)
     assert first.poll() is None
+    after = place.device_once_ready("one")
+    assert after["profile"] == known["profile"], "the newcomer, who had measured nothing, left no trace"
+    assert after["state"]["pid"] == first.pid
+
+
+def test_a_member_that_does_not_sign_is_told_that_nobody_hears_it(place: Place) -> None:
+    agent = place.start("agent", "-c", str(place.agent("one")))
+    place.device_once_ready("one")
+    announced = FederationFinished(run="0a1b2c3d", round=1, reason="over")
+    signed = encode(announced)[:-1] + b',"signature":{"at_unix_s":1.0,"certificate":"","value":""}}'
+    paho.mqtt.publish.single("edgefed/v1/test/round", signed, qos=1, retain=True, hostname="localhost", port=place.port)
+    place.wait_for(agent, "set signed = true")
+    assert "set signed = true" in place.device_once_ready("one")["state"]["note"]
+    assert "the federation is over" not in place.log(agent)
 
 
 def test_mistakes_are_told_in_words(place: Place) -> None:

@@ -68,7 +68,7 @@ from edgefed.protocol.messages.up import (
     UpMessage,
     decode_up,
 )
-from edgefed.protocol.messages.wire import MAX_RANGES, encode
+from edgefed.protocol.messages.wire import MAX_RANGES, encode, is_signed
 from edgefed.protocol.records import MAX_STEP_RECORDS, EvaluationRecord, RoundRecord, StepRecord
 from edgefed.protocol.tasks import Evaluation, LoraMethod, ModelReference, Privacy, SummarizationTask, Training
 
@@ -604,6 +604,20 @@ def test_who_knows_nothing_of_sealing_is_understood(name: str, later: str) -> No
     assert decode(json.dumps(old).encode()) == message
     with pytest.raises(MessageError):
         decode(json.dumps({**old, later: "00"}).encode())
+
+
+@pytest.mark.parametrize(
+    ("payload", "signed"),
+    [
+        (b'{"run":"r","signature":{"value":""}}', True),
+        (b'{"run":"r"}', False),
+        (b"[" * 9999, False),
+        (b"\xff", False),
+        (b'"signature"', False),
+    ],
+)
+def test_a_signature_is_seen_by_those_who_do_not_check_it(payload: bytes, signed: bool) -> None:
+    assert is_signed(payload) is signed
 
 
 def test_every_message_type_has_a_sample_and_every_golden_file_a_message() -> None:

@@ -43,6 +43,7 @@ __all__ = [
     "check_ranges",
     "decode",
     "encode",
+    "is_signed",
 ]
 
 MAX_RANGES = MAX_WIRE_RANGES
@@ -95,3 +96,16 @@ def decode(payload: bytes, kind: Any, what: str) -> Any:
         return msgspec.json.decode(payload, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise MessageError(f"not a valid {what}: {error}") from None
+
+
+class _Signed(msgspec.Struct):
+    signature: msgspec.Raw
+
+
+def is_signed(payload: bytes) -> bool:
+    """Whether a message carries a signature, whoever has made it: members that do not sign read over it."""
+    try:
+        msgspec.json.decode(payload, type=_Signed)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
