@@ -113,7 +113,7 @@ class Place:
         while True:
             done = subprocess.run(command, capture_output=True, check=True)
             kept = json.loads(done.stdout)["devices"].get(device, {})
-            if kept.get("profile") and kept["profile"]["memory"] and kept["state"]["status"] == "ready":
+            if kept.get("profile") and kept["profile"]["measured_unix_s"] and kept["state"]["status"] == "ready":
                 return dict(kept)
             assert time.monotonic() < until, kept
             time.sleep(0.2)
