@@ -247,7 +247,7 @@ class Supervisor:
             _log.info("measuring this machine: %s", "; ".join(reasons))
             await self._presence.show(self._transport, "init", note="measuring this machine")
             await self._profiler.measure(quick=quick)
-            await self._presence.show(self._transport, "ready")
+            await self._presence.show(self._transport, "ready", note=self._aside)
         network = await asyncio.to_thread(self._profiler.network_is_due)
         if network:
             await self._profiler.measure_network(quick=quick)

@@ -27,7 +27,7 @@ from edgefed.protocol.messages.retained import (
     decode_device_state,
 )
 from edgefed.protocol.messages.up import Ping
-from edgefed.protocol.messages.wire import encode
+from edgefed.protocol.messages.wire import encode, is_signed
 from edgefed.protocol.topics import Topics
 from edgefed.security.identities import AGGREGATOR, Identity
 from edgefed.security.signatures import Signed, Verifier, read_signer, read_verifier
@@ -55,6 +55,7 @@ class _Heard:
     answered: asyncio.Event = field(default_factory=asyncio.Event)
     distrusted: dict[str, str] = field(default_factory=dict)
     skew_s: float | None = None
+    aggregator_signs: bool = False
 
 
 async def converse(board: Board, mqtt: MqttOptions) -> list[Finding]:
@@ -139,6 +140,7 @@ def _hearing(options: AgentOptions, topics: Topics, heard: _Heard) -> Callable[[
         author = Identity("device", options.device) if message.topic == own_state else AGGREGATOR
         now_s = time.time()
         signed = _checked(message, author, verifier, now_s, heard)
+        heard.aggregator_signs |= author == AGGREGATOR and is_signed(message.payload)
         if message.topic == topics.aggregator_state:
             heard.aggregator = decode_aggregator_state(signed.payload)
         elif message.topic == own_state:
@@ -179,6 +181,11 @@ async def _ping(options: AgentOptions, topics: Topics, transport: Transport, non
 
 
 def _about_aggregator(options: AgentOptions, heard: _Heard, took_s: float) -> Finding:
+    if heard.aggregator_signs and not options.broker.signed:
+        return problem(
+            "the aggregator signs what it says, and listens to nobody who does not; here [broker] signed is false",
+            _AGREE,
+        )
     there = heard.aggregator is not None and heard.aggregator.status == "online"
     if heard.answered.is_set():
         return ok(f"the aggregator answers after {took_s * 1e3:.0f} ms")

@@ -150,6 +150,20 @@ async def test_an_aggregator_that_does_not_sign(secured: Secured, board: MakeBoa
     assert "[broker] signed" in told(examined, "problem")
 
 
+async def test_a_device_that_does_not_sign_in_a_fleet_that_does(secured: Secured, board: MakeBoard, look: Look) -> None:
+    place = secured.fleet.place(AGGREGATOR)
+    signer = read_signer(place / "certificate.pem", place / "key.pem")
+    state = encode(AggregatorState(status="finished", instance="i"))
+    async with secured.connect(AGGREGATOR) as aggregator:
+        signed = signer.sign(TOPICS.aggregator_state, state, time.time(), time.time())
+        await aggregator.publish(TOPICS.aggregator_state, signed, retain=True)
+        try:
+            examined = await asyncio.to_thread(look, board(tls(secured)), "broker")
+        finally:
+            await aggregator.publish(TOPICS.aggregator_state, b"", retain=True)
+    assert "listens to nobody who does not; here [broker] signed is false" in told(examined, "problem")
+
+
 async def test_states_that_nobody_has_signed_are_not_believed(secured: Secured, board: MakeBoard, look: Look) -> None:
     own = TOPICS.device(BOARD.name, "state")
     async with secured.connect(AGGREGATOR) as aggregator, secured.connect(BOARD) as agent:
