@@ -229,6 +229,11 @@ class TestRefusals:
                 "[broker]: signed needs tls_ca, tls_certificate and tls_key",
             ),
             (
+                f"{FEDERATION}{MODEL}[broker]\nhost = '10.0.0.2'\nlocal = true",
+                "[broker]: local is for a broker on this machine: host is localhost or 127.0.0.1, not 10.0.0.2",
+            ),
+            (f"{FEDERATION}{MODEL}[broker]\nlocal = true", "[broker]: local needs username and password_file"),
+            (
                 f"{FEDERATION}{MODEL}[method]\naggregation = 'fedit'",
                 "[method]: fedit averages factors of one rank only",
             ),
@@ -243,6 +248,23 @@ class TestRefusals:
     )
     def test_values_that_do_not_fit_together(self, tmp_path: Path, text: str, message: str) -> None:
         assert refusal(tmp_path, text).startswith(message)
+
+    @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.8.8", "::1"])
+    def test_beside_the_broker_the_files_of_tls_are_for_signatures_alone(self, tmp_path: Path, host: str) -> None:
+        path = tmp_path / "federation.toml"
+        path.write_text(
+            f"{FEDERATION}{MODEL}[broker]\nhost = '{host}'\nlocal = true\nusername = 'aggregator.local'\n"
+            "password_file = 'password'\ntls_ca = 'ca'\ntls_certificate = 'c'\ntls_key = 'k'\nsigned = true\n"
+        )
+        (tmp_path / "password").write_text("secret\n# more\n")
+        (tmp_path / "password").chmod(0o600)
+        broker = read_federation(path).broker
+        mqtt = broker.mqtt("id", session_expiry_s=0)
+        assert (mqtt.uses_tls, mqtt.tls_ca, mqtt.username, mqtt.password) == (False, None, "aggregator.local", "secret")
+        assert broker.tls_key == str(tmp_path / "k")
+        (tmp_path / "password").chmod(0o644)
+        with pytest.raises(ConfigError, match="holds a secret, and its mode 0644"):
+            broker.mqtt("id", session_expiry_s=0)
 
     def test_long_values_are_cut(self, tmp_path: Path) -> None:
         assert len(refusal(tmp_path, f'{FEDERATION}rounds = "{"x" * 5000}"\n{MODEL}')) < 200

@@ -46,6 +46,11 @@ ATTACKS: Mapping[str, tuple[str, ...]] = {
         "test_a_name_in_the_packet_counts_for_nothing",
         "test_no_client_id_can_be_stolen",
     ),
+    "somebody tries the port that the aggregator beside the broker has, or its password elsewhere": (
+        "test_without_its_password_the_local_port_lets_nobody_in",
+        "test_the_password_counts_for_nothing_at_the_port_of_everybody",
+        "test_at_the_local_port_the_aggregator_is_the_aggregator_and_no_more",
+    ),
     "a certificate that is foreign, expired, revoked, not entered, of another role, or none": (
         "test_a_certificate_that_does_not_count",
         "test_a_client_without_a_certificate",

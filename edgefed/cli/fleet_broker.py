@@ -43,6 +43,15 @@ def broker_config(
     ] = None,
     bind: Annotated[str, typer.Option(help="Mosquitto: the address to listen on.  [default: all]")] = "",
     port: Annotated[int, typer.Option(help="Mosquitto: the port.", min=1, max=65535)] = 8883,
+    local_port: Annotated[
+        int | None,
+        typer.Option(
+            help="Mosquitto: a port of 127.0.0.1 at which the aggregator beside the broker comes in by a password, "
+            "without TLS.  [default: none]",
+            min=1,
+            max=65535,
+        ),
+    ] = None,
     max_payload_bytes: Annotated[
         int, typer.Option(help="Mosquitto: the largest message it takes.", min=4096, max=268_000_000)
     ] = 262_144,
@@ -56,13 +65,16 @@ def broker_config(
 
     Examples:
       edgefed fleet broker-config mosquitto --fleet kitchen --output /etc/mosquitto/edgefed
+      edgefed fleet broker-config mosquitto -f kitchen -o /etc/mosquitto/edgefed --local-port 1884
       edgefed fleet broker-config mosquitto -f kitchen -o out --installed-at /mosquitto/config --version 2.1
       edgefed fleet broker-config emqx -f kitchen > rules.json
     """
     from edgefed.cli.output import told_where, write_json
     from edgefed.protocol.topics import Topics
+    from edgefed.security.broker_password import LOCAL_AGGREGATOR, PASSWORD_FILE
     from edgefed.security.emqx_rules import EMQX_SETTINGS, emqx_rules
     from edgefed.security.fleet_directory import FleetDirectory
+    from edgefed.security.identities import AGGREGATOR
     from edgefed.security.mosquitto_files import ACL_PLUGIN, MosquittoOptions, find_acl_plugin, write_mosquitto
 
     now = datetime.now(timezone.utc)
@@ -74,6 +86,8 @@ def broker_config(
         write_json(emqx_rules(Topics(directory.fleet), members, former))
         typer.echo(f"emqx.conf has to say:\n\n{EMQX_SETTINGS}", err=True)
         return
+    if local_port == port:
+        raise typer.BadParameter(f"--local-port is another port than the {port} for everybody else")
     if acl_plugin is not None and version is Version.V2_0:
         raise typer.BadParameter("--acl-plugin is for --version 2.1: 2.0 reads ACL files without a plugin")
     target = output or fleet / "broker-config"
@@ -83,6 +97,7 @@ def broker_config(
         acl_plugin=acl_plugin or find_acl_plugin() or ACL_PLUGIN,
         bind=bind,
         port=port,
+        local_port=local_port,
         max_payload_bytes=max_payload_bytes,
     )
     with told_where(target):
@@ -92,5 +107,11 @@ def broker_config(
     typer.echo(
         f"Mosquitto must be able to read them: chown -R mosquitto: {target} (written again, they keep that owner)"
     )
+    if local_port is not None:
+        typer.echo(
+            "the aggregator, on the same machine, comes in with these lines of [broker] in federation.toml:\n"
+            f'  host = "127.0.0.1"\n  port = {local_port}\n  local = true\n  username = "{LOCAL_AGGREGATOR}"\n'
+            f'  password_file = "{FleetDirectory(fleet).place(AGGREGATOR).absolute() / PASSWORD_FILE}"'
+        )
     if version is Version.V2_1:
         typer.echo(f"its plugin for ACL files has to be at {options.acl_plugin}: else name it with --acl-plugin")

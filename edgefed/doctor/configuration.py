@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 
 from edgefed.agent.options import AgentOptions
@@ -59,8 +58,3 @@ def _about_password(options: AgentOptions) -> Findings:
         options.broker.mqtt("doctor", session_expiry_s=0)
     except ConfigError as error:
         yield problem(str(error), "write the password into the first line of that file, readable by the agent's user")
-        return
-    file = Path(options.broker.password_file)
-    mode = stat.S_IMODE(file.stat().st_mode)
-    if mode & 0o077:
-        yield note(f"the password file {file} has mode {mode:04o}, so others can read it", f"chmod 600 {file}")

@@ -12,9 +12,10 @@ from typing import Literal
 from edgefed.errors import ConfigError
 from edgefed.files import check_private, replace_file
 from edgefed.protocol.topics import Topics
+from edgefed.security.broker_password import LOCAL_AGGREGATOR, broker_password, mosquitto_passwords
 from edgefed.security.broker_rules import Access, rules_for
 from edgefed.security.fleet_directory import CA_FILE, CERTIFICATE_FILE, CRL_FILE, KEY_FILE, FleetDirectory
-from edgefed.security.identities import BROKER, Identity
+from edgefed.security.identities import AGGREGATOR, BROKER, Identity
 
 __all__ = [
     "ACL_FILE",
@@ -27,10 +28,11 @@ __all__ = [
     "write_mosquitto",
 ]
 
-CONFIG_FILE, ACL_FILE, DATA_DIRECTORY = "mosquitto.conf", "acl", "data"
+CONFIG_FILE, ACL_FILE, PASSWORDS_FILE, DATA_DIRECTORY = "mosquitto.conf", "acl", "passwords", "data"
 _HEADER_ROOM_BYTES = 1024  # what the transport leaves for topic and properties of a packet
 _QUEUED_MESSAGES, _QUEUED_BYTES = 10_000, 64 << 20
 ACL_PLUGIN = Path("/usr/lib/mosquitto_acl_file.so")  # as Mosquitto's own images have it
+_PASSWORD_PLUGIN = "mosquitto_password_file.so"  # beside it
 _ACL_PLUGINS = ("usr/lib/*/mosquitto/", "usr/lib/", "usr/local/lib/")
 _ACCESS: dict[Access, str] = {"hears": "read", "says": "write", "both": "readwrite"}
 
@@ -45,6 +47,7 @@ class MosquittoOptions:
         acl_plugin: where 2.1 has its plugin for ACL files.
         bind: the address it listens on; empty for all.
         port: the TCP port.
+        local_port: a second port, of 127.0.0.1 alone, at which the aggregator comes in without TLS; None has none.
         max_payload_bytes: the largest message; `[broker] max_payload_bytes` of the members must not be larger.
     """
 
@@ -53,6 +56,7 @@ class MosquittoOptions:
     acl_plugin: Path = ACL_PLUGIN
     bind: str = ""
     port: int = 8883
+    local_port: int | None = None
     max_payload_bytes: int = 262_144
 
 
@@ -98,9 +102,11 @@ def write_mosquitto(fleet: FleetDirectory, output: Path, options: MosquittoOptio
         CERTIFICATE_FILE: (source / CERTIFICATE_FILE).read_bytes(),
         CA_FILE: fleet.ca_file.read_bytes(),
         CRL_FILE: fleet.revocation_list.read_bytes(),
-        ACL_FILE: mosquitto_acl(Topics(fleet.fleet), members).encode(),
+        ACL_FILE: mosquitto_acl(Topics(fleet.fleet), members, local=options.local_port is not None).encode(),
         CONFIG_FILE: mosquitto_conf(fleet.fleet, options).encode(),
     }
+    if options.local_port is not None:
+        contents[PASSWORDS_FILE] = mosquitto_passwords(broker_password(fleet, now)).encode()
     for name, content in contents.items():
         replace_file(output / name, [content], mode=0o600)
         if os.geteuid() == 0:  # the broker reads them as a user of its own: whoever has the directory
@@ -110,7 +116,7 @@ def write_mosquitto(fleet: FleetDirectory, output: Path, options: MosquittoOptio
 
 
 def mosquitto_conf(fleet: str, options: MosquittoOptions) -> str:
-    """Returns mosquitto.conf: mutual TLS only, names out of certificates, bounded packets and queues.
+    """Returns mosquitto.conf: mutual TLS on every network, names out of certificates, bounded packets and queues.
 
     Client ids stay what clients say (no `use_username_as_clientid`): tied to the names, `edgefed status` with the
     aggregator's certificate would throw the aggregator out. Instead, nobody can guess those that edgefed takes.
@@ -133,6 +139,7 @@ def mosquitto_conf(fleet: str, options: MosquittoOptions) -> str:
         "require_certificate true",
         "use_identity_as_username true",
         "",
+        *_local_listener(options),
         "allow_anonymous false",
         "allow_zero_length_clientid false",
         *acl,
@@ -149,15 +156,32 @@ def mosquitto_conf(fleet: str, options: MosquittoOptions) -> str:
     return "\n".join(lines) + "\n"
 
 
-def mosquitto_acl(topics: Topics, members: Iterable[Identity]) -> str:
-    """Returns the access control list: who is not in it may do nothing."""
-    blocks = []
-    for member in members:
-        rules = rules_for(member, topics)
-        if rules:
-            blocks.append(
-                "\n".join(
-                    [f"user {member.common_name}", *(f"topic {_ACCESS[rule.access]} {rule.topic}" for rule in rules)]
-                )
-            )
+def _local_listener(options: MosquittoOptions) -> list[str]:
+    """Who comes in by certificate is not asked for a password (`use_identity_as_username`), whatever it says."""
+    if options.local_port is None:
+        return []
+    passwords = options.installed_at / PASSWORDS_FILE
+    if options.version == "2.0":
+        asked = [f"password_file {passwords}"]
+    else:
+        asked = [f"plugin {options.acl_plugin.with_name(_PASSWORD_PLUGIN)}", f"plugin_opt_password_file {passwords}"]
+    return [f"listener {options.local_port} 127.0.0.1", *asked, ""]
+
+
+def mosquitto_acl(topics: Topics, members: Iterable[Identity], *, local: bool = False) -> str:
+    """Returns the access control list: who is not in it may do nothing.
+
+    Args:
+        topics: of the fleet.
+        members: with a certificate in force.
+        local: whether the aggregator may come in by its password, too.
+    """
+    users = {member.common_name: rules_for(member, topics) for member in members}
+    if local and AGGREGATOR.common_name in users:
+        users[LOCAL_AGGREGATOR] = users[AGGREGATOR.common_name]
+    blocks = (
+        "\n".join([f"user {user}", *(f"topic {_ACCESS[rule.access]} {rule.topic}" for rule in rules)])
+        for user, rules in users.items()
+        if rules
+    )
     return "\n\n".join(blocks) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import secrets
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from edgefed.errors import ConfigError
+from edgefed.files import check_private
 from edgefed.transport.mqtt import MqttOptions
 
 __all__ = ["Broker", "guarded_client_id"]
@@ -33,6 +35,8 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
         password_file: a file whose first line is the password; it is never written into a configuration.
         protocol: MQTT version; `auto` tries 5 and falls back to 3.1.1.
         tls_ca, tls_certificate, tls_key: PEM files; naming `tls_ca` turns TLS on.
+        local: the broker is on this machine, and lets us in at a port of loopback by name and password: nothing is
+            encrypted where there is no network. The PEM files are for signatures alone then.
         tls_crl: PEM file of what the fleet's authority has taken back: no connection to a broker with such a
             certificate, and with signed, no ear for what was signed by one. It is read again when it changes.
         signed: sign what this member says with the key of its certificate, and listen only to what the others have
@@ -52,13 +56,20 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
     tls_certificate: str = ""
     tls_key: str = ""
     tls_crl: str = ""
+    local: bool = False
     signed: bool = False
     sealed: bool = False
     keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 30
     max_payload_bytes: Annotated[int, Meta(ge=4096, le=268_000_000)] = 262_144
 
     def __post_init__(self) -> None:
-        """Refuses a client certificate without what belongs to it."""
+        """Refuses a client certificate without what belongs to it, and plain text on a network."""
+        if self.local and not _is_loopback(self.host):
+            raise ValueError(f"local is for a broker on this machine: host is localhost or 127.0.0.1, not {self.host}")
+        if self.local and not (self.username and self.password_file):
+            raise ValueError(
+                "local needs username and password_file: see `edgefed fleet broker-config mosquitto --local-port`"
+            )
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise ValueError("tls_certificate and tls_key belong together: give both or neither")
         if self.tls_certificate and not self.tls_ca:
@@ -78,7 +89,7 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
             session_expiry_s: how long the broker keeps messages for this client while it is away; 0 for no session.
 
         Raises:
-            ConfigError: the password file cannot be read or is empty.
+            ConfigError: the password file cannot be read or is empty, or others than its owner can read it.
         """
         return MqttOptions(
             host=self.host,
@@ -86,23 +97,34 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
             client_id=client_id,
             username=self.username or None,
             password=self._password(),
-            tls_ca=self.tls_ca or None,
-            tls_cert=self.tls_certificate or None,
-            tls_key=self.tls_key or None,
-            tls_crl=self.tls_crl or None,
+            tls_ca=self._for_tls(self.tls_ca),
+            tls_cert=self._for_tls(self.tls_certificate),
+            tls_key=self._for_tls(self.tls_key),
+            tls_crl=self._for_tls(self.tls_crl),
             keepalive_s=self.keepalive_s,
             session_expiry_s=session_expiry_s,
             protocol=self.protocol,
             max_payload_bytes=self.max_payload_bytes,
         )
 
+    def _for_tls(self, file: str) -> str | None:
+        return None if self.local else file or None
+
     def _password(self) -> str | None:
         if not self.password_file:
             return None
         try:
+            check_private(Path(self.password_file))
             lines = Path(self.password_file).read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"broker.password_file: {self.password_file} cannot be read: {error}") from error
         if not lines or not lines[0]:
             raise ConfigError(f"broker.password_file: the first line of {self.password_file} is empty")
         return lines[0]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from edgefed.cli import main
+from edgefed.config import tomllib
 from edgefed.security import certificates
 from edgefed.security.fleet_directory import FleetDirectory
 
@@ -206,6 +207,20 @@ def test_mosquitto_2_1_gets_no_deprecated_options(edgefed: Run, kitchen: Path) -
     assert not re.search("^(acl_file|per_listener_settings|password_file)", configuration, re.MULTILINE)
     done = edgefed("fleet", "broker-config", "mosquitto", "-f", kitchen, "--acl-plugin", "/p/acl.so")
     assert (done.code, "--acl-plugin is for --version 2.1" in done.err) == (2, True)
+
+
+def test_an_aggregator_beside_the_broker_gets_a_port_and_is_told_how_to_use_it(edgefed: Run, kitchen: Path) -> None:
+    done = edgefed("fleet", "broker-config", "mosquitto", "-f", kitchen, "--local-port", 1884)
+    assert done.code == 0, done.err
+    lines = done.out[done.out.index("  host") : done.out.index("broker-password") + len('broker-password"')]
+    broker = tomllib.loads(lines)
+    assert (broker["host"], broker["port"], broker["local"]) == ("127.0.0.1", 1884, True)
+    assert Path(broker["password_file"]).read_text().strip()
+    configuration = (kitchen / "broker-config" / "mosquitto.conf").read_text()
+    assert f"listener 1884 127.0.0.1\npassword_file {kitchen}/broker-config/passwords\n" in configuration
+    assert f"user {broker['username']}\n" in (kitchen / "broker-config" / "acl").read_text()
+    done = edgefed("fleet", "broker-config", "mosquitto", "-f", kitchen, "--local-port", 8883)
+    assert (done.code, "--local-port is another port" in done.err) == (2, True)
 
 
 def test_a_broker_without_a_certificate_gets_no_configuration(edgefed: Run, kitchen: Path) -> None:

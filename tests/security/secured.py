@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from edgefed.security.broker_password import LOCAL_AGGREGATOR, broker_password
 from edgefed.security.fleet_directory import FleetDirectory, Lifetimes
 from edgefed.security.identities import AGGREGATOR, Identity
 from edgefed.security.mosquitto_files import MosquittoOptions, write_mosquitto
@@ -40,11 +41,13 @@ def tls(place: Path) -> dict[str, str]:
     return {option: str(place / file) for option, file in files.items()}
 
 
-def options_of_this_mosquitto(installed_at: Path, port: int) -> MosquittoOptions:
+def options_of_this_mosquitto(installed_at: Path, port: int, local_port: int | None = None) -> MosquittoOptions:
     """Returns the options for the version of Mosquitto that `tools.mosquitto` runs."""
     plugin = {"acl_plugin": path} if (path := acl_plugin()) else {}
     version = "2.1" if mosquitto_version() >= (2, 1) else "2.0"
-    return MosquittoOptions(installed_at=installed_at, version=version, bind="127.0.0.1", port=port, **plugin)
+    return MosquittoOptions(
+        installed_at=installed_at, version=version, bind="127.0.0.1", port=port, local_port=local_port, **plugin
+    )
 
 
 class Secured:
@@ -53,12 +56,13 @@ class Secured:
     Attributes:
         fleet: the fleet's directory.
         port: where its broker listens.
+        local_port: where it lets the aggregator in without TLS.
         broker: the broker's process.
     """
 
     def __init__(self, path: Path) -> None:
         self.fleet = FleetDirectory.create(path / "fleet", NAME, hosts=["127.0.0.1"], lifetimes=Lifetimes(), now=now())
-        self.port = free_port()
+        self.port, self.local_port = free_port(), free_port()
         self.files = path / "broker"
         self.broker: RunningMosquitto
 
@@ -70,7 +74,7 @@ class Secured:
         write_mosquitto(
             self.fleet,
             self.files,
-            options_of_this_mosquitto(self.files, self.port),
+            options_of_this_mosquitto(self.files, self.port, self.local_port),
             now(),
         )
 
@@ -87,6 +91,17 @@ class Secured:
         place = who if isinstance(who, Path) else self.fleet.place(who)
         settings = {"client_id": secrets.token_hex(8), "session_expiry_s": 0, **tls(place), **options}
         return connect_mqtt(MqttOptions("127.0.0.1", self.port, **settings), will)
+
+    def connect_locally(self, **options: Any) -> AbstractAsyncContextManager[Transport]:
+        """Connects as the aggregator does beside the broker, or with other words."""
+        settings = {
+            "client_id": secrets.token_hex(8),
+            "session_expiry_s": 0,
+            "username": LOCAL_AGGREGATOR,
+            "password": broker_password(self.fleet, now()),
+            **options,
+        }
+        return connect_mqtt(MqttOptions("127.0.0.1", self.local_port, **settings))
 
     def raw(self, who: Identity) -> ssl.SSLSocket:
         """Returns a bare TLS connection as a member, for what no honest client would say."""

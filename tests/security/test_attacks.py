@@ -26,6 +26,7 @@ from edgefed.protocol.messages.retained import AggregatorState, RoundOpen, decod
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
 from edgefed.security import certificates
+from edgefed.security.broker_password import LOCAL_AGGREGATOR, broker_password
 from edgefed.security.fleet_directory import FleetDirectory, Lifetimes
 from edgefed.security.identities import AGGREGATOR, Identity
 from edgefed.transport.base import Will
@@ -218,6 +219,38 @@ async def test_a_name_in_the_packet_counts_for_nothing(secured: Secured) -> None
         with pytest.raises(BrokerRefused, match="Not authorized"):
             await transport.publish(TOPICS.round, b"forged")
         await transport.publish(TOPICS.device("mallory", "up"), b"{}")
+
+
+async def test_without_its_password_the_local_port_lets_nobody_in(secured: Secured) -> None:
+    wrong: list[dict[str, str | None]] = [
+        {"password": "a guess"},
+        {"password": None},
+        {"username": None, "password": None},
+        *({"username": name} for name in ("role:aggregator", "role", "mallory", "dev-0", "")),
+    ]
+    for words in wrong:
+        with pytest.raises((BrokerRefused, BrokerUnreachable)):
+            async with secured.connect_locally(**words):
+                pass
+
+
+async def test_the_password_counts_for_nothing_at_the_port_of_everybody(secured: Secured) -> None:
+    password = broker_password(secured.fleet, now())
+    async with secured.connect(MALLORY, username=LOCAL_AGGREGATOR, password=password) as transport:
+        with pytest.raises(BrokerRefused, match="Not authorized"):
+            await transport.publish(TOPICS.round, b"forged")
+
+
+async def test_at_the_local_port_the_aggregator_is_the_aggregator_and_no_more(secured: Secured) -> None:
+    before = await announced(secured)
+    async with secured.connect_locally() as transport, secured.connect(VICTIM) as victim, listening(victim) as ear:
+        down = TOPICS.device("victim", "down")
+        await victim.subscribe(down)
+        await transport.publish(down, b"heard")
+        await until(lambda: b"heard" in ear.payloads)
+        with pytest.raises(BrokerRefused, match="Not authorized"):
+            await transport.publish(TOPICS.device("victim", "up"), b"forged")
+    assert await announced(secured) == before
 
 
 async def test_no_client_id_can_be_stolen(secured: Secured) -> None:

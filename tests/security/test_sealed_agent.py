@@ -1,4 +1,7 @@
-"""A real agent with a real worker, over mutual TLS, signed and sealed: its update arrives, and opens."""
+"""A real agent with a real worker, over mutual TLS, signed and sealed: its update arrives, and opens.
+
+Its aggregator is beside the broker, and comes in by a password, without TLS.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from edgefed.security.broker_password import LOCAL_AGGREGATOR, PASSWORD_FILE, broker_password
 from edgefed.security.identities import AGGREGATOR
-from tests.security.secured import NAME, Secured, device, tls
+from tests.security.secured import NAME, Secured, device, now, tls
 
 pytestmark = [pytest.mark.broker, pytest.mark.torch, pytest.mark.federation]
 PATIENCE_S = 150
@@ -61,13 +65,17 @@ threads = 1
 """
 
 
-def test_an_agent_seals_what_it_has_trained(tmp_path: Path) -> None:
+def test_an_agent_seals_what_it_has_trained_for_an_aggregator_beside_the_broker(tmp_path: Path) -> None:
     secured = Secured(tmp_path)
     secured.enroll(device("board"))
     rows = (Path(str(resources.files("edgefed.assets"))) / "dialogues" / "held_out.jsonl").read_text().splitlines()
     (tmp_path / "data.jsonl").write_text("\n".join(rows[:20]) + "\n")
-    for name, text, who in (("federation", FEDERATION, AGGREGATOR), ("agent", AGENT, device("board"))):
-        broker = BROKER.format(port=secured.port, **tls(secured.fleet.place(who)))
+    place = secured.fleet.place(AGGREGATOR)
+    broker_password(secured.fleet, now())
+    local = f'local = true\nusername = "{LOCAL_AGGREGATOR}"\npassword_file = "{place / PASSWORD_FILE}"\n'
+    beside = BROKER.format(port=secured.local_port, **tls(place)) + local
+    away = BROKER.format(port=secured.port, **tls(secured.fleet.place(device("board"))))
+    for name, text, broker in (("federation", FEDERATION, beside), ("agent", AGENT, away)):
         (tmp_path / f"{name}.toml").write_text(text.format(fleet=NAME) + broker)
     logs = [tmp_path / "aggregator.log", tmp_path / "agent.log"]
     commands = [["aggregator", "-c", "federation.toml"], ["agent", "--once", "-c", "agent.toml"]]
