@@ -68,7 +68,9 @@ def _where(config: Path | None, host: str, port: int | None, fleet: str) -> tupl
     broker, named = (Broker(), "") if config is None else _in_file(config)
     if not (fleet or named):
         raise ConfigError("which fleet? Name it with --fleet, or give a file with --config")
-    return replace(broker, host=host or broker.host, port=port or broker.port), fleet or named
+    if host or port:  # what the file says of a local port is not about another one
+        broker = replace(broker, host=host or broker.host, port=port or broker.port, local=False)
+    return broker, fleet or named
 
 
 def _in_file(config: Path) -> tuple[Broker, str]:
@@ -96,6 +98,7 @@ def _as_member(broker: Broker, identity: Path) -> Broker:
         tls_ca=str(identity / CA_FILE),
         tls_certificate=str(identity / CERTIFICATE_FILE),
         tls_key=str(identity / KEY_FILE),
+        local=False,
     )
 
 

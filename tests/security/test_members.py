@@ -17,7 +17,8 @@ import pytest
 
 from edgefed.protocol.messages.retained import DeviceState
 from edgefed.protocol.messages.wire import encode
-from edgefed.security.identities import Identity
+from edgefed.security.broker_password import LOCAL_AGGREGATOR, PASSWORD_FILE, broker_password
+from edgefed.security.identities import AGGREGATOR, Identity
 from tests.security.secured import NAME, Secured, device, now, tls
 
 pytestmark = pytest.mark.broker
@@ -85,6 +86,24 @@ def test_an_agent_comes_up_and_an_observer_sees_it(secured: Secured, tmp_path: P
         with contextlib.suppress(ProcessLookupError):
             agent.kill()
         agent.wait()
+
+
+def test_who_looks_beside_the_broker_may_come_in_at_either_port(secured: Secured, tmp_path: Path) -> None:
+    place, desk = secured.fleet.place(AGGREGATOR), secured.fleet.place(Identity("observer", "desk"))
+    broker_password(secured.fleet, now())
+    config = tmp_path / "federation.toml"
+    files = {"tls_ca": place / "ca.pem", "tls_certificate": place / "certificate.pem", "tls_key": place / "key.pem"}
+    named = {**files, "host": "127.0.0.1", "username": LOCAL_AGGREGATOR, "password_file": place / PASSWORD_FILE}
+    lines = "".join(f'{option} = "{value}"\n' for option, value in named.items())
+    config.write_text(
+        f'fleet = "{NAME}"\n[model]\nname = "m"\n[broker]\nport = {secured.local_port}\nlocal = true\n{lines}'
+    )
+    words: tuple[tuple[object, ...], ...] = ((), ("--port", secured.port), ("--port", secured.port, "--identity", desk))
+    for extra in words:
+        shown = edgefed("status", "--config", config, "--json", "--wait-s", 0.3, *extra)
+        assert shown.returncode == 0, shown.stderr
+    away = edgefed("status", "--config", config, "--host", "localhost.invalid")
+    assert (away.returncode, "Traceback" in away.stderr) == (6, False)
 
 
 def test_the_states_of_a_signed_agent_are_its_own_to_the_last(secured: Secured, tmp_path: Path) -> None:
