@@ -22,7 +22,7 @@ from benchmarks.update.machine import Machine, overlaid, until
 from edgefed.flashing.board import Board, inspect
 from edgefed.flashing.release import bundle_wheelhouse
 from edgefed.flashing.rootfs import DirectoryTree
-from edgefed.security import certificates
+from edgefed.security import certificates, keys
 from edgefed.security.identities import AGGREGATOR
 from edgefed.security.signatures import Signer, read_signer
 from edgefed.updates.health import Health, read_health
@@ -139,7 +139,7 @@ def cases(device_: Device, wheels: Path, scratch: Path) -> Iterator[tuple[str, d
     until(lambda: device_.runs("0.2.0"), "the agent of before")
 
     authority = certificates.make_authority(NAME, days=90, now=now())
-    key = certificates.new_key("aggregator")
+    key = keys.new_key("aggregator")
     stranger = Signer(certificates.issue(authority, AGGREGATOR, key.public_key(), days=30, now=now()), key)
     device_.deliver(release(wheels, scratch / "stranger", "0.4.0"), stranger)
     yield "a release of a stranger", device_.wait()

@@ -24,10 +24,11 @@ from edgefed.files import check_private, replace_file
 from edgefed.protocol.messages.claims import Admitted, Claim, decode_claim_answer
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
-from edgefed.security import certificates
-from edgefed.security.certificates import PrivateKey
+from edgefed.security import certificates, keys
 from edgefed.security.identities import AGGREGATOR, Identity
+from edgefed.security.keys import PrivateKey
 from edgefed.security.signatures import Verifier
+from edgefed.security.signing_requests import make_request
 from edgefed.security.tokens import TokenFile, make_claim, matches, request_id
 from edgefed.transport.base import Message, Transport
 from edgefed.transport.mqtt import connect_mqtt
@@ -85,7 +86,7 @@ async def enroll_board(
     broker = options.broker
     key = _own_key(Path(broker.tls_key))
     identity = Identity("device", options.device)
-    request = certificates.make_request(key, identity)
+    request = make_request(key, identity)
     asking = _Asking(token, identity, key, request, ask_again_s)
     _log.info("asks fleet %s for a certificate (key %s)", token.fleet, asking.fingerprint[:16])
     with tempfile.TemporaryDirectory(prefix="edgefed-claim-") as scratch:  # its mode is 0700
@@ -117,7 +118,7 @@ class _Asking:
 
     @property
     def fingerprint(self) -> str:
-        return certificates.fingerprint(self._key)
+        return keys.fingerprint(self._key)
 
     async def ask(self, transport: Transport) -> bytes:
         """Returns the certificate, in PEM."""
@@ -218,10 +219,10 @@ def _own_key(file: Path) -> PrivateKey:
     """Returns the board's key, which is made and on disk before anybody hears of it."""
     if file.exists():
         check_private(file)
-        return certificates.read_key(file.read_bytes(), str(file))
-    key = certificates.new_key("device")
+        return keys.read_key(file.read_bytes(), str(file))
+    key = keys.new_key("device")
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    replace_file(file, [certificates.key_pem(key)], mode=0o600)
+    replace_file(file, [keys.key_pem(key)], mode=0o600)
     return key
 
 

@@ -13,15 +13,8 @@ from edgefed.agent.options import AgentOptions
 from edgefed.doctor.findings import Board, Finding, Findings, note, ok, problem, utc
 from edgefed.errors import ConfigError
 from edgefed.files import check_private
-from edgefed.security.certificates import (
-    PrivateKey,
-    common_name,
-    fingerprint,
-    is_issued_by,
-    read_certificate,
-    read_key,
-    signs_messages,
-)
+from edgefed.security.certificates import common_name, is_issued_by, read_certificate
+from edgefed.security.keys import PrivateKey, fingerprint, read_key, signs_messages
 from edgefed.transport.options import Broker
 
 __all__ = ["look_at_certificate"]

@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from edgefed.errors import ConfigError
 from edgefed.files import check_private
-from edgefed.security.certificates import common_name, is_issued_by, signs_messages
+from edgefed.security.certificates import common_name, is_issued_by
+from edgefed.security.keys import signs_messages
 
 __all__ = ["Credentials", "read_credentials"]
 

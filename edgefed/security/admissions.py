@@ -20,10 +20,11 @@ from edgefed.errors import ConfigError, NotAdmitted
 from edgefed.files import check_private, replace_file
 from edgefed.protocol.messages.claims import Claim
 from edgefed.protocol.topics import check_id
-from edgefed.security import certificates, tokens
-from edgefed.security.certificates import PublicKey
+from edgefed.security import keys, tokens
 from edgefed.security.fleet_directory import CERTIFICATE_FILE, KEY_FILE, FleetDirectory, Issued
 from edgefed.security.identities import Identity
+from edgefed.security.keys import PublicKey
+from edgefed.security.signing_requests import key_of_request
 from edgefed.security.tokens import TokenFile
 
 __all__ = ["Admissions", "Candidate", "Holder", "TokenRecord", "TokenState"]
@@ -99,7 +100,7 @@ class Candidate:
     @property
     def fingerprint(self) -> str:
         """What the board says of its key too, for people to compare."""
-        return certificates.fingerprint(self.key)
+        return keys.fingerprint(self.key)
 
 
 class Admissions:
@@ -222,7 +223,7 @@ class Admissions:
             raise NotAdmitted(f"the token is for {record.device}, not for {claim.device}")
         identity = Identity("device", claim.device)
         try:
-            key = certificates.key_of_request(claim.request.encode(), identity, "the signing request")
+            key = key_of_request(claim.request.encode(), identity, "the signing request")
         except ConfigError as error:
             raise NotAdmitted(str(error)) from None
         if record.withdrawn is not None:
@@ -266,14 +267,14 @@ class Admissions:
             )
         if identity in self._directory.members(now):
             raise NotAdmitted(f"{identity.name} is enrolled already, with another key")
-        if any(entry.revoked for entry in self._given(identity, certificates.fingerprint(key))):
+        if any(entry.revoked for entry in self._given(identity, keys.fingerprint(key))):
             raise NotAdmitted(
                 f"this key of {identity.name} was revoked: remove the file that tls_key names on the board, which then "
                 "makes another"
             )
 
     def _check_holder(self, holder: Holder, identity: Identity, key: PublicKey, now: datetime) -> None:
-        if (holder.device, holder.fingerprint) != (identity.name, certificates.fingerprint(key)):
+        if (holder.device, holder.fingerprint) != (identity.name, keys.fingerprint(key)):
             raise NotAdmitted(
                 f"the token was used already, by {holder.device} on {holder.at:%Y-%m-%d %H:%M} UTC: it is good for "
                 "one board and one key. If that was this board, revoke it, and give it a new token"
@@ -289,8 +290,8 @@ class Admissions:
         return [entry for entry in entries if self._fingerprint(entry) == fingerprint]
 
     def _fingerprint(self, entry: Issued) -> str:
-        # Whoever is enrolled has one of the kinds of key that requests may have: `certificates.key_of_request`.
-        return certificates.fingerprint(cast(PublicKey, self._directory.certificate(entry).public_key()))
+        # Whoever is enrolled has one of the kinds of key that requests may have: see `key_of_request`.
+        return keys.fingerprint(cast(PublicKey, self._directory.certificate(entry).public_key()))
 
     def _find(self, name: str) -> TokenRecord:
         if not _TOKEN_NAME.match(name):

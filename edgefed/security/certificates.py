@@ -1,7 +1,6 @@
-"""A fleet's certificates: its authority, what the authority issues, and its list of what it takes back.
+"""A fleet's certificates: its authority, what the authority issues, and what a certificate says.
 
-The authority and the broker have keys on P-256, which whatever speaks TLS 1.2 knows; members have Ed25519 keys, with
-which they sign their messages too (`security.signatures`). Pure: no file, no clock.
+Pure: no file, no clock.
 
 Every certificate names its one use (RFC 5280, extended key usage), so a device's certificate does not pass as the
 broker's: a device cannot stand between another device and the broker.
@@ -10,58 +9,39 @@ broker's: a device cannot stand between another device and the broker.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import ipaddress
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edgefed.errors import ConfigError
-from edgefed.security.identities import Identity, Role
+from edgefed.security.identities import Identity
+from edgefed.security.keys import PublicKey
 
 __all__ = [
     "Authority",
-    "PrivateKey",
-    "PublicKey",
     "certificate_pem",
     "common_name",
-    "fingerprint",
     "fleet_of",
     "hosts_of",
     "is_issued_by",
     "issue",
-    "key_of_request",
-    "key_pem",
     "make_authority",
-    "make_request",
-    "make_revocation_list",
-    "new_key",
     "read_certificate",
-    "read_key",
-    "read_revocation_list",
-    "signs_messages",
 ]
 
 _BACKDATED = timedelta(hours=1)
 """Boards without a battery-backed clock wake up a little in the past."""
 
-_MAX_REQUEST_BYTES = 64 * 1024
-_MIN_RSA_BITS = 2048
-_SIGNING = ("device", "aggregator")
-"""Whoever says something; the keys of others are for TLS only."""
-
 _HOST = re.compile(r"(?=.{1,253}\Z)\w(?:[\w-]*\w)?(?:\.\w(?:[\w-]*\w)?)*", re.ASCII)
-
-PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
-PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +55,6 @@ class Authority:
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
-
-
-def new_key(role: Role) -> PrivateKey:
-    """Returns a fresh private key for somebody of a role."""
-    return ec.generate_private_key(ec.SECP256R1()) if role == "broker" else ed25519.Ed25519PrivateKey.generate()
 
 
 def make_authority(fleet: str, *, days: int, now: datetime) -> Authority:
@@ -104,42 +79,6 @@ def make_authority(fleet: str, *, days: int, now: datetime) -> Authority:
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
     )
     return Authority(builder.sign(key, hashes.SHA256()), key)
-
-
-def make_request(key: PrivateKey, identity: Identity) -> bytes:
-    """Returns a certificate signing request (PEM): what leaves a device instead of its key."""
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, identity.common_name)])
-    digest = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()  # Ed25519 has its own
-    request = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, digest)
-    return request.public_bytes(serialization.Encoding.PEM)
-
-
-def key_of_request(pem: bytes, identity: Identity, where: str) -> PublicKey:
-    """Returns the public key of a signing request; nothing else in it counts.
-
-    Args:
-        pem: the request.
-        identity: whom it has to be for.
-        where: its file, for messages.
-
-    Raises:
-        ConfigError: it is no request, is not signed by its own key, is for somebody else, or has a key that is weak or
-            of a kind that whoever it is for cannot use.
-    """
-    if len(pem) > _MAX_REQUEST_BYTES:
-        raise ConfigError(f"{where}: a signing request has at most {_MAX_REQUEST_BYTES} bytes, this has {len(pem)}")
-    try:
-        request = x509.load_pem_x509_csr(pem)
-        names = request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-        key, signed = request.public_key(), request.is_signature_valid
-    except (ValueError, UnsupportedAlgorithm, InvalidSignature, x509.InvalidVersion) as error:
-        raise ConfigError(f"{where}: not a certificate signing request in PEM: {error}") from None
-    if not signed:
-        raise ConfigError(f"{where}: the request is not signed by the key in it: it was changed on the way")
-    if [str(name.value) for name in names] != [identity.common_name]:
-        found = ", ".join(repr(str(name.value)) for name in names) or "nobody"
-        raise ConfigError(f"{where}: the request is for {found}, not for {identity.common_name!r}")
-    return _usable(key, identity, where)
 
 
 def issue(
@@ -184,63 +123,6 @@ def issue(
     return builder.sign(authority.key, hashes.SHA256())
 
 
-def make_revocation_list(
-    authority: Authority, revoked: Mapping[int, datetime], *, number: int, now: datetime
-) -> x509.CertificateRevocationList:
-    """Returns the list of what the authority takes back.
-
-    It is good until the authority itself ends: a broker turns everybody away when its list is past its date, and nobody
-    would renew it in time on a site without an operator.
-
-    Args:
-        authority: signs it.
-        revoked: serial numbers, and since when they count no more.
-        number: of this list; each is larger than the one before it.
-        now: in UTC, with its zone.
-    """
-    issuer_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
-    builder = (
-        x509.CertificateRevocationListBuilder()
-        .issuer_name(authority.certificate.subject)
-        .last_update(min(now, authority.certificate.not_valid_after_utc - timedelta(seconds=1)))
-        .next_update(authority.certificate.not_valid_after_utc)
-        .add_extension(x509.CRLNumber(number), critical=False)
-        .add_extension(issuer_key, critical=False)
-    )
-    for serial, since in revoked.items():
-        builder = builder.add_revoked_certificate(
-            x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(since).build()
-        )
-    return builder.sign(authority.key, hashes.SHA256())
-
-
-def read_revocation_list(
-    pem: bytes, where: str, *, authority: x509.Certificate | None = None
-) -> tuple[dict[int, datetime], int]:
-    """Returns what a list takes back, as serial number and since when, and the list's own number.
-
-    Args:
-        pem: the list.
-        where: its file, for messages.
-        authority: who has to have signed it; None where the file itself is trusted.
-
-    Raises:
-        ConfigError: there is no list in the file, or it is not the authority's.
-    """
-    try:
-        found = x509.load_pem_x509_crl(pem)
-        is_ours = authority is None or _is_signed_by(found, authority)
-        number = found.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-        since = {entry.serial_number: entry.revocation_date_utc for entry in found}
-    except (
-        ValueError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension, x509.ExtensionNotFound
-    ) as error:  # fmt: skip
-        raise ConfigError(f"{where}: not a revocation list in PEM: {error}") from None
-    if not is_ours:
-        raise ConfigError(f"{where}: the list is not of the fleet's authority: it is another fleet's, or was changed")
-    return since, number
-
-
 def fleet_of(certificate: x509.Certificate) -> str:
     """Returns which fleet an authority's certificate is for; empty where it is no authority's of ours."""
     names = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
@@ -262,22 +144,9 @@ def common_name(certificate: x509.Certificate) -> str:
     return str(names[0].value) if len(names) == 1 else ""
 
 
-def fingerprint(key: PublicKey) -> str:
-    """Returns what a public key is known by: the sha256 of its DER (SubjectPublicKeyInfo), as 64 hexadecimal digits."""
-    der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return hashlib.sha256(der).hexdigest()
-
-
-def certificate_pem(certificate: x509.Certificate | x509.CertificateRevocationList) -> bytes:
-    """Returns a certificate, or a revocation list, as PEM."""
+def certificate_pem(certificate: x509.Certificate) -> bytes:
+    """Returns a certificate as PEM."""
     return certificate.public_bytes(serialization.Encoding.PEM)
-
-
-def key_pem(key: PrivateKey) -> bytes:
-    """Returns a private key as PEM (PKCS 8), not encrypted: devices start without anybody to type a passphrase."""
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
 
 
 def read_certificate(pem: bytes, where: str) -> x509.Certificate:
@@ -292,21 +161,6 @@ def read_certificate(pem: bytes, where: str) -> x509.Certificate:
         raise ConfigError(f"{where}: not a certificate in PEM: {error}") from None
 
 
-def read_key(pem: bytes, where: str) -> PrivateKey:
-    """Returns the private key in a PEM file.
-
-    Raises:
-        ConfigError: there is none in it, or one of another kind than edgefed makes.
-    """
-    try:
-        key = serialization.load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise ConfigError(f"{where}: not an unencrypted private key in PEM") from None  # nothing of it in a message
-    if not isinstance(key, ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey):
-        raise ConfigError(f"{where}: an Ed25519 or elliptic curve key is expected, this is of another kind")
-    return key
-
-
 def is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
     """Whether an authority has signed a certificate; whether either is in force is not asked."""
     try:
@@ -314,40 +168,6 @@ def is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> 
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
-
-
-def _is_signed_by(revoked: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:
-    key = authority.public_key()
-    # Nobody signs a list with a key of another kind.
-    return isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey) and revoked.is_signature_valid(key)
-
-
-def signs_messages(key: object) -> bool:
-    """Whether messages can be signed with a key, private or public: see `security.signatures`."""
-    if isinstance(key, ec.EllipticCurvePublicKey | ec.EllipticCurvePrivateKey):
-        return isinstance(key.curve, ec.SECP256R1)
-    return isinstance(key, ed25519.Ed25519PublicKey | ed25519.Ed25519PrivateKey)
-
-
-def _usable(key: object, identity: Identity, where: str) -> PublicKey:
-    strong = _strong(key, where)
-    if identity.role in _SIGNING and not signs_messages(strong):
-        kind = f"a key on {strong.curve.name}" if isinstance(strong, ec.EllipticCurvePublicKey) else "an RSA key"
-        raise ConfigError(
-            f"{where}: the request is for {kind}, and members sign their messages ([broker] signed) with Ed25519 or "
-            "P-256 keys: make one (openssl genpkey -algorithm ed25519) and a request for it"
-        )
-    return strong
-
-
-def _strong(key: object, where: str) -> PublicKey:
-    if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey):
-        raise ConfigError(f"{where}: keys are elliptic curve (P-256), Ed25519 or RSA, not {type(key).__name__}")
-    if isinstance(key, rsa.RSAPublicKey) and key.key_size < _MIN_RSA_BITS:
-        raise ConfigError(f"{where}: an RSA key of {key.key_size} bits is too weak: at least {_MIN_RSA_BITS}")
-    if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.key_size < ec.SECP256R1.key_size:
-        raise ConfigError(f"{where}: the curve {key.curve.name} is too weak: take P-256")
-    return key
 
 
 def _serial_number(now: datetime) -> int:

@@ -30,9 +30,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from edgefed.errors import ConfigError
 from edgefed.files import check_private, replace_file, temporary_beside
 from edgefed.protocol.topics import check_id
-from edgefed.security import certificates
-from edgefed.security.certificates import Authority, PublicKey
+from edgefed.security import certificates, keys
+from edgefed.security.certificates import Authority
 from edgefed.security.identities import AGGREGATOR, BROKER, Identity
+from edgefed.security.keys import PublicKey
+from edgefed.security.revocation_lists import make_revocation_list, read_revocation_list
+from edgefed.security.signing_requests import key_of_request
 
 __all__ = ["CA_FILE", "CERTIFICATE_FILE", "CRL_FILE", "KEY_FILE", "FleetDirectory", "Issued", "Lifetimes"]
 
@@ -126,7 +129,7 @@ class FleetDirectory:
             authority = certificates.make_authority(fleet, days=lifetimes.authority_days, now=now)
             for directory in (made, made / "ca", made / "ca" / "issued"):
                 directory.mkdir(mode=0o700)
-            replace_file(made / "ca" / "ca.key", [certificates.key_pem(authority.key)], mode=_SECRET)
+            replace_file(made / "ca" / "ca.key", [keys.key_pem(authority.key)], mode=_SECRET)
             replace_file(made / "ca" / CA_FILE, [certificates.certificate_pem(authority.certificate)], mode=_PUBLIC)
             new = cls(made)
             new._write_revocation_list(authority, {}, number=1, now=now)
@@ -335,21 +338,19 @@ class FleetDirectory:
                 "from where it is kept; once it is lost, make a new fleet"
             )
         check_private(file)
-        key = certificates.read_key(file.read_bytes(), str(file))
+        key = keys.read_key(file.read_bytes(), str(file))
         certificate = certificates.read_certificate(self.ca_file.read_bytes(), str(self.ca_file))
         if not isinstance(key, ec.EllipticCurvePrivateKey) or certificate.public_key() != key.public_key():
             raise ConfigError(f"{file} is not the key of {self.ca_file}")
         return Authority(certificate, key)
 
     def _revoked(self) -> tuple[dict[int, datetime], int]:
-        return certificates.read_revocation_list(self.revocation_list.read_bytes(), str(self.revocation_list))
+        return read_revocation_list(self.revocation_list.read_bytes(), str(self.revocation_list))
 
     def _write_revocation_list(
         self, authority: Authority, revoked: dict[int, datetime], *, number: int, now: datetime
     ) -> None:
-        made = certificates.certificate_pem(
-            certificates.make_revocation_list(authority, revoked, number=number, now=now)
-        )
+        made = make_revocation_list(authority, revoked, number=number, now=now)
         replace_file(self.revocation_list, [made], mode=_PUBLIC)
         if self.place(AGGREGATOR).is_dir():
             replace_file(self.place(AGGREGATOR) / CRL_FILE, [made], mode=_PUBLIC)
@@ -358,6 +359,6 @@ class FleetDirectory:
 def _key(identity: Identity, request: Path | None) -> tuple[PublicKey, bytes]:
     """Returns a public key, and the private one as PEM where it was made here."""
     if request is not None:
-        return certificates.key_of_request(request.read_bytes(), identity, str(request)), b""
-    key = certificates.new_key(identity.role)
-    return key.public_key(), certificates.key_pem(key)
+        return key_of_request(request.read_bytes(), identity, str(request)), b""
+    key = keys.new_key(identity.role)
+    return key.public_key(), keys.key_pem(key)

@@ -9,7 +9,7 @@ from pathlib import Path
 from cryptography import x509
 
 from edgefed.errors import ConfigError
-from edgefed.security import certificates
+from edgefed.security.revocation_lists import read_revocation_list
 
 __all__ = ["Revocations"]
 
@@ -54,7 +54,7 @@ class Revocations:
 
     def _read(self) -> None:
         where = str(self._path)
-        since, number = certificates.read_revocation_list(self._path.read_bytes(), where, authority=self._authority)
+        since, number = read_revocation_list(self._path.read_bytes(), where, authority=self._authority)
         if number < self._number:
             raise ConfigError(
                 f"{where}: list number {number} is older than number {self._number}, which was read before"

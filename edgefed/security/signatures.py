@@ -31,7 +31,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from edgefed.errors import ConfigError, MessageError
 from edgefed.files import check_private
-from edgefed.security import certificates
+from edgefed.security import certificates, keys
 from edgefed.security.identities import Identity
 from edgefed.security.revocations import Revocations
 
@@ -75,10 +75,10 @@ class Signer:
         ConfigError: the key is not the certificate's, or of a kind that signs no messages.
     """
 
-    def __init__(self, certificate: x509.Certificate, key: certificates.PrivateKey) -> None:
+    def __init__(self, certificate: x509.Certificate, key: keys.PrivateKey) -> None:
         if certificate.public_key() != key.public_key():
             raise ConfigError("the private key is not the one of the certificate")
-        if not certificates.signs_messages(key):
+        if not keys.signs_messages(key):
             raise ConfigError("messages are signed with Ed25519 or P-256 keys, and this is on another curve")
         self.identity = Identity.parse(certificates.common_name(certificate))
         self._key = key
@@ -222,7 +222,7 @@ def read_signer(certificate: Path, key: Path) -> Signer:
     try:
         shown = certificates.read_certificate(certificate.read_bytes(), str(certificate))
         check_private(key)
-        secret = certificates.read_key(key.read_bytes(), str(key))
+        secret = keys.read_key(key.read_bytes(), str(key))
     except FileNotFoundError as error:
         raise ConfigError(
             f"there is no file {error.filename}: certificate and key come with enrolling (`edgefed fleet enroll`, or "

@@ -14,8 +14,12 @@ from typing import Any
 import pytest
 
 from edgefed.cli import main
+<<<<<<< HEAD
 from edgefed.config import tomllib
 from edgefed.security import certificates
+=======
+from edgefed.security import certificates, keys
+>>>>>>> h-certs
 from edgefed.security.fleet_directory import FleetDirectory
 
 Run = Callable[..., Any]
@@ -135,7 +139,7 @@ def test_a_request_that_was_made_on_the_board(edgefed: Run, kitchen: Path, tmp_p
     assert done.code == 0, done.err
     assert {path.name for path in (tmp_path / "stick").iterdir()} == {"ca.pem", "certificate.pem"}
     made = certificates.read_certificate((tmp_path / "stick" / "certificate.pem").read_bytes(), "")
-    assert made.public_key() == certificates.read_key(key.read_bytes(), "").public_key()
+    assert made.public_key() == keys.read_key(key.read_bytes(), "").public_key()
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from edgefed.doctor.examination import Examined
 from edgefed.doctor.findings import Board
 from edgefed.security.admissions import Admissions
-from edgefed.security.certificates import certificate_pem, issue, key_pem
+from edgefed.security.certificates import certificate_pem, issue
 from edgefed.security.fleet_directory import FleetDirectory, Lifetimes
 from edgefed.security.identities import BROKER, Identity
+from edgefed.security.keys import key_pem
 from edgefed.security.tokens import write_token
 
 MakeBoard = Callable[..., Board]

@@ -13,8 +13,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from edgefed.errors import ConfigError
 from edgefed.flashing.credentials import Credentials, read_credentials
-from edgefed.security.certificates import Authority, certificate_pem, issue, key_pem, make_authority, new_key
+from edgefed.security.certificates import Authority, certificate_pem, issue, make_authority
 from edgefed.security.identities import AGGREGATOR, Identity
+from edgefed.security.keys import key_pem, new_key
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
 BOARD = Identity("device", "board-07")

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 
 from edgefed.errors import ConfigError, NotAdmitted
 from edgefed.protocol.messages.claims import Claim
-from edgefed.security import certificates, tokens
+from edgefed.security import certificates, keys, tokens
 from edgefed.security.admissions import Admissions
-from edgefed.security.certificates import PrivateKey
 from edgefed.security.fleet_directory import FleetDirectory, Lifetimes
 from edgefed.security.identities import Identity
+from edgefed.security.keys import PrivateKey
+from edgefed.security.signing_requests import make_request
 from edgefed.security.tokens import TokenFile
 from tests.security.secured import device, now
 
@@ -44,12 +45,12 @@ def give(admissions: Admissions, pattern: str = "board-*", hours: float = 1) -> 
 
 
 def ask(token: TokenFile, name: str, key: PrivateKey | None = None) -> Claim:
-    key = key or certificates.new_key("device")
-    return tokens.make_claim(token, name, certificates.make_request(key, device(name)))
+    key = key or keys.new_key("device")
+    return tokens.make_claim(token, name, make_request(key, device(name)))
 
 
 def test_a_token_gets_one_certificate_for_the_key_that_asked(admissions: Admissions, fleet: FleetDirectory) -> None:
-    token, key = give(admissions), certificates.new_key("device")
+    token, key = give(admissions), keys.new_key("device")
     claim = ask(token, "board-07", key)
     assert not admissions.check(claim, "field", now()).known
     made = admissions.admit(claim, "field", now=now(), days=30)
@@ -77,7 +78,7 @@ def test_a_revoked_board_does_not_come_back_with_its_old_token(admissions: Admis
 
 
 def test_a_board_whose_certificate_has_ended_gets_another_for_its_key(admissions: Admissions) -> None:
-    key, later = certificates.new_key("device"), now() + timedelta(days=31)
+    key, later = keys.new_key("device"), now() + timedelta(days=31)
     old = admissions.admit(ask(give(admissions), "board-07", key), "field", now=now(), days=30)
     claim = ask(give(admissions, hours=24 * 40), "board-07", key)
     made = admissions.admit(claim, "field", now=later, days=30)
@@ -88,7 +89,7 @@ def test_a_board_whose_certificate_has_ended_gets_another_for_its_key(admissions
 def test_a_key_that_was_revoked_gets_nothing_with_a_new_token_either(
     admissions: Admissions, fleet: FleetDirectory
 ) -> None:
-    key = certificates.new_key("device")
+    key = keys.new_key("device")
     admissions.admit(ask(give(admissions), "board-07", key), "field", now=now(), days=30)
     fleet.revoke(device("board-07"), now=now())
     token = give(admissions)
@@ -174,8 +175,8 @@ def test_a_token_that_has_expired(admissions: Admissions) -> None:
     ],
 )
 def test_a_name_that_the_token_is_not_for(admissions: Admissions, name: str, problem: str) -> None:
-    key = certificates.new_key("device")
-    claim = tokens.make_claim(give(admissions), name, certificates.make_request(key, device("board-07")))
+    key = keys.new_key("device")
+    claim = tokens.make_claim(give(admissions), name, make_request(key, device("board-07")))
     with pytest.raises(NotAdmitted, match=problem):
         admissions.check(claim, "field", now())
 
@@ -199,7 +200,7 @@ def test_what_was_changed_on_the_way(admissions: Admissions) -> None:
 
 def test_a_request_for_somebody_else_and_one_that_is_none(admissions: Admissions) -> None:
     token = give(admissions)
-    request = certificates.make_request(certificates.new_key("device"), device("board-08"))
+    request = make_request(keys.new_key("device"), device("board-08"))
     for wrong, problem in ((request, "is for 'board-08', not for 'board-07'"), (b"no", "not a certificate signing")):
         with pytest.raises(NotAdmitted, match=problem):
             admissions.check(tokens.make_claim(token, "board-07", wrong), "field", now())

@@ -25,10 +25,11 @@ from edgefed.errors import BrokerRefused, BrokerUnreachable
 from edgefed.protocol.messages.retained import AggregatorState, RoundOpen, decode_round
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
-from edgefed.security import certificates
+from edgefed.security import certificates, keys
 from edgefed.security.broker_password import LOCAL_AGGREGATOR, broker_password
 from edgefed.security.fleet_directory import FleetDirectory, Lifetimes
 from edgefed.security.identities import AGGREGATOR, Identity
+from edgefed.security.signing_requests import make_request
 from edgefed.transport.base import Will
 from tests.federation.stand_in import StandIn, federation_toml, make_paper_model
 from tests.security.secured import (
@@ -285,17 +286,17 @@ def foreign(tmp_path: Path, secured: Secured) -> Path:
 
 def expired(tmp_path: Path, secured: Secured) -> Path:
     authority = secured.fleet._authority()
-    key = certificates.new_key("device")
+    key = keys.new_key("device")
     begin = authority.certificate.not_valid_before_utc + timedelta(seconds=1)
     made = certificates.issue(authority, VICTIM, key.public_key(), days=0, now=begin + timedelta(minutes=1))
-    return bundle(tmp_path, secured, certificates.certificate_pem(made), certificates.key_pem(key))
+    return bundle(tmp_path, secured, certificates.certificate_pem(made), keys.key_pem(key))
 
 
 def not_yet(tmp_path: Path, secured: Secured) -> Path:
-    key = certificates.new_key("device")
+    key = keys.new_key("device")
     later = now() + timedelta(days=3)
     made = certificates.issue(secured.fleet._authority(), VICTIM, key.public_key(), days=9, now=later)
-    return bundle(tmp_path, secured, certificates.certificate_pem(made), certificates.key_pem(key))
+    return bundle(tmp_path, secured, certificates.certificate_pem(made), keys.key_pem(key))
 
 
 def revoked(tmp_path: Path, secured: Secured) -> Path:
@@ -309,13 +310,13 @@ def revoked(tmp_path: Path, secured: Secured) -> Path:
 def made_by_a_member(tmp_path: Path, secured: Secured) -> Path:
     """Returns a certificate for the aggregator that a device has signed, with the device's own behind it."""
     signing = ec.generate_private_key(ec.SECP256R1())
-    (tmp_path / "mine.csr").write_bytes(certificates.make_request(signing, MALLORY))
+    (tmp_path / "mine.csr").write_bytes(make_request(signing, MALLORY))
     place = secured.fleet.rotate(MALLORY, days=9, now=now(), request=tmp_path / "mine.csr", output=tmp_path / "mine")
     mine = certificates.Authority(certificates.read_certificate((place / "certificate.pem").read_bytes(), ""), signing)
-    key = certificates.new_key("device")
+    key = keys.new_key("device")
     made = certificates.issue(mine, AGGREGATOR, key.public_key(), days=1, now=now())
     chain = certificates.certificate_pem(made) + certificates.certificate_pem(mine.certificate)
-    return bundle(tmp_path, secured, chain, certificates.key_pem(key))
+    return bundle(tmp_path, secured, chain, keys.key_pem(key))
 
 
 def the_brokers_own(tmp_path: Path, secured: Secured) -> Path:

@@ -15,7 +15,7 @@ from edgefed.cli import agent_process
 from edgefed.config import read_federation
 from edgefed.coordinator.session import run_aggregator
 from edgefed.errors import EdgefedError
-from edgefed.security import certificates
+from edgefed.security import certificates, keys
 from edgefed.security.fleet_directory import FleetDirectory, Lifetimes
 from edgefed.security.identities import AGGREGATOR, BROKER, Identity
 from edgefed.stopping import run_stoppable
@@ -65,11 +65,11 @@ class Case:
             (self.place / name).write_bytes((source / name).read_bytes())
 
     def issue(self, *, begins: datetime, days: int) -> None:
-        key = certificates.new_key(self.who.role)
+        key = keys.new_key(self.who.role)
         authority = self.secured.fleet._authority()
         made = certificates.issue(authority, self.who, key.public_key(), days=days, now=begins)
         (self.place / "certificate.pem").write_bytes(certificates.certificate_pem(made))
-        (self.place / "key.pem").write_bytes(certificates.key_pem(key))
+        (self.place / "key.pem").write_bytes(keys.key_pem(key))
 
 
 def expired(case: Case) -> None:

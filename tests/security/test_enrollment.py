@@ -27,11 +27,12 @@ from edgefed.errors import BrokerRefused, ConfigError, NotAdmitted
 from edgefed.protocol.messages.claims import Admitted, Claim, ClaimAnswer, ClaimRefused, decode_claim_answer
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.topics import Topics
-from edgefed.security import certificates, tokens
+from edgefed.security import certificates, keys, tokens
 from edgefed.security.admissions import Admissions, Candidate
 from edgefed.security.fleet_directory import FleetDirectory, Lifetimes
 from edgefed.security.identities import AGGREGATOR, Identity
 from edgefed.security.signatures import read_signer
+from edgefed.security.signing_requests import make_request
 from edgefed.security.tokens import TokenFile
 from tests.security.secured import NAME, PATIENCE_S, Secured, device, listening, now, until
 
@@ -155,7 +156,7 @@ async def test_a_board_whose_certificate_has_ended_asks_anew_with_another_token(
     async with admitting(secured):
         await enroll(options, token_for(secured, "kiln-1"))
     file = tmp_path / "secrets" / "certificate.pem"
-    key = certificates.read_key((tmp_path / "secrets" / "key.pem").read_bytes(), "the board's")
+    key = keys.read_key((tmp_path / "secrets" / "key.pem").read_bytes(), "the board's")
     then = now() - timedelta(days=9)
     long_ago = certificates.make_authority(NAME, days=90, now=then)
     ended = certificates.issue(long_ago, device("kiln-1"), key.public_key(), days=2, now=then)
@@ -226,7 +227,7 @@ async def test_another_name_and_a_request_that_was_changed(secured: Secured, tmp
         await enroll(board(secured, tmp_path, "victim"), token)
 
     def forged(name: str) -> Claim:
-        return tokens.make_claim(token, name, certificates.make_request(certificates.new_key("device"), device(name)))
+        return tokens.make_claim(token, name, make_request(keys.new_key("device"), device(name)))
 
     changed = msgspec.structs.replace(forged("lid-1"), request=forged("lid-1").request)
     async with admitting(secured):
@@ -293,8 +294,8 @@ async def test_a_lost_answer_is_given_again(secured: Secured, tmp_path: Path) ->
 
 def forgeries(secured: Secured, options: AgentOptions, scratch: Path) -> list[tuple[bytes, str]]:
     """Returns answers that are not to be listened to, and what is said of them."""
-    own = certificates.read_key(Path(options.broker.tls_key).read_bytes(), "key")
-    request = tokens.request_id(certificates.make_request(own, device(options.device)))
+    own = keys.read_key(Path(options.broker.tls_key).read_bytes(), "key")
+    request = tokens.request_id(make_request(own, device(options.device)))
     theirs = FleetDirectory.create(scratch / "theirs", NAME, hosts=["b"], lifetimes=Lifetimes(), now=now())
 
     def signed(fleet: FleetDirectory, who: Identity, answer: ClaimAnswer) -> bytes:
@@ -302,7 +303,7 @@ def forgeries(secured: Secured, options: AgentOptions, scratch: Path) -> list[tu
         signer = read_signer(place / "certificate.pem", place / "key.pem")
         return signer.sign(DOWN, encode(answer), now().timestamp())
 
-    def admitted(fleet: FleetDirectory, name: str, key: certificates.PublicKey, role: Any = "device") -> Admitted:
+    def admitted(fleet: FleetDirectory, name: str, key: keys.PublicKey, role: Any = "device") -> Admitted:
         made = certificates.issue(fleet._authority(), Identity(role, name), key, days=1, now=now(), hosts=["b"])
         return Admitted(request=request, certificate=certificates.certificate_pem(made).decode())
 
@@ -314,7 +315,7 @@ def forgeries(secured: Secured, options: AgentOptions, scratch: Path) -> list[tu
         (signed(theirs, AGGREGATOR, admitted(theirs, options.device, public)), "not of the fleet's authority"),
         (signed(ours, AGGREGATOR, admitted(theirs, options.device, public)), "not one of the authority that our token"),
         (signed(ours, AGGREGATOR, admitted(ours, "victim", public)), "its certificate is for 'victim'"),
-        (signed(ours, AGGREGATOR, admitted(ours, options.device, certificates.new_key("device").public_key())),
+        (signed(ours, AGGREGATOR, admitted(ours, options.device, keys.new_key("device").public_key())),
          "for another key than ours"),
         (signed(ours, AGGREGATOR, admitted(ours, "broker", public, "broker")), "its certificate is for 'role:broker'"),
         (signed(ours, AGGREGATOR, Admitted(request=request, certificate="no")), "not a certificate in PEM"),

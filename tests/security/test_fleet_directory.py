@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from edgefed.errors import ConfigError
-from edgefed.security import certificates
+from edgefed.security import certificates, keys
 from edgefed.security.fleet_directory import FleetDirectory, Lifetimes
 from edgefed.security.identities import AGGREGATOR, BROKER, Identity
+from edgefed.security.revocation_lists import read_revocation_list
+from edgefed.security.signing_requests import make_request
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
 LATER = NOW + timedelta(days=100)
@@ -68,7 +70,7 @@ def test_a_directory_without_a_fleet(tmp_path: Path) -> None:
 def test_a_device_gets_a_key_that_fits_its_certificate(fleet: FleetDirectory) -> None:
     place = fleet.enroll(DEVICE, days=365, now=NOW)
     assert modes(place) == {"key.pem": 0o600, "certificate.pem": 0o644, "ca.pem": 0o644}
-    key = certificates.read_key((place / "key.pem").read_bytes(), "")
+    key = keys.read_key((place / "key.pem").read_bytes(), "")
     made = certificates.read_certificate((place / "certificate.pem").read_bytes(), "")
     assert made.public_key() == key.public_key()
     made.verify_directly_issued_by(certificates.read_certificate((place / "ca.pem").read_bytes(), ""))
@@ -78,9 +80,9 @@ def test_a_device_gets_a_key_that_fits_its_certificate(fleet: FleetDirectory) ->
 
 
 def test_a_key_that_was_made_elsewhere_stays_there(fleet: FleetDirectory, tmp_path: Path) -> None:
-    key = certificates.new_key("device")
+    key = keys.new_key("device")
     request = tmp_path / "board.csr"
-    request.write_bytes(certificates.make_request(key, DEVICE))
+    request.write_bytes(make_request(key, DEVICE))
     place = fleet.enroll(DEVICE, days=365, now=NOW, request=request, output=tmp_path / "stick")
     assert place == tmp_path / "stick"
     assert set(modes(place)) == {"certificate.pem", "ca.pem"}
@@ -105,7 +107,7 @@ def test_rotation_keeps_the_old_one_good_until_it_is_revoked(fleet: FleetDirecto
 def test_a_key_of_an_earlier_certificate_is_not_left_beside_the_new_one(fleet: FleetDirectory, tmp_path: Path) -> None:
     fleet.enroll(DEVICE, days=365, now=NOW)
     request = tmp_path / "board.csr"
-    request.write_bytes(certificates.make_request(certificates.new_key("device"), DEVICE))
+    request.write_bytes(make_request(keys.new_key("device"), DEVICE))
     assert set(modes(fleet.rotate(DEVICE, days=365, now=LATER, request=request))) == {"certificate.pem", "ca.pem"}
 
 
@@ -145,7 +147,7 @@ def test_a_key_that_others_can_read_is_refused(fleet: FleetDirectory) -> None:
 
 def test_a_key_of_another_authority_is_refused(fleet: FleetDirectory) -> None:
     file = fleet.path / "ca" / "ca.key"
-    file.write_bytes(certificates.key_pem(certificates.new_key("device")))
+    file.write_bytes(keys.key_pem(keys.new_key("device")))
     with pytest.raises(ConfigError, match=r"ca\.key is not the key of .*ca\.pem"):
         fleet.enroll(DEVICE, days=365, now=NOW)
 
@@ -171,5 +173,5 @@ def test_two_operators_at_once_take_nothing_back_from_each_other(fleet: FleetDir
     for thread in threads:
         thread.join()
     assert sum(entry.revoked is not None for entry in fleet.issued()) == len(names)
-    _, number = certificates.read_revocation_list(fleet.revocation_list.read_bytes(), "")
+    _, number = read_revocation_list(fleet.revocation_list.read_bytes(), "")
     assert number == 1 + len(names)

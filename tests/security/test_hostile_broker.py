@@ -32,7 +32,7 @@ from edgefed.protocol.messages.up import Decline, UpdateOffer
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.records import RoundRecord
 from edgefed.protocol.topics import Topics
-from edgefed.security import certificates
+from edgefed.security import certificates, keys
 from edgefed.security.authorship import Authorship, read_authorship
 from edgefed.security.identities import AGGREGATOR
 from edgefed.security.signatures import Signer, read_signer
@@ -179,7 +179,7 @@ def ended(secured: Secured, name: str) -> Signer:
     """Returns who signs with a certificate that the authority has issued, and that counts no more."""
     authority = secured.fleet._authority()
     begin = authority.certificate.not_valid_before_utc + timedelta(seconds=1)
-    key = certificates.new_key("device")
+    key = keys.new_key("device")
     return Signer(certificates.issue(authority, device(name), key.public_key(), days=0, now=begin), key)
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import ssl
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from edgefed.errors import BrokerUnreachable, ConfigError, MessageError
 from edgefed.security import certificates
@@ -19,10 +16,6 @@ from edgefed.security.revocations import Revocations
 from edgefed.security.signatures import Signer, read_signer, read_verifier
 from tests.security.secured import Secured, device, now
 
-AUTHORITY = certificates.make_authority("kitchen", days=3650, now=now())
-LIST = certificates.certificate_pem(
-    certificates.make_revocation_list(AUTHORITY, {17: now()}, number=3, now=now())
-).decode()
 BOARD, OTHER = device("board-07"), device("board-08")
 TOPIC = "edgefed/v1/kitchen/device/board-07/up"
 
@@ -141,23 +134,3 @@ async def test_a_broker_whose_certificate_was_revoked_is_not_connected_to(tmp_pa
         with pytest.raises(ConfigError, match=r"tls_crl: the revocation list in .*crl\.pem cannot be used"):
             async with secured.connect(BOARD, tls_crl=str(crl)):
                 pass
-
-
-@given(data=st.data())
-def test_any_byte_of_a_list_that_is_changed_makes_it_none(data: st.DataObject) -> None:
-    der = bytearray(ssl.PEM_cert_to_DER_cert(LIST.replace("X509 CRL", "CERTIFICATE")))
-    der[data.draw(st.integers(0, len(der) - 1))] ^= data.draw(st.integers(1, 255))
-    changed = ssl.DER_cert_to_PEM_cert(bytes(der)).replace("CERTIFICATE", "X509 CRL").encode()
-    try:
-        since, number = certificates.read_revocation_list(changed, "crl.pem", authority=AUTHORITY.certificate)
-    except ConfigError:
-        return
-    assert (set(since), number) == ({17}, 3)  # another way to write the same
-
-
-@pytest.mark.parametrize("version", [b"\x02\x01\x00", b"\x02\x01\x05"])
-def test_a_list_of_a_version_that_there_is_none_of(version: bytes) -> None:
-    der = ssl.PEM_cert_to_DER_cert(LIST.replace("X509 CRL", "CERTIFICATE"))
-    changed = ssl.DER_cert_to_PEM_cert(der.replace(b"\x02\x01\x01", version, 1)).replace("CERTIFICATE", "X509 CRL")
-    with pytest.raises(ConfigError, match=r"crl\.pem: not a revocation list in PEM: . is not a valid CRL version"):
-        certificates.read_revocation_list(changed.encode(), "crl.pem")

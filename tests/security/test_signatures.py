@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgefed.errors import ConfigError, MessageError
-from edgefed.security import certificates
-from edgefed.security.certificates import Authority, PrivateKey
+from edgefed.security import certificates, keys
+from edgefed.security.certificates import Authority
 from edgefed.security.identities import AGGREGATOR, BROKER, Identity
+from edgefed.security.keys import PrivateKey
 from edgefed.security.signatures import SIGNATURE_ROOM_BYTES, Signer, Verifier, read_signer, read_verifier
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
@@ -151,9 +152,9 @@ def test_a_certificate_of_a_version_that_there_is_not() -> None:
 
 
 def test_from_files(tmp_path: Path) -> None:
-    key = certificates.new_key("device")
+    key = keys.new_key("device")
     made = certificates.issue(AUTHORITY, DEVICE, key.public_key(), days=30, now=NOW)
-    (tmp_path / "key.pem").write_bytes(certificates.key_pem(key))
+    (tmp_path / "key.pem").write_bytes(keys.key_pem(key))
     (tmp_path / "key.pem").chmod(0o600)
     (tmp_path / "certificate.pem").write_bytes(certificates.certificate_pem(made))
     (tmp_path / "ca.pem").write_bytes(certificates.certificate_pem(AUTHORITY.certificate))

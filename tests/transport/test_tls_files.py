@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgefed.errors import ConfigError
-from edgefed.security import certificates
+from edgefed.security import certificates, keys
 from edgefed.security.identities import Identity
 from edgefed.transport.tls_files import make_tls_context
 
@@ -21,12 +21,12 @@ CA, CERTIFICATE, KEY = "ca.pem", "certificate.pem", "key.pem"
 def files(tmp_path: Path) -> Path:
     now = datetime.now(timezone.utc)
     authority = certificates.make_authority("test", days=100, now=now)
-    key = certificates.new_key("device")
+    key = keys.new_key("device")
     made = certificates.issue(authority, Identity("device", "a"), key.public_key(), days=9, now=now)
     (tmp_path / CA).write_bytes(certificates.certificate_pem(authority.certificate))
     (tmp_path / CERTIFICATE).write_bytes(certificates.certificate_pem(made))
     (tmp_path / KEY).touch(mode=0o600)
-    (tmp_path / KEY).write_bytes(certificates.key_pem(key))
+    (tmp_path / KEY).write_bytes(keys.key_pem(key))
     return tmp_path
 
 
@@ -91,7 +91,7 @@ def test_certificate_and_key_that_were_swapped(files: Path) -> None:
 
 
 def test_another_key(files: Path) -> None:
-    (files / KEY).write_bytes(certificates.key_pem(certificates.new_key("device")))
+    (files / KEY).write_bytes(keys.key_pem(keys.new_key("device")))
     assert refusal(files) == (
         f"tls_key: {files / KEY} is not the key of {files / CERTIFICATE}: copy both again, from one place"
     )

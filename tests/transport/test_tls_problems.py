@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from edgefed.errors import BrokerUnreachable, ConfigError
-from edgefed.security import certificates
+from edgefed.security import certificates, keys
 from edgefed.security.certificates import Authority
 from edgefed.security.identities import BROKER, Identity
 from edgefed.transport.mqtt import MqttOptions, connect_mqtt
@@ -30,10 +30,10 @@ def authority() -> Authority:
 
 def write(directory: Path, authority: Authority, identity: Identity, *, begins: datetime, hosts: list[str]) -> Path:
     directory.mkdir()
-    key = certificates.new_key("device")
+    key = keys.new_key("device")
     made = certificates.issue(authority, identity, key.public_key(), days=10, now=begins, hosts=hosts)
     (directory / "certificate.pem").write_bytes(certificates.certificate_pem(made))
-    (directory / "key.pem").write_bytes(certificates.key_pem(key))
+    (directory / "key.pem").write_bytes(keys.key_pem(key))
     (directory / "key.pem").chmod(0o600)
     (directory / "ca.pem").write_bytes(certificates.certificate_pem(authority.certificate))
     return directory

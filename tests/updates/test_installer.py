@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 
 from edgefed.errors import EdgefedError, UpdateError
 from edgefed.security import certificates
+from edgefed.security.revocation_lists import make_revocation_list
 from edgefed.updates.record import MAX_TRIES
 from tests.updates.releases import AUTHORITY, FLEET, NOW, NOW_S, signer
 from tests.updates.small_boards import SmallBoard, small_wheels, until, zipped
@@ -175,9 +175,9 @@ def test_an_aggregator_that_was_revoked_makes_no_releases(board: SmallBoard, tmp
     board.deliver("stolen", wheels, signer=stolen)
     sample = json.loads(stolen.sign("topic", b'{"a":1}', 1.5))["signature"]["certificate"]
     serial = x509.load_der_x509_certificate(base64.b64decode(sample)).serial_number
-    listed = certificates.make_revocation_list(AUTHORITY, {serial: NOW}, number=1, now=NOW)
+    listed = make_revocation_list(AUTHORITY, {serial: NOW}, number=1, now=NOW)
     crl = board.config.parent / "crl.pem"
-    crl.write_bytes(listed.public_bytes(serialization.Encoding.PEM))
+    crl.write_bytes(listed)
     with board.config.open("a") as config:
         config.write(f'tls_crl = "{crl}"\n')
     board.update()

@@ -18,7 +18,9 @@ from edgefed.security import certificates, tokens
 from edgefed.security.authorship import Authorship
 from edgefed.security.identities import Identity
 from edgefed.security.memory import LatestWords, Memory, Word
+from edgefed.security.revocation_lists import make_revocation_list, read_revocation_list
 from edgefed.security.signatures import Signer, Verifier
+from edgefed.security.signing_requests import make_request
 from tools.fuzzing.engine import Target
 from tools.fuzzing.mutations import Mutation, damaged, json_document, wrong_numbers
 
@@ -62,16 +64,16 @@ def _claim(key: ed25519.Ed25519PrivateKey) -> bytes:
     token = tokens.TokenFile(
         fleet="kitchen", claim="field", device="*", expires=_NOW, secret=bytes(32), ca=b"", certificate=b"", key=b""
     )
-    return encode(tokens.make_claim(token, _DEVICE.name, certificates.make_request(key, _DEVICE)))
+    return encode(tokens.make_claim(token, _DEVICE.name, make_request(key, _DEVICE)))
 
 
 def _revocations(authority: certificates.Authority, count: int) -> bytes:
     revoked = dict.fromkeys(range(1, count + 1), _NOW)
-    return certificates.certificate_pem(certificates.make_revocation_list(authority, revoked, number=7, now=_NOW))
+    return make_revocation_list(authority, revoked, number=7, now=_NOW)
 
 
 def _list_reader(authority: x509.Certificate) -> Callable[[bytes], object]:
-    return lambda pem: certificates.read_revocation_list(pem, "crl.pem", authority=authority)
+    return lambda pem: read_revocation_list(pem, "crl.pem", authority=authority)
 
 
 def _words(file: Path) -> bytes:
