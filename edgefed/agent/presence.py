@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import time
@@ -19,6 +20,8 @@ from edgefed.transport.base import Transport, Will
 from edgefed.waiting import wait_at_most
 
 __all__ = ["Presence"]
+
+_log = logging.getLogger(__name__)
 
 _LIVE = ("init", "ready", "downloading", "training", "uploading", "sleeping")
 _CLAIM_S = 2.0
@@ -49,6 +52,7 @@ class Presence:
         self._rival: DeviceState | None = None
         self._rival_seen = asyncio.Event()
         self._claimed = False
+        self._named = ""  # where the rival ran that the log has named
         self._shown_at_s = 0.0
 
     @property
@@ -77,8 +81,11 @@ class Presence:
         assert self._rival is not None
         raise self._taken_by(self._rival)
 
-    async def heard(self, transport: Transport, payload: bytes) -> None:
+    async def heard(self, transport: Transport, payload: bytes) -> bool:
         """Looks at a message on this device's own state topic.
+
+        Returns:
+            Whether another agent has spoken for the device that is this one's: it may have said more than its state.
 
         Raises:
             DeviceIdTaken: an earlier agent, out of reach while this one claimed the id, is back.
@@ -86,19 +93,22 @@ class Presence:
         try:
             other = decode_device_state(payload)
         except MessageError:
-            return
+            return False
         if other.instance == self.state.instance:
             if other.status == "lost":  # this process's own will: the connection was down, and is back
                 await self.publish(transport)
-        elif other.objects_to:
+            return False
+        if other.objects_to:
             self._hear_objection(other)
         elif other.status not in _LIVE:
             if self._claimed:  # the last word of another must not stand for this device
                 await self.publish(transport)
         elif self._claimed or self._is_earlier_than(other):
+            self._name(other)
             objection = msgspec.structs.replace(self.state, objects_to=other.instance)
             await transport.publish(self.topic, encode(objection), retain=True)
             await self.publish(transport)
+        return self._claimed
 
     async def show(self, transport: Transport, status: Status, **fields: Any) -> None:
         """Publishes a new status; what is not named falls back to its default."""
@@ -123,6 +133,13 @@ class Presence:
         """Publishes the state as it is (again)."""
         self._shown_at_s = time.monotonic()
         await transport.publish(self.topic, encode(self.state), retain=True)
+
+    def _name(self, rival: DeviceState) -> None:
+        """Tells whoever looks at this device; a service that is started again and again is named once."""
+        if rival.host != self._named:
+            self._named = rival.host
+            about = {"device": self._device, "pid": rival.pid, "host": rival.host}
+            _log.warning("process %(pid)d on %(host)s has the device id %(device)s too: it is told to give way", about)
 
     def _hear_objection(self, other: DeviceState) -> None:
         if other.objects_to != self.state.instance:

@@ -6,23 +6,28 @@
 
 It outlives the runs: whoever sees what several federations were sent sees it together. A round is charged just before
 its update is made ready to leave, so a kill in between costs budget and never privacy. Nothing is ever taken back.
+
+A ledger that this release cannot read, be it damaged or of a newer one, is not written over, and the device takes part
+in nothing. It stays in the fleet meanwhile: whoever runs that sees why, and can give it the newer release back.
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import msgspec
 
 from edgefed.agent.options import PrivacyLimits
 from edgefed.agent.plan import CannotTakePart
-from edgefed.errors import ConfigError
 from edgefed.files import replace_file
 from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.protocol.records import RoundRecord
 from edgefed.training.privacy_budget import EXAMPLE_ASSUMPTIONS, PrivacyCost, PrivacySpent, SpentSteps
 
 __all__ = ["PrivacyLedger"]
+
+_log = logging.getLogger(__name__)
 
 
 class PrivacyLedger:
@@ -31,26 +36,32 @@ class PrivacyLedger:
     Args:
         limits: the owner's.
         path: of the file.
-
-    Raises:
-        ConfigError: the file is there and cannot be read: what was spent is then unknown.
     """
 
     def __init__(self, limits: PrivacyLimits, path: Path) -> None:
         self._limits = limits
         self._path = path
         self._runs: dict[str, list[SpentSteps]] = {}
+        self._unreadable = ""  # why nobody knows what was spent
         try:
             if path.exists():
                 self._runs = msgspec.json.decode(path.read_bytes(), type=dict[str, list[SpentSteps]])
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"state: {path} cannot be read: {error}. It says how much privacy this device has spent; put a copy "
-                "back, or remove it if the data has never been trained on with a privacy limit"
-            ) from error
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            self._unreadable = (  # its name only: it is shown to the fleet
+                f"{path.name} in this device's state cannot be read: {error}. It says how much privacy the device has "
+                "spent: if a newer release has written it, install that one; else put a copy back, or remove it if the "
+                "data has never been trained on with a privacy limit; and start the agent anew"
+            )
+            _log.error("%s: this device takes part in nothing: %s", path.parent, self._unreadable)
 
     def spent(self, run: str) -> PrivacySpent:
-        """Returns what was spent, for the worker to count with."""
+        """Returns what was spent, for the worker to count with.
+
+        Raises:
+            CannotTakePart: nobody knows, because the ledger could not be read.
+        """
+        if self._unreadable:
+            raise CannotTakePart(self._unreadable)
         others = [steps for other, spent in self._runs.items() if other != run for steps in spent]
         return PrivacySpent(this_run=self._runs.get(run, []), other_runs=others, owners_delta=self._limits.delta)
 
@@ -82,7 +93,13 @@ class PrivacyLedger:
             )
 
     def charge(self, run: str, cost: PrivacyCost) -> None:
-        """Counts a round as spent; survives a power cut once this returns."""
+        """Counts a round as spent; survives a power cut once this returns.
+
+        Raises:
+            CannotTakePart: there is a ledger that could not be read, and it is left as it is.
+        """
+        if self._unreadable:
+            raise CannotTakePart(self._unreadable)
         mine, more = list(self._runs.get(run, [])), cost.steps
         for at, known in enumerate(mine):
             if (known.noise_multiplier, known.sample_rate) == (more.noise_multiplier, more.sample_rate):

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Iterable
@@ -35,6 +36,8 @@ from edgefed.protocol.messages.wire import encode
 from edgefed.training.round_work import residual_beside
 
 __all__ = ["StateDirectory"]
+
+_log = logging.getLogger(__name__)
 
 
 class StateDirectory:
@@ -93,7 +96,9 @@ class StateDirectory:
         for path in self._run(run).glob("offer-*.json"):
             try:
                 message = decode_up(path.read_bytes())
-            except MessageError:
+            except MessageError as error:
+                about = {"path": path.relative_to(self.path), "error": error}
+                _log.warning("%(path)s is left aside: %(error)s; the update that it offers is not sent", about)
                 continue
             if isinstance(message, EvaluationReport) or (
                 isinstance(message, UpdateOffer) and self.update(run, message.round).is_file()

@@ -168,7 +168,8 @@ class Supervisor:
         elif message.topic == self._topics.round:
             await self._hear_announcement(message.payload)
         elif message.topic == self._presence.topic:
-            await self._presence.heard(self._transport, message.payload)
+            if await self._presence.heard(self._transport, message.payload):
+                self._reappear()  # what another agent has said of this device, its profile too, must not stand there
         elif not is_chunk(message.payload):
             answer = decode_down(message.payload)
             if isinstance(answer, Pong):

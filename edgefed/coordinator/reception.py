@@ -110,6 +110,9 @@ class Reception:
             self._sightings.hear_profile(device, decode(payload, DeviceProfile, "device profile"))
             return
         state = decode_device_state(payload)
+        if state.objects_to:
+            about = {"device": device, "pid": state.pid, "host": state.host}
+            _log.warning("two agents have the id %(device)s: process %(pid)d on %(host)s keeps it", about)
         self._sightings.hear_state(device, state)
         status = state.status
         if status in ("lost", "disconnected"):

@@ -18,8 +18,8 @@ EXAMPLE_ASSUMPTIONS = (
 """What ε of a device stands on, in words: it travels and is shown beside the number."""
 
 
-class SpentSteps(msgspec.Struct, frozen=True, kw_only=True):
-    """Steps of DP-SGD that were paid for.
+class SpentSteps(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Steps of DP-SGD that were paid for. Devices keep them: what a newer release adds must not be read over.
 
     Attributes:
         noise_multiplier: standard deviation of the noise over the clip norm.

@@ -12,7 +12,6 @@ import pytest
 from edgefed.agent.options import PrivacyLimits
 from edgefed.agent.plan import CannotTakePart
 from edgefed.agent.privacy_ledger import PrivacyLedger
-from edgefed.errors import ConfigError
 from edgefed.protocol.messages.retained import RoundOpen
 from edgefed.protocol.records import RoundRecord
 from edgefed.protocol.tasks import Privacy
@@ -65,12 +64,33 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert [steps.steps for steps in PrivacyLedger(FREE, path).spent("r").this_run] == [4 * times]
 
 
-@pytest.mark.parametrize("damage", ["", "{", '{"r": [{"steps": 0}]}', "[]", '{"r": "\udc80"}'])
-def test_a_damaged_ledger_is_no_empty_ledger(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("{", id="cut"),
+        pytest.param('{"r": [{"steps": 0}]}', id="out-of-range"),
+        pytest.param("[]", id="another-shape"),
+        pytest.param('{"r": "\udc80"}', id="no-text"),
+        pytest.param("[" * 100_000, id="deep"),
+        pytest.param('{"format": 2, "runs": {}}', id="newer-format"),
+        pytest.param(
+            '{"r": [{"noise_multiplier": 1.0, "sample_rate": 0.1, "steps": 4, "mechanism": "tree"}]}', id="newer-field"
+        ),
+    ],
+)
+def test_a_ledger_that_cannot_be_read_is_no_empty_one_and_is_left_as_it_is(tmp_path: Path, content: str) -> None:
     path = tmp_path / "privacy.json"
-    path.write_bytes(damage.encode(errors="surrogateescape"))
-    with pytest.raises(ConfigError, match=r"privacy\.json cannot be read.*how much privacy"):
-        PrivacyLedger(FREE, path)
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    ledger = PrivacyLedger(FREE, path)
+    with pytest.raises(
+        CannotTakePart, match=r"privacy\.json .* cannot be read.*newer release has written it"
+    ) as declined:
+        ledger.spent("r")
+    assert str(tmp_path) not in str(declined.value), "it goes to the fleet"
+    with pytest.raises(CannotTakePart, match="cannot be read"):
+        ledger.charge("r", cost())
+    assert path.read_bytes() == content.encode(errors="surrogateescape")
 
 
 def test_a_round_within_both_limits_passes(tmp_path: Path, private: RoundOpen) -> None:

@@ -203,3 +203,14 @@ def test_a_loss_that_cannot_be_is_taken_and_weighs_nothing(desk: Desk, loss: flo
     assert desk.hears("one", report("one", loss=loss)).outcome == "counted"
     desk.hears("two", report("two", loss=2.0))
     assert desk.ledger.state.losses == ((1, 2.0),)
+
+
+def test_two_agents_with_one_id_are_told_to_whoever_runs_the_fleet(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    for objects_to in ("", "the-other"):
+        state = DeviceState(status="ready", instance="this", host="barn-2", pid=71, objects_to=objects_to)
+        desk.reception.hear(Message(Topics(FLEET).device("one", "state"), encode(state)))
+    assert [record.getMessage() for record in caplog.records] == [
+        "two agents have the id one: process 71 on barn-2 keeps it"
+    ]
