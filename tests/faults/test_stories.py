@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from edgefed.coordinator.crash_points import Side
+from edgefed.coordinator.ledger import Ledger
 from edgefed.coordinator.options import FederationOptions, Transfers
 from edgefed.coordinator.roster import change_roster
 from edgefed.coordinator.round_records import read_records
 from edgefed.coordinator.selection import Selection
+from edgefed.coordinator.store import Store
+from edgefed.errors import ConfigError
 from edgefed.protocol.messages.down import Duty, UploadGrant
 from edgefed.protocol.messages.retained import FederationFinished
 from edgefed.protocol.messages.up import Ping
@@ -277,3 +281,45 @@ def test_a_round_that_was_called_again_keeps_account_of_all_that_came_in(tmp_pat
         assert merged.merged_unix_s - merged.opened_unix_s == pytest.approx(world.loop.now_s - opened_s, abs=3.0)
     finally:
         world.close()
+
+
+def go_on_with(gone: World, **changes: object) -> World:
+    """Starts the aggregator of a federation again with other options; the devices are the same, and there."""
+    gone.close()
+    world = World(msgspec.structs.replace(gone.options, **changes), [])
+    world.phones |= gone.phones
+    assert world.announcement is not None
+    world.down.extend((name, world.announcement) for name in world.phones)
+    return world
+
+
+@pytest.mark.parametrize("merged", [2, 3])
+def test_a_federation_that_is_over_goes_on_when_more_rounds_are_wanted(tmp_path: Path, merged: int) -> None:
+    """Its last look at the adapter was of a round that is now one of training, and the devices were done with that."""
+    world = World(options(tmp_path, rounds=merged), ["one", "two"])
+    play(world, until_round=merged + 2)
+    assert world.state.phase == "finished"
+    world.pass_time(10.0)
+    world = go_on_with(world, rounds=4)
+    try:
+        play(world, until_round=6)
+        assert world.state.finished_reason == "all 4 rounds are done"
+        assert sorted((update.device, update.round) for update, _ in world.tally()) == [
+            (name, round_) for name in ("one", "two") for round_ in range(1, 5)
+        ]
+        assert [round_ for round_, _ in world.state.losses] == [0, 1, 2, 3, 4]
+    finally:
+        world.close()
+
+
+@pytest.mark.parametrize("change", [{"rounds": 1}, {"target_loss": 1.2}])
+def test_an_end_that_a_federation_is_past_is_refused_in_words(tmp_path: Path, change: dict[str, object]) -> None:
+    """It used to end with a store that was said to be damaged, or as if it had made fewer rounds than it had."""
+    world = World(options(tmp_path, rounds=4), ["one", "two"])
+    play(world, until_round=6)
+    world.close()
+    rules = msgspec.structs.replace(world.options, **change).rules
+    with closing(Store.open(world.directory.path, {})) as store:
+        with pytest.raises(ConfigError, match=r"came too late for this run: .* would count for nothing"):
+            Ledger(store, rules)
+        assert Ledger(store, world.options.rules).state == world.state
