@@ -110,7 +110,7 @@ class Participation:
         self._downloads = Downloads(transport, topics, self._send, state.parts)
         self._uploads = Uploads(transport, self._up, self._send)
         self._answers: asyncio.Queue[Accepted | Refused | None] = asyncio.Queue()
-        self._done: set[tuple[str, int]] = set()
+        self._done: set[tuple[str, int, str]] = set()  # with the kind: a last look may be followed by more rounds
         self._work_times = WorkTimes()
 
     # --- what arrives for it --------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ class Participation:
             shown = f"round {announced.round}: {told}"
             diverged = isinstance(reason, Diverged)
             if diverged or not isinstance(reason, WorkerError):  # else the next worker may do better, if called again
-                self._done.add((announced.run, announced.round))
+                self._done.add((announced.run, announced.round, announced.kind))
             await self._send(Decline(run=announced.run, round=announced.round, reason=told[:4096], diverged=diverged))
         if note:
             _log.warning("%s", note)
@@ -179,7 +179,7 @@ class Participation:
             for left_over in self._state.offers(announced.run):
                 await self._deliver(announced, left_over)
             held = self._board.why_held(announced.run)
-            if not held and (announced.run, announced.round) not in self._done:
+            if not held and (announced.run, announced.round, announced.kind) not in self._done:
                 await self._supervised.until_allowed(announced)
                 await self._room.until_there_is(announced)
                 offer = await self._do_round(announced)
@@ -336,7 +336,7 @@ class Participation:
         word = await self._board.while_run(announced, self._uploads.deliver(answer, path))
         used = word.outcome in ("counted", "late")
         self._state.settle(answer.run, answer.round, used=used)
-        self._done.add((answer.run, answer.round))
+        self._done.add((answer.run, answer.round, "train" if isinstance(answer, UpdateOffer) else "evaluate"))
         level = logging.INFO if used else logging.WARNING
         about = {"round": answer.round, "outcome": word.outcome, "reason": word.reason}
         _log.log(level, "round %(round)d: %(outcome)s %(reason)s", about)

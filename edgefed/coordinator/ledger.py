@@ -9,8 +9,13 @@ from edgefed.coordinator import events, rounds
 from edgefed.coordinator.answers import Answer, MergedRound
 from edgefed.coordinator.round_state import Rules, State
 from edgefed.coordinator.store import Store
+from edgefed.errors import ConfigError
 
 __all__ = ["Ledger"]
+
+_RESULTS = (events.UpdateReceived, events.Merged, events.GivenUp)
+"""What has changed the state when it was journalled, and still has to. A final evaluation need not: where more rounds
+are wanted after it, its round is one of training."""
 
 
 class Ledger:
@@ -18,6 +23,10 @@ class Ledger:
 
     Its clock counts the seconds during which an aggregator was at work: it stands still while none is, so a
     deadline does not pass behind a dead aggregator's back, and a wall clock that jumps does no harm.
+
+    Raises:
+        StoreError: the journal is damaged.
+        ConfigError: by these rules something that is done and known would not count.
     """
 
     def __init__(self, store: Store, rules: Rules, *, monotonic_s: Callable[[], float] = time.monotonic) -> None:
@@ -27,7 +36,9 @@ class Ledger:
         self.state = State()
         last_s = 0.0
         for event, now_s in store.journal():
-            self.state, _ = rounds.step(self.state, event, now_s, rules)
+            before, (self.state, _) = self.state, rounds.step(self.state, event, now_s, rules)
+            if self.state == before and isinstance(event, _RESULTS):
+                raise _overtaken(event, before, rules)
             last_s = now_s
         self._offset_s = last_s - monotonic_s()
 
@@ -73,3 +84,18 @@ class Ledger:
         if deadline_s is None:
             return longest_s
         return min(longest_s, max(0.0, deadline_s - self.now_s()))
+
+
+def _overtaken(event: events.Event, state: State, rules: Rules) -> ConfigError:
+    """Returns the error for rules by which the federation would have been elsewhere when this happened."""
+    if isinstance(event, events.UpdateReceived):
+        what = f"the update of device {event.update.device} for round {event.update.round}"
+    else:
+        assert isinstance(event, events.Merged | events.GivenUp)
+        what = f"the adapter after round {event.round}"
+    target = "" if rules.target_loss is None else f" and target_loss = {rules.target_loss:g}"
+    where = f"after {state.finished_reason}" if state.phase == "finished" else f"in round {state.round} ({state.kind})"
+    return ConfigError(
+        f"rounds = {rules.rounds}{target} came too late for this run: by them it would have been {where}, and {what} "
+        "would count for nothing; take the change back, or begin another federation in a directory of its own"
+    )

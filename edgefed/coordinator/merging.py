@@ -144,10 +144,11 @@ def first_record(directory: RunDirectory, made: MergedState) -> MergedRound:
 def tidy(directory: RunDirectory, selection: Selection, state: State, merged: int) -> None:
     """Removes what no later merge, export or late update can need, once `merged` rounds are merged."""
     oldest = merged - (selection.max_staleness if selection.late == "discount" else 0)
+    waiting = (*state.updates, *state.carried, *state.waiting)
     keep = {0, merged, *range(max(0, oldest), merged + 1)}
     keep |= {best[0] for best in (state.best, last_good(state.typical)) if best is not None}
+    keep |= {update.round - 1 for update in waiting}  # with each round that is given up, they wait for longer
     directory.drop_states(keep)
-    waiting = (*state.updates, *state.carried, *state.waiting)
     directory.drop_updates(directory.update(u.device, u.round, u.sha256) for u in waiting)
 
 

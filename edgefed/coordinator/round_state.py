@@ -53,12 +53,12 @@ class State:
         phase: where the round stands.
         round: the open round, from 1; 0 before the first.
         kind: `evaluate` in the round after the last.
-        opened_at_s: when the round opened, or was last reopened.
-        training_since_s: when its participants were selected.
+        opened_at_s: when the round opened.
+        training_since_s: when its participants were selected, or everybody was last called again.
         candidates: devices that joined and wait for the selection, sorted.
         participants: devices that were accepted, sorted.
         outstanding: participants that have neither delivered nor gone, sorted: whom the round waits for.
-        overdue: those of them that have not been heard of since the round was reopened, sorted; they take up no place.
+        overdue: those of them that were not heard of since everybody was called again, sorted; they take up no place.
         updates: this round's updates in order of arrival.
         carried: late updates of earlier rounds that this round's sum includes.
         waiting: late updates that arrived while this round's sum was being made; the next round carries them.

@@ -322,8 +322,9 @@ class Aggregator:
     def _announce(self) -> None:
         merged = self._adapters.after(self._ledger.state.round - 1)
         self._broadcast.offer(merged.files)
-        self._traffic = RoundTraffic(lambda: self._intake.received_bytes, lambda: self._broadcast.sent_bytes)
         state = self._ledger.state
+        if state.phase == "gathering":  # else the round is called again, and goes on with the account that it has
+            self._traffic = RoundTraffic(lambda: self._intake.received_bytes, lambda: self._broadcast.sent_bytes)
         self._notices.post_round(state, merged.manifest)
         about = {"round": state.round, "rounds": self._options.rounds, "kind": state.kind}
         final = state.kind == "evaluate"

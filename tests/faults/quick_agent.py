@@ -1,6 +1,7 @@
 """A real agent whose worker trains without torch: `python -m tests.faults.quick_agent CONFIG [MISCHIEF ROUND]`.
 
-The mischief, one of those of `quick_worker`, is done once, in that round.
+The mischief, one of those of `quick_worker`, is done once, in that round. With `stay`, which is none, it does not leave
+when the federation is over.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def main(arguments: list[str]) -> None:
     worker = WorkerProcess(silence_s=options.worker.silence_s, command=command)
     if "hungry" in arguments:  # it dies as if the kernel had done it, which the kernel's own count would deny
         worker = WorkerProcess(silence_s=options.worker.silence_s, command=command, oom_kills=lambda: None)
-    run_stoppable(run_agent(options, once=True, worker=worker))
+    run_stoppable(run_agent(options, once="stay" not in arguments, worker=worker))
 
 
 if __name__ == "__main__":

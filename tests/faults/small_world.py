@@ -125,7 +125,7 @@ class Phone:
         awake: whether it hears and says anything.
         acknowledged: what the aggregator said of each update, in the order it said it.
         held: what it has to deliver, by round; None for an evaluation.
-        done: rounds that it need not do any more.
+        done: rounds that it need not do any more, with their kind.
         losses: what it finds of the adapter that a round starts from, where that is not what a good one has.
     """
 
@@ -134,7 +134,7 @@ class Phone:
     announced: RoundMessage | None = None
     acknowledged: list[Acknowledged] = field(default_factory=list)
     held: dict[int, WrittenUpdate | None] = field(default_factory=dict)
-    done: set[int] = field(default_factory=set)
+    done: set[tuple[int, str]] = field(default_factory=set)
     losses: dict[int, float] = field(default_factory=dict)
     made: int = 0
 
@@ -158,7 +158,7 @@ class Phone:
             return []
         if self.held:
             return [self._offer(round_) for round_ in sorted(self.held)]
-        if announced.round in self.done:
+        if (announced.round, announced.kind) in self.done:
             return []
         join = Join(
             run=announced.run,
@@ -178,7 +178,7 @@ class Phone:
         announced = self.announced
         if announced is None or isinstance(announced, FederationFinished):
             return []
-        if round_ != announced.round or round_ in self.done:
+        if round_ != announced.round or (round_, announced.kind) in self.done:
             return []
         if round_ not in self.held:
             self.made += 1
@@ -225,7 +225,7 @@ class Phone:
         held = self.held.get(word.round)
         if word.round in self.held and (held.sha256 if held else "") == word.sha256:
             del self.held[word.round]
-            self.done.add(word.round)
+            self.done.add((word.round, "train" if held else "evaluate"))
 
 
 _PLAN = Plan(rank=2, held_rank=2, quantization="fp32")

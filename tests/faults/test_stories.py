@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edgefed.coordinator.crash_points import Side
+from edgefed.coordinator.ledger import Ledger
 from edgefed.coordinator.options import FederationOptions, Transfers
 from edgefed.coordinator.roster import change_roster
 from edgefed.coordinator.round_records import read_records
 from edgefed.coordinator.selection import Selection
+from edgefed.coordinator.store import Store
+from edgefed.errors import ConfigError
 from edgefed.protocol.messages.down import Duty, UploadGrant
 from edgefed.protocol.messages.retained import FederationFinished
 from edgefed.protocol.messages.up import Ping
 from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.tasks import Evaluation, ModelReference
 from edgefed.transport.base import Connected, Message
-from tests.faults.small_world import CHUNK_BYTES, World
+from tests.faults.small_world import CHUNK_BYTES, UPDATE_BYTES, World
 
 SELECTION = Selection(expected_devices=2, quorum=1, gather_s=2.0, deadline_s=8.0, late="discount", max_staleness=2)
 
@@ -231,3 +236,90 @@ def test_a_kill_at_any_write_around_a_round_that_is_given_up_changes_nothing(tmp
         kills, came_to = play_with_a_bad_adapter(tmp_path / str(write), side, write)
         assert kills == 1
         assert came_to == undisturbed, f"killed {side} write {write}"
+
+
+def test_a_late_update_outlives_the_round_that_was_given_up_in_its_place(tmp_path: Path) -> None:
+    """What it started from used to be gone by the next sum, and the aggregator ended with a damaged store."""
+    impatient = msgspec.structs.replace(SELECTION, max_staleness=1)
+    world = World(options(tmp_path, rounds=4, selection=impatient), ["one", "two"])
+    for phone in world.phones.values():
+        phone.losses |= {2: 2.5, 3: 9.0}  # the adapter before the first round stays the best
+    try:
+        play(world, until_round=2)
+        for _ in range(3):  # both are accepted, and have something to deliver
+            deliver(world)
+            if world.phones["two"].held:
+                break
+        world.sleep("two")
+        play(world, until_round=3)
+        world.wake("two")
+        play(world, until_round=4)
+        assert {word.outcome for word in world.phones["two"].acknowledged if word.round == 2} == {"late"}
+        assert world.store.merged_rounds()[-1].copied == 0
+        play(world, until_round=5)
+        assert ("two", 2, 4) in [(update.device, update.round, merged_in) for update, merged_in in world.tally()]
+    finally:
+        world.close()
+
+
+def test_a_round_that_was_called_again_keeps_account_of_all_that_came_in(tmp_path: Path) -> None:
+    both = Selection(expected_devices=2, quorum=2, gather_s=2.0, deadline_s=8.0)
+    world = World(options(tmp_path, selection=both), ["one", "two"])
+    try:
+        opened_s = world.loop.now_s
+        deliver(world)
+        deliver(world)  # both are accepted, and offer
+        world.sleep("two")
+        for _ in range(3):
+            deliver(world)
+        assert world.state.delivered == {"one"}
+        world.pass_time(10.0)  # below the quorum, everybody is called again
+        world.wake("two")
+        play(world, until_round=2)
+        (merged,) = world.store.merged_rounds()
+        assert merged.received_bytes == world.aggregator._intake.received_bytes > 2 * UPDATE_BYTES
+        assert merged.merged_unix_s - merged.opened_unix_s == pytest.approx(world.loop.now_s - opened_s, abs=3.0)
+    finally:
+        world.close()
+
+
+def go_on_with(gone: World, **changes: object) -> World:
+    """Starts the aggregator of a federation again with other options; the devices are the same, and there."""
+    gone.close()
+    world = World(msgspec.structs.replace(gone.options, **changes), [])
+    world.phones |= gone.phones
+    assert world.announcement is not None
+    world.down.extend((name, world.announcement) for name in world.phones)
+    return world
+
+
+@pytest.mark.parametrize("merged", [2, 3])
+def test_a_federation_that_is_over_goes_on_when_more_rounds_are_wanted(tmp_path: Path, merged: int) -> None:
+    """Its last look at the adapter was of a round that is now one of training, and the devices were done with that."""
+    world = World(options(tmp_path, rounds=merged), ["one", "two"])
+    play(world, until_round=merged + 2)
+    assert world.state.phase == "finished"
+    world.pass_time(10.0)
+    world = go_on_with(world, rounds=4)
+    try:
+        play(world, until_round=6)
+        assert world.state.finished_reason == "all 4 rounds are done"
+        assert sorted((update.device, update.round) for update, _ in world.tally()) == [
+            (name, round_) for name in ("one", "two") for round_ in range(1, 5)
+        ]
+        assert [round_ for round_, _ in world.state.losses] == [0, 1, 2, 3, 4]
+    finally:
+        world.close()
+
+
+@pytest.mark.parametrize("change", [{"rounds": 1}, {"target_loss": 1.2}])
+def test_an_end_that_a_federation_is_past_is_refused_in_words(tmp_path: Path, change: dict[str, object]) -> None:
+    """It used to end with a store that was said to be damaged, or as if it had made fewer rounds than it had."""
+    world = World(options(tmp_path, rounds=4), ["one", "two"])
+    play(world, until_round=6)
+    world.close()
+    rules = msgspec.structs.replace(world.options, **change).rules
+    with closing(Store.open(world.directory.path, {})) as store:
+        with pytest.raises(ConfigError, match=r"came too late for this run: .* would count for nothing"):
+            Ledger(store, rules)
+        assert Ledger(store, world.options.rules).state == world.state
