@@ -9,6 +9,7 @@ from edgefed.agent.options import AgentOptions
 from edgefed.data.examples import count_examples
 from edgefed.doctor.findings import Board, Finding, Findings, note, ok, problem
 from edgefed.errors import ConfigError, DataError
+from edgefed.files import in_shell
 
 __all__ = ["look_at_configuration"]
 
@@ -63,4 +64,6 @@ def _about_password(options: AgentOptions) -> Findings:
     file = Path(options.broker.password_file)
     mode = stat.S_IMODE(file.stat().st_mode)
     if mode & 0o077:
-        yield note(f"the password file {file} has mode {mode:04o}, so others can read it", f"chmod 600 {file}")
+        yield note(
+            f"the password file {file} has mode {mode:04o}, so others can read it", f"chmod 600 {in_shell(file)}"
+        )
