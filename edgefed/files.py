@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import secrets
+import shlex
 import shutil
 import stat
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ __all__ = [
     "check_private",
     "has_room",
     "hash_file",
+    "in_shell",
     "is_disk_trouble",
     "remove_leftovers",
     "replace_file",
@@ -83,8 +85,8 @@ def check_private(path: Path) -> None:
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         raise ConfigError(
-            f"{path} holds a secret, and its mode {mode:04o} lets others than its owner at it: chmod 600 {path}, "
-            "and if it was so for long, take the key as known to others and make a new one"
+            f"{path} holds a secret, and its mode {mode:04o} lets others than its owner at it: "
+            f"chmod 600 {in_shell(path)}, and if it was so for long, take the key as known to others and make a new one"
         )
 
 
@@ -116,6 +118,11 @@ def temporary_beside(path: Path) -> Path:
 def settled_name(path: Path) -> Path:
     """Returns the path with what `temporary_beside` made of a name in it taken back: what the user calls it."""
     return Path(*(found[1] if (found := _TEMPORARY.fullmatch(part)) else part for part in path.parts))
+
+
+def in_shell(path: Path | str) -> str:
+    """Returns a path as a shell takes it, for the commands that messages recommend: they are copied from there."""
+    return shlex.quote(str(path))
 
 
 def remove_leftovers(directory: Path) -> None:

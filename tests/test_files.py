@@ -10,7 +10,7 @@ import pytest
 
 import edgefed
 from edgefed.errors import ConfigError
-from edgefed.files import check_private, remove_leftovers, replace_file, settled_name, temporary_beside
+from edgefed.files import check_private, in_shell, remove_leftovers, replace_file, settled_name, temporary_beside
 
 WRITER = """
 import sys
@@ -88,6 +88,18 @@ def test_a_secret_is_written_for_its_owner_alone_and_refused_where_others_can_re
         path.chmod(mode)
         with pytest.raises(ConfigError, match=rf"key\.pem holds a secret, and its mode {mode:04o} lets others"):
             check_private(path)
+
+
+def test_the_command_that_is_recommended_for_a_secret_can_be_copied(tmp_path: Path) -> None:
+    path = tmp_path / "it's the $HOME key.pem"
+    path.touch(mode=0o644)
+    path.chmod(0o644)
+    with pytest.raises(ConfigError) as told:
+        check_private(path)
+    command = str(told.value).partition(" lets others than its owner at it: ")[2].partition(", and if")[0]
+    subprocess.run(command, shell=True, check=True)
+    check_private(path)
+    assert in_shell(tmp_path / "key.pem") == str(tmp_path / "key.pem"), "plain names stay as they are"
 
 
 def test_a_temporary_name_is_told_as_what_it_stands_for(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgefed.cli.fleet_members import DAYS_OPTION, FLEET_OPTION
+from edgefed.files import in_shell
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -70,7 +71,8 @@ def token(
     typer.echo(f"wrote {output}: token {made.id}, for {made.device}, until {made.expires:%Y-%m-%d %H:%M} UTC")
     if not known:
         typer.echo(
-            f"the broker has to learn of the claim: edgefed fleet broker-config mosquitto --fleet {fleet}", err=True
+            f"the broker has to learn of the claim: edgefed fleet broker-config mosquitto --fleet {in_shell(fleet)}",
+            err=True,
         )
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgefed.files import in_shell
+
 if TYPE_CHECKING:
     from edgefed.security.fleet_directory import Issued
 
@@ -58,7 +60,7 @@ def init(
     with told_where(directory):
         made = FleetDirectory.create(directory, name, hosts=hosts, lifetimes=lifetimes, now=_now())
     typer.echo(f"made the fleet {made.fleet} in {directory}")
-    typer.echo(f"next: edgefed fleet broker-config mosquitto --fleet {directory}", err=True)
+    typer.echo(f"next: edgefed fleet broker-config mosquitto --fleet {in_shell(directory)}", err=True)
 
 
 def enroll(
@@ -154,7 +156,10 @@ def _give(
 
 
 def _tell_broker(fleet: Path) -> None:
-    typer.echo(f"the broker has to learn of it: edgefed fleet broker-config mosquitto --fleet {fleet}", err=True)
+    typer.echo(
+        f"the broker has to learn of it: edgefed fleet broker-config mosquitto --fleet {in_shell(fleet)}",
+        err=True,
+    )
 
 
 def _now() -> datetime:

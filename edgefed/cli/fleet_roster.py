@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgefed.cli.fleet_list import CONFIG_OPTION, JSON_OPTION, LABEL_OPTION, RUN_OPTION
+from edgefed.files import in_shell
 
 if TYPE_CHECKING:
     from edgefed.protocol.messages.down import Duty
@@ -232,4 +233,7 @@ def _revoke(fleet: Path, devices: list[str]) -> None:
         for device in devices:
             serials = directory.revoke(Identity("device", device), now=datetime.now(timezone.utc))
             typer.echo(f"revoked {', '.join(f'{serial:x}' for serial in serials)} of {device}", err=True)
-    typer.echo(f"the broker has to learn of it: edgefed fleet broker-config mosquitto --fleet {fleet}", err=True)
+    typer.echo(
+        f"the broker has to learn of it: edgefed fleet broker-config mosquitto --fleet {in_shell(fleet)}",
+        err=True,
+    )

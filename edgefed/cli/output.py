@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -15,27 +17,74 @@ from edgefed.errors import ConfigError
 from edgefed.files import settled_name
 from edgefed.logs import printable
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 __all__ = ["told_where", "write_json", "write_table"]
+
+_BETWEEN = 3  # rich's padding and divider; there is an edge more than there are columns
 
 
 def write_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Writes a table to stdout: drawn on a terminal, tab-separated lines with the header first elsewhere."""
+    """Writes a table to stdout: drawn on a terminal, tab-separated lines with the header first elsewhere.
+
+    On a terminal that is too narrow for it, a row is a paragraph.
+    """
     if not sys.stdout.isatty():
         for row in (header, *rows):
             typer.echo("\t".join(printable(str(cell)) for cell in row))
         return
-    from rich import box
     from rich.console import Console
+
+    texts = [[printable(str(cell)) for cell in row] for row in rows]
+    console = Console()
+    widths = _fitting_widths([header, *texts], console.width)
+    if widths is None:
+        _write_paragraphs(header, texts, console.width)
+        return
+    numeric = [all(isinstance(row[index], int | float) for row in rows) for index in range(len(header))]
+    console.print(_drawn(header, texts, widths, numeric))
+
+
+def _fitting_widths(lines: Sequence[Sequence[str]], width: int) -> list[int] | None:
+    """Returns the columns' widths in characters: no word is broken, and what is left is shared out; or None."""
+    from rich.cells import cell_len
+
+    columns = list(zip(*lines, strict=True))
+    whole = [max(map(cell_len, column)) for column in columns]
+    widths = [max(cell_len(word) for cell in column for word in cell.split() or [""]) for column in columns]
+    left = width - sum(widths) - len(columns) * _BETWEEN - 1
+    if left < 0:
+        return None
+    by_need = sorted(range(len(columns)), key=lambda index: whole[index] - widths[index])
+    for at, index in enumerate(by_need):
+        more = min(left // (len(columns) - at), whole[index] - widths[index])
+        widths[index] += more
+        left -= more
+    return widths
+
+
+def _drawn(
+    header: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int], numeric: Sequence[bool]
+) -> RenderableType:
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD)
-    for index, name in enumerate(header):
-        numeric = all(isinstance(row[index], int | float) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for name, width, right in zip(header, widths, numeric, strict=True):
+        table.add_column(name, width=width, justify="right" if right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(printable(str(cell))) for cell in row))
-    Console().print(table)
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _write_paragraphs(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> None:
+    """Writes a row as a line with its first cell, and what else is known of it below."""
+    for first, *others in rows:
+        typer.echo(first)
+        told = " · ".join(f"{name} {cell}" for name, cell in zip(header[1:], others, strict=True) if cell)
+        typer.echo(textwrap.fill(told, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
 
 
 def write_json(document: object) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from edgefed.files import in_shell
+
 __all__ = ["check", "recover", "store"]
 
 _RUN = typer.Argument(help="The aggregator's directory; no aggregator may be at work in it: end it first.")
@@ -48,7 +50,7 @@ def check(run: Annotated[Path, _RUN]) -> None:
     if not found.whole:
         raise StoreError(f"nothing in {run} can be gone on from: begin another federation in a directory of its own")
     raise StoreError(
-        f"something in {run} is damaged: `edgefed store recover {run}` goes on from the adapter after round "
+        f"something in {run} is damaged: `edgefed store recover {in_shell(run)}` goes on from the adapter after round "
         f"{found.whole[-1]}, and keeps what is damaged aside"
     )
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from edgefed.agent.options import AgentOptions
 from edgefed.config import read_agent
 from edgefed.errors import ConfigError, EdgefedError, SignatureError, UpdateError
+from edgefed.files import in_shell
 from edgefed.logs import start_logging, tell_failure
 from edgefed.security.signatures import Verifier, read_verifier
 from edgefed.updates.installer import Board, Installer
@@ -101,7 +102,7 @@ def _check_ours(file: Path) -> None:
         if status.st_uid not in (0, os.geteuid()) or others_write:
             raise UpdateError(
                 f"{path} could be changed by others than root, and whoever changes {file} decides what is installed: "
-                f"chown root {path}; chmod go-w {path}"
+                f"chown root {in_shell(path)}; chmod go-w {in_shell(path)}"
             )
 
 

@@ -31,7 +31,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from edgefed.errors import StoreError
-from edgefed.files import is_disk_trouble, remove_leftovers, sync_directory, sync_file, temporary_beside
+from edgefed.files import in_shell, is_disk_trouble, remove_leftovers, sync_directory, sync_file, temporary_beside
 
 __all__ = ["MAKE_ROOM", "RunDirectory", "damaged", "disk_trouble_told", "is_at_work"]
 
@@ -41,8 +41,8 @@ MAKE_ROOM = "make room and start the aggregator again: it goes on where it was, 
 def damaged(directory: Path, what: str) -> StoreError:
     """Returns the error for a run that is not what was written."""
     return StoreError(
-        f"the store in {directory} is damaged: {what}; `edgefed store check {directory}` says what is whole, and how "
-        "to go on from it"
+        f"the store in {directory} is damaged: {what}; `edgefed store check {in_shell(directory)}` says what is whole, "
+        "and how to go on from it"
     )
 
 

@@ -12,7 +12,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from edgefed.agent.options import AgentOptions
 from edgefed.doctor.findings import Board, Finding, Findings, note, ok, problem, utc
 from edgefed.errors import ConfigError
-from edgefed.files import check_private
+from edgefed.files import check_private, in_shell
 from edgefed.security.certificates import common_name, is_issued_by, read_certificate
 from edgefed.security.keys import PrivateKey, fingerprint, read_key, signs_messages
 from edgefed.transport.options import Broker
@@ -110,7 +110,8 @@ def _about_key(options: AgentOptions, ours: x509.Certificate) -> Findings:
     except FileNotFoundError:
         yield problem(f"the device's key is not there: {file}", _AGAIN.format(options.device))
     except OSError as error:
-        yield problem(f"{file} cannot be read: {error.strerror}", f"the agent's user has to own it: chown … {file}")
+        owned = f"the agent's user has to own it: chown … {in_shell(file)}"
+        yield problem(f"{file} cannot be read: {error.strerror}", owned)
     except ConfigError as error:
         yield _about_unusable_key(options.broker, error)
     else:
@@ -136,7 +137,7 @@ def _about_usable_key(options: AgentOptions, ours: x509.Certificate, key: Privat
 def _about_unusable_key(broker: Broker, error: ConfigError) -> Finding:
     file = Path(broker.tls_key)
     if file.stat().st_mode & 0o077:
-        return problem(str(error), f"chmod 600 {file}")
+        return problem(str(error), f"chmod 600 {in_shell(file)}")
     if not broker.signed and b"PRIVATE KEY" in file.read_bytes():
         # TLS takes keys that edgefed does not make, such as RSA; only signatures do not.
         return note(f"{error}; TLS may still take it")

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from edgefed.doctor.findings import Board, Findings, note, ok, problem
-from edgefed.files import temporary_beside
+from edgefed.files import in_shell, temporary_beside
 
 __all__ = ["look_at_disk"]
 
@@ -54,7 +54,7 @@ def _try_to_write(place: Path) -> Findings:
     except PermissionError:
         yield problem(
             f"{place} may not be written by {_who()}",
-            f"run the doctor as the agent's user (sudo -u edgefed …); if it is that, chown {place} to it",
+            f"run the doctor as the agent's user (sudo -u edgefed …); if it is that, chown {in_shell(place)} to it",
         )
     except OSError as error:
         yield problem(f"{_PROBE_BYTES // _MIB} MiB cannot be written in {place}: {error.strerror}", "make room there")

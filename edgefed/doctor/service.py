@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgefed.doctor.access import READ, WRITE, find_user
 from edgefed.doctor.findings import Board, Findings, note, ok, problem
+from edgefed.files import in_shell
 
 __all__ = ["look_at_service"]
 
@@ -123,7 +124,7 @@ def _about_user(board: Board, name: str) -> Findings:
             what = "read" if bits == READ else "write"
             yield problem(
                 f"{name}, as whom the service runs the agent, may not {what} {path}",
-                f"chown {name} {path}, and let {name} into the directories above it",
+                f"chown {name} {in_shell(path)}, and let {name} into the directories above it",
             )
 
 

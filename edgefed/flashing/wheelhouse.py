@@ -15,7 +15,7 @@ from email.parser import HeaderParser
 from pathlib import Path
 
 from edgefed.errors import FlashError
-from edgefed.files import hash_file
+from edgefed.files import hash_file, in_shell
 from edgefed.flashing.board import Board
 
 __all__ = ["Wheel", "lock", "pip_options", "read_wheelhouse", "unfit"]
@@ -181,9 +181,10 @@ def _way_out(directory: Path, board: Board) -> str:
             f"nobody builds wheels for glibc {has}, as they are for {oldest} and later: take a newer release of the "
             "board's system, or run the agent in a container that has one"
         )
-    command = f"pip download --dest {directory} --find-links {directory} {' '.join(pip_options(board))} edgefed pip"
+    place = in_shell(directory)
+    command = f"pip download --dest {place} --find-links {place} {' '.join(pip_options(board))} edgefed pip"
     return (
         f"fill it with: {command} (edgefed itself, where pip finds none, is made first, in a clone of it: pip wheel "
-        f"--no-deps --wheel-dir {directory.absolute()} . ; to train, it needs 'edgefed[train]': fetch that with the "
-        "pip of a machine of the board's kind, as pip asks the machine that it runs on what torch needs)"
+        f"--no-deps --wheel-dir {in_shell(directory.absolute())} . ; to train, it needs 'edgefed[train]': fetch that "
+        "with the pip of a machine of the board's kind, as pip asks the machine that it runs on what torch needs)"
     )

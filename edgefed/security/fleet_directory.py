@@ -28,7 +28,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from edgefed.errors import ConfigError
-from edgefed.files import check_private, replace_file, temporary_beside
+from edgefed.files import check_private, in_shell, replace_file, temporary_beside
 from edgefed.protocol.topics import check_id
 from edgefed.security import certificates, keys
 from edgefed.security.certificates import Authority
@@ -98,7 +98,7 @@ class FleetDirectory:
         try:
             pem = self.ca_file.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            raise ConfigError(f"{path} holds no fleet: `edgefed fleet init {path}` makes one") from None
+            raise ConfigError(f"{path} holds no fleet: `edgefed fleet init {in_shell(path)}` makes one") from None
         self.fleet = check_id(
             certificates.fleet_of(certificates.read_certificate(pem, str(self.ca_file))), f"{self.ca_file}: fleet name"
         )

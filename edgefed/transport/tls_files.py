@@ -6,7 +6,7 @@ import ssl
 from pathlib import Path
 
 from edgefed.errors import ConfigError
-from edgefed.files import check_private
+from edgefed.files import check_private, in_shell
 
 __all__ = ["make_tls_context"]
 
@@ -64,7 +64,7 @@ def _check_ours(certificate: str, key: str) -> None:
     if any(mark in secret for mark in _ENCRYPTED):
         raise ConfigError(
             f"tls_key: {key} is encrypted, and nobody is there to type its passphrase: "
-            f"`openssl pkey -in {key}` writes it without one, into a file that only its owner may read"
+            f"`openssl pkey -in {in_shell(key)}` writes it without one, into a file that only its owner may read"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import shlex
 import subprocess
 from collections.abc import Callable
 from importlib import import_module
@@ -14,12 +15,8 @@ from typing import Any
 import pytest
 
 from edgefed.cli import main
-<<<<<<< HEAD
 from edgefed.config import tomllib
-from edgefed.security import certificates
-=======
 from edgefed.security import certificates, keys
->>>>>>> h-certs
 from edgefed.security.fleet_directory import FleetDirectory
 
 Run = Callable[..., Any]
@@ -60,6 +57,20 @@ def test_keys_that_cannot_sign_are_refused_to_devices(edgefed: Run, kitchen: Pat
     refused = edgefed("fleet", "rotate", "role:aggregator", "-f", kitchen, "--csr", request).err
     assert "not for 'role:aggregator'" in refused
     assert "board-07" not in listed(edgefed, kitchen)
+
+
+def test_commands_that_are_recommended_can_be_copied(
+    edgefed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = edgefed("fleet", "init", "my fleet", "--name", "kitchen", "--broker-host", "broker.local")
+    added = edgefed("fleet", "enroll", "board-07", "-f", "my fleet")
+    token = edgefed("fleet", "token", "board-08", "-f", "my fleet", "-o", "x.token")
+    for told in (made, added, token):
+        program, *command = shlex.split(told.err.splitlines()[-1].partition(": ")[2])
+        assert (program, command[-2:]) == ("edgefed", ["--fleet", "my fleet"])
+        assert edgefed(*command).code == 0
+    assert "`edgefed fleet init 'another fleet'`" in edgefed("fleet", "enroll", "board-07", "-f", "another fleet").err
 
 
 def test_without_the_authoritys_key(edgefed: Run, kitchen: Path) -> None:

@@ -19,18 +19,47 @@ def test_table_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "name\tn\na b\t1\nc\t20\n"
 
 
-def test_table_on_a_terminal() -> None:
-    code = "from edgefed.cli.output import write_table; write_table(('name', 'n'), [('[a] b', 1), ('c', 20)])"
+def drawn(header: tuple[str, ...], rows: list[tuple[object, ...]], width: int) -> list[str]:
+    """What write_table writes on a terminal of that width, without blank lines."""
+    code = f"from edgefed.cli.output import write_table; write_table({header!r}, {rows!r})"
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "dumb", "COLUMNS": "40"}
+    environment = {**os.environ, "TERM": "dumb", "COLUMNS": str(width)}
     subprocess.run([sys.executable, "-c", code], stdout=theirs, check=True, env=environment)
     os.close(theirs)
     with os.fdopen(ours, "rb", buffering=0) as terminal:
-        drawn = terminal.read(4096).decode()
-    lines = [line.rstrip() for line in drawn.splitlines() if line.strip()]
+        written = terminal.read(4096).decode()
+    return [line.rstrip() for line in written.splitlines() if line.strip()]
+
+
+def test_table_on_a_terminal() -> None:
+    lines = drawn(("name", "n"), [("[a] b", 1), ("c", 20)], width=40)
     assert lines[0].split() == ["name", "n"]
     assert lines[2].split() == ["[a]", "b", "1"]
     assert lines[2].index("1") == lines[3].index("0"), "numbers are aligned on the right"
+
+
+DEVICE = ("board-07", "certificate in force", "waits for its turn", "")
+HEADER = ("device", "certificate", "note", "labels")
+
+
+def test_a_table_breaks_no_word_where_there_is_room_for_it() -> None:
+    needed = len("board-07") + len("certificate") + len("waits") + len("labels") + 4 * 3 + 1
+    for width in (needed, needed + 1, needed + 7, needed + 30):
+        lines = drawn(HEADER, [DEVICE], width)
+        assert lines[0].split() == list(HEADER)
+        assert all(len(line) <= width for line in lines)
+        assert sorted(" ".join(lines[2:]).split()) == sorted(" ".join(DEVICE).split())
+
+
+def test_on_a_narrow_terminal_a_row_is_a_paragraph() -> None:
+    lines = drawn(HEADER, [DEVICE, ("board-08", "", "", "room=lab")], width=40)
+    assert lines == [
+        "board-07",
+        "  certificate certificate in force ·",
+        "  note waits for its turn",
+        "board-08",
+        "  labels room=lab",
+    ]
 
 
 def test_json_keeps_letters(capsys: pytest.CaptureFixture[str]) -> None:
