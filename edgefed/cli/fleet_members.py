@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from edgefed.security.fleet_directory import Issued
+    from edgefed.security.issued import Issued
 
 __all__ = [
     "DAYS_OPTION",
@@ -79,7 +79,7 @@ def enroll(
       edgefed fleet enroll board-07 -f kitchen --csr board-07.csr --output /media/stick
       edgefed fleet enroll observer:dashboard -f kitchen     may look, and nothing else
     """
-    _give(name, fleet, csr, output, days, hosts, again=False)
+    _give(name, fleet, csr, output, days, hosts, renew=False)
 
 
 def rotate(
@@ -99,7 +99,7 @@ def rotate(
       edgefed fleet rotate board-07 --fleet kitchen
       edgefed fleet rotate role:broker -f kitchen --broker-host new-broker.local
     """
-    _give(name, fleet, csr, output, days, hosts, again=True)
+    _give(name, fleet, csr, output, days, hosts, renew=True)
 
 
 def revoke(
@@ -135,7 +135,7 @@ def _give(
     days: int,
     hosts: list[str] | None,
     *,
-    again: bool,
+    renew: bool,
 ) -> None:
     from edgefed.cli.output import told_where
     from edgefed.security.fleet_directory import FleetDirectory
@@ -143,13 +143,18 @@ def _give(
 
     with told_where(output or fleet):
         directory = FleetDirectory(fleet)
-        issue = directory.rotate if again else directory.enroll
-        place = issue(
-            Identity.parse(name), days=days, now=_now(), request=request, output=output, hosts=tuple(hosts or ())
+        place = directory.enroll(
+            Identity.parse(name),
+            days=days,
+            now=_now(),
+            renew=renew,
+            request=request,
+            output=output,
+            hosts=tuple(hosts or ()),
         )
     for file in sorted(place.glob("*.pem")):
         typer.echo(f"wrote {file}")
-    if not again:
+    if not renew:
         _tell_broker(fleet)
 
 
