@@ -42,7 +42,7 @@ _ASKED_IN_VAIN = 3
 
 
 def is_enrolled(options: AgentOptions) -> bool:
-    """Whether the device has a certificate, whole and not ended; with a token, it asks for another.
+    """Whether the device has a certificate, whole and not ended, and the key that it is for; else it asks with a token.
 
     Raises:
         ConfigError: agent.toml does not say where it would be, or it may not be read.
@@ -52,14 +52,15 @@ def is_enrolled(options: AgentOptions) -> bool:
             "enrolling writes the files that [broker] names as tls_ca, tls_certificate and tls_key: name them in "
             "agent.toml; they need not be there yet"
         )
-    file = Path(options.broker.tls_certificate)
+    file, key_file = Path(options.broker.tls_certificate), Path(options.broker.tls_key)
     try:
         certificate = certificates.read_certificate(file.read_bytes(), str(file))
+        key = keys.read_key(key_file.read_bytes(), str(key_file))
     except (FileNotFoundError, ConfigError):
         return False
     except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
-    return datetime.now(timezone.utc) < certificate.not_valid_after_utc
+        raise ConfigError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    return certificate.public_key() == key.public_key() and datetime.now(timezone.utc) < certificate.not_valid_after_utc
 
 
 async def enroll_board(

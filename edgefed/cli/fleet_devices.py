@@ -18,7 +18,8 @@ from edgefed.devices.profile import DeviceProfile
 from edgefed.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edgefed.security.fleet_directory import FleetDirectory, Issued
+    from edgefed.security.fleet_directory import FleetDirectory
+    from edgefed.security.issued import Issued
 
 __all__ = ["KnownDevice", "clock", "known_devices", "one_of", "run_directory"]
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgefed.cli.option_groups import with_option_groups
 from edgefed.files import in_shell
 
 if TYPE_CHECKING:
-    from edgefed.security.fleet_directory import Issued
+    from edgefed.security.issued import Issued
 
 __all__ = [
     "DAYS_OPTION",
@@ -23,6 +25,7 @@ __all__ = [
     "init",
     "revoke",
     "rotate",
+    "tell_of_revocation",
 ]
 
 FLEET_OPTION: Any = typer.Option("--fleet", "-f", help="The fleet's directory.", file_okay=False)
@@ -34,6 +37,17 @@ _OUTPUT = typer.Option("--output", "-o", help="Write the files here, not into th
 _HOSTS = typer.Option("--broker-host", help="Name or address under which devices reach the broker; may be repeated.")
 _MEMBER_DAYS, _AUTHORITY_DAYS = 365, 3650
 _ENDS_SOON = timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """How somebody gets a certificate, as it stands on the command line; a command takes it by `with_option_groups`."""
+
+    fleet: Annotated[Path, FLEET_OPTION] = Path()
+    csr: Annotated[Path | None, _REQUEST] = None
+    output: Annotated[Path | None, _OUTPUT] = None
+    days: Annotated[int, DAYS_OPTION] = _MEMBER_DAYS
+    hosts: Annotated[list[str] | None, _HOSTS] = None
 
 
 def init(
@@ -63,14 +77,8 @@ def init(
     typer.echo(f"next: edgefed fleet broker-config mosquitto --fleet {in_shell(directory)}", err=True)
 
 
-def enroll(
-    name: Annotated[str, _NAME],
-    fleet: Annotated[Path, FLEET_OPTION] = Path(),
-    csr: Annotated[Path | None, _REQUEST] = None,
-    output: Annotated[Path | None, _OUTPUT] = None,
-    days: Annotated[int, DAYS_OPTION] = _MEMBER_DAYS,
-    hosts: Annotated[list[str] | None, _HOSTS] = None,
-) -> None:
+@with_option_groups
+def enroll(name: Annotated[str, _NAME], asked: _Asked) -> None:
     """Make a device a member of the fleet: a certificate for a key that is made here, or made on the device.
 
     Copy the directory that is written to the device, and name its files in [broker] of agent.toml. The broker has to
@@ -81,17 +89,12 @@ def enroll(
       edgefed fleet enroll board-07 -f kitchen --csr board-07.csr --output /media/stick
       edgefed fleet enroll observer:dashboard -f kitchen     may look, and nothing else
     """
-    _give(name, fleet, csr, output, days, hosts, again=False)
+    _give(name, asked, renew=False)
+    _tell_broker(asked.fleet)
 
 
-def rotate(
-    name: Annotated[str, _NAME],
-    fleet: Annotated[Path, FLEET_OPTION] = Path(),
-    csr: Annotated[Path | None, _REQUEST] = None,
-    output: Annotated[Path | None, _OUTPUT] = None,
-    days: Annotated[int, DAYS_OPTION] = _MEMBER_DAYS,
-    hosts: Annotated[list[str] | None, _HOSTS] = None,
-) -> None:
+@with_option_groups
+def rotate(name: Annotated[str, _NAME], asked: _Asked) -> None:
     """Give a member a new key and certificate.
 
     The present certificate counts until it ends, so that the device can go on until it has the new one; then take the
@@ -101,7 +104,7 @@ def rotate(
       edgefed fleet rotate board-07 --fleet kitchen
       edgefed fleet rotate role:broker -f kitchen --broker-host new-broker.local
     """
-    _give(name, fleet, csr, output, days, hosts, again=True)
+    _give(name, asked, renew=True)
 
 
 def revoke(
@@ -125,34 +128,32 @@ def revoke(
     with told_where(fleet):
         serials = FleetDirectory(fleet).revoke(Identity.parse(name), now=_now(), superseded_only=superseded)
     typer.echo(f"revoked {', '.join(f'{serial:x}' for serial in serials)} of {name}")
+    tell_of_revocation(fleet)
+
+
+def tell_of_revocation(fleet: Path) -> None:
+    """Says on stderr who has to learn that certificates were taken back."""
     _tell_broker(fleet)
     typer.echo(f"and an aggregator on another machine has to get {fleet / 'aggregator' / 'crl.pem'}", err=True)
 
 
-def _give(
-    name: str,
-    fleet: Path,
-    request: Path | None,
-    output: Path | None,
-    days: int,
-    hosts: list[str] | None,
-    *,
-    again: bool,
-) -> None:
+def _give(name: str, asked: _Asked, *, renew: bool) -> None:
     from edgefed.cli.output import told_where
     from edgefed.security.fleet_directory import FleetDirectory
     from edgefed.security.identities import Identity
 
-    with told_where(output or fleet):
-        directory = FleetDirectory(fleet)
-        issue = directory.rotate if again else directory.enroll
-        place = issue(
-            Identity.parse(name), days=days, now=_now(), request=request, output=output, hosts=tuple(hosts or ())
+    with told_where(asked.output or asked.fleet):
+        place = FleetDirectory(asked.fleet).enroll(
+            Identity.parse(name),
+            days=asked.days,
+            now=_now(),
+            renew=renew,
+            request=asked.csr,
+            output=asked.output,
+            hosts=tuple(asked.hosts or ()),
         )
     for file in sorted(place.glob("*.pem")):
         typer.echo(f"wrote {file}")
-    if not again:
-        _tell_broker(fleet)
 
 
 def _tell_broker(fleet: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgefed.cli.fleet_list import CONFIG_OPTION, JSON_OPTION, LABEL_OPTION, RUN_OPTION
-from edgefed.files import in_shell
+from edgefed.cli.option_groups import with_option_groups
 
 if TYPE_CHECKING:
     from edgefed.protocol.messages.down import Duty
@@ -20,6 +21,18 @@ _DEVICES: Any = typer.Argument(help="Device ids.", show_default=False)
 _REASON: Any = typer.Option("--reason", help="Why; the devices log and show it.")
 _FLEET: Any = typer.Option("--fleet", "-f", help="The fleet's directory.", file_okay=False)
 _YES: Any = typer.Option("--yes", "-y", help="Do not ask.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """Which devices of which run, as it stands on the command line; a command takes it by `with_option_groups`."""
+
+    devices: Annotated[list[str] | None, _DEVICES] = None
+    labels: Annotated[list[str] | None, LABEL_OPTION] = None
+    run: Annotated[Path | None, RUN_OPTION] = None
+    config: Annotated[Path | None, CONFIG_OPTION] = None
+    yes: Annotated[bool, _YES] = False
+    json: Annotated[bool, JSON_OPTION] = False
 
 
 def label(
@@ -50,15 +63,8 @@ def label(
         typer.echo(f"{device}: {' '.join(f'{key}={value}' for key, value in now.items()) or 'no labels'}")
 
 
-def pause(
-    devices: Annotated[list[str] | None, _DEVICES] = None,
-    labels: Annotated[list[str] | None, LABEL_OPTION] = None,
-    reason: Annotated[str, _REASON] = "",
-    run: Annotated[Path | None, RUN_OPTION] = None,
-    config: Annotated[Path | None, CONFIG_OPTION] = None,
-    yes: Annotated[bool, _YES] = False,
-    json: Annotated[bool, JSON_OPTION] = False,
-) -> None:
+@with_option_groups
+def pause(asked: _Asked, reason: Annotated[str, _REASON] = "") -> None:
     """Give devices no new task in this run for now. What they are working on, they finish and deliver.
 
     It holds until `edgefed fleet resume`, also over a restart of the aggregator, and can be said while none is running.
@@ -68,18 +74,11 @@ def pause(
       edgefed fleet pause board-07 --run edgefed-run --reason 'the lab is too warm'
       edgefed fleet pause --label room=lab -c federation.toml --yes
     """
-    _say("paused", devices, labels, reason, _place(run, config), ask=bool(labels) and not yes, as_json=json)
+    _say("paused", asked, reason=reason)
 
 
-def resume(
-    devices: Annotated[list[str] | None, _DEVICES] = None,
-    labels: Annotated[list[str] | None, LABEL_OPTION] = None,
-    run: Annotated[Path | None, RUN_OPTION] = None,
-    config: Annotated[Path | None, CONFIG_OPTION] = None,
-    fleet: Annotated[Path | None, _FLEET] = None,
-    yes: Annotated[bool, _YES] = False,
-    json: Annotated[bool, JSON_OPTION] = False,
-) -> None:
+@with_option_groups
+def resume(asked: _Asked, fleet: Annotated[Path | None, _FLEET] = None) -> None:
     """Give devices tasks in this run again, after pause, drain or remove; they join the round that is open.
 
     With --fleet, it warns of those whose certificate was revoked: the broker keeps them out all the same.
@@ -89,7 +88,7 @@ def resume(
       edgefed fleet resume --label room=lab -c federation.toml --fleet kitchen
     """
     revoked = _revoked(fleet)
-    chosen = _say("active", devices, labels, "", _place(run, config), ask=bool(labels) and not yes, as_json=json)
+    chosen = _say("active", asked)
     for device in sorted(revoked.intersection(chosen)):
         typer.echo(
             f"edgefed: warning: the certificate of {device} was revoked: it stays out until it has another, by "
@@ -98,15 +97,8 @@ def resume(
         )
 
 
-def drain(
-    devices: Annotated[list[str] | None, _DEVICES] = None,
-    labels: Annotated[list[str] | None, LABEL_OPTION] = None,
-    reason: Annotated[str, _REASON] = "",
-    run: Annotated[Path | None, RUN_OPTION] = None,
-    config: Annotated[Path | None, CONFIG_OPTION] = None,
-    yes: Annotated[bool, _YES] = False,
-    json: Annotated[bool, JSON_OPTION] = False,
-) -> None:
+@with_option_groups
+def drain(asked: _Asked, reason: Annotated[str, _REASON] = "") -> None:
     """Let devices finish the task they have in this run, and give them no other: before they are switched off.
 
     `edgefed fleet list` shows them as `draining`, and as `drained` once nothing of theirs is awaited any more. You are
@@ -116,19 +108,15 @@ def drain(
       edgefed fleet drain board-07 --run edgefed-run
       edgefed fleet drain --label room=lab -c federation.toml --reason 'new shelves' --yes
     """
-    _say("draining", devices, labels, reason, _place(run, config), ask=bool(labels) and not yes, as_json=json)
+    _say("draining", asked, reason=reason)
 
 
+@with_option_groups
 def remove(
-    devices: Annotated[list[str] | None, _DEVICES] = None,
-    labels: Annotated[list[str] | None, LABEL_OPTION] = None,
+    asked: _Asked,
     reason: Annotated[str, _REASON] = "",
-    run: Annotated[Path | None, RUN_OPTION] = None,
-    config: Annotated[Path | None, CONFIG_OPTION] = None,
     fleet: Annotated[Path | None, _FLEET] = None,
     revoke: Annotated[bool, typer.Option("--revoke", help="Take their certificates back too; needs --fleet.")] = False,
-    yes: Annotated[bool, _YES] = False,
-    json: Annotated[bool, JSON_OPTION] = False,
 ) -> None:
     """Take devices out of this run at once.
 
@@ -144,40 +132,27 @@ def remove(
 
     if revoke and fleet is None:
         raise ConfigError("--revoke takes certificates back: name the fleet's directory with --fleet")
-    chosen = _say("removed", devices, labels, reason, _place(run, config), ask=not yes, as_json=json)
+    chosen = _say("removed", asked, reason=reason)
     if revoke and fleet is not None:
         _revoke(fleet, chosen)
 
 
-def _place(run: Path | None, config: Path | None) -> Path:
-    from edgefed.cli.fleet_devices import run_directory
-
-    return run_directory(run, config)
-
-
-def _say(
-    duty: Duty,
-    devices: list[str] | None,
-    labels: list[str] | None,
-    reason: str,
-    run: Path,
-    *,
-    ask: bool,
-    as_json: bool,
-) -> list[str]:
+def _say(duty: Duty, asked: _Asked, *, reason: str = "") -> list[str]:
     """Writes the wish down and returns of whom."""
+    from edgefed.cli.fleet_devices import run_directory
     from edgefed.cli.output import write_json
     from edgefed.coordinator.roster import change_roster
 
-    chosen = _chosen(run, devices or [], labels or [])
-    if ask:
+    run = run_directory(asked.run, asked.config)
+    chosen = _chosen(run, asked.devices or [], asked.labels or [])
+    if (asked.labels or duty == "removed") and not asked.yes:
         typer.confirm(f"{_WORDS[duty]}: {', '.join(chosen)}. Go on?", abort=True, err=True)
     now_unix_s = time.time()
     change_roster(
         run / "roster.json",
         lambda before: before.with_duty(chosen, duty, reason=reason.strip(), now_unix_s=now_unix_s),
     )
-    if as_json:
+    if asked.json:
         write_json({"standing": duty, "devices": chosen})
     else:
         for device in chosen:
@@ -224,6 +199,7 @@ def _revoked(fleet: Path | None) -> set[str]:
 def _revoke(fleet: Path, devices: list[str]) -> None:
     from datetime import datetime, timezone
 
+    from edgefed.cli.fleet_members import tell_of_revocation
     from edgefed.cli.output import told_where
     from edgefed.security.fleet_directory import FleetDirectory
     from edgefed.security.identities import Identity
@@ -233,7 +209,4 @@ def _revoke(fleet: Path, devices: list[str]) -> None:
         for device in devices:
             serials = directory.revoke(Identity("device", device), now=datetime.now(timezone.utc))
             typer.echo(f"revoked {', '.join(f'{serial:x}' for serial in serials)} of {device}", err=True)
-    typer.echo(
-        f"the broker has to learn of it: edgefed fleet broker-config mosquitto --fleet {in_shell(fleet)}",
-        err=True,
-    )
+    tell_of_revocation(fleet)

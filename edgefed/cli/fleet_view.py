@@ -147,8 +147,15 @@ class FleetView:
             self.devices.pop(device, None)
 
     def describe_distrusted(self) -> list[str]:
-        """Returns a line for each topic on which something was left aside."""
-        return [f"left aside on {topic}: {reason}" for topic, reason in sorted(self.distrusted.items())]
+        """Returns a line for each author and reason for which something was left aside."""
+        said: dict[tuple[str, str], list[str]] = {}
+        for topic, reason in sorted(self.distrusted.items()):
+            device = self.topics.parse_device(topic)
+            author = "the aggregator" if device is None else device.device
+            said.setdefault((author, reason), []).append(topic.rpartition("/")[2])
+        return [
+            f"left aside the {' and the '.join(what)} of {author}: {reason}" for (author, reason), what in said.items()
+        ]
 
     def as_json(self) -> dict[str, Any]:
         """Returns a document with all of it: states and profiles by device, and what was left aside by topic."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sys
 from pathlib import Path
 from shutil import get_terminal_size
@@ -114,7 +115,7 @@ async def _show(broker: Broker, fleet: str, *, wait_s: float, watch: bool, as_js
     seal = _observation(broker, view.topics)
     options = broker.mqtt(guarded_client_id(f"{fleet}-status"), session_expiry_s=0)
     async with connect_mqtt(options) as connected:
-        transport = signed_as_told(connected, seal)
+        transport = signed_as_told(connected, seal, log_level=logging.INFO)  # the view says it, once
         for topic_filter in view.filters:
             await transport.subscribe(topic_filter)
         if watch:

@@ -16,7 +16,7 @@ from edgefed.coordinator import events
 from edgefed.coordinator.answers import MergedRound
 from edgefed.coordinator.divergence import last_good
 from edgefed.coordinator.history import extend_history, write_history
-from edgefed.coordinator.merging import RoundTraffic, first_record, give_up_round, merge_round, tidy
+from edgefed.coordinator.merging import RoundTraffic, give_up_round, merge_round, tidy, unmerged_record
 from edgefed.coordinator.options import FederationOptions
 from edgefed.coordinator.round_records import write_record
 from edgefed.coordinator.round_state import State
@@ -63,7 +63,7 @@ class GlobalAdapters:
             return  # a later adapter has taken its place in all that is to come
         made = await asyncio.to_thread(self._exchange.begin, path)
         if self._store.start is None:
-            start = first_record(self._directory, made)
+            start = unmerged_record(self._directory, 0, made)
             write_record(self._directory, start)
             self._store.keep_start(start)
 

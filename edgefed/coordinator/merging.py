@@ -14,7 +14,7 @@ from edgefed.coordinator.round_state import State
 from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.selection import Selection
 
-__all__ = ["RoundTraffic", "first_record", "give_up_round", "merge_round", "tidy"]
+__all__ = ["RoundTraffic", "give_up_round", "merge_round", "tidy", "unmerged_record"]
 
 
 class RoundTraffic:
@@ -124,20 +124,26 @@ def give_up_round(
     return record, state
 
 
-def first_record(directory: RunDirectory, made: MergedState) -> MergedRound:
-    """Returns the record of the adapter before the first round."""
+def unmerged_record(directory: RunDirectory, round_: int, adapter: MergedState | MergedRound) -> MergedRound:
+    """Returns the record of an adapter that is in the run's directory without a round of its own.
+
+    Args:
+        directory: the run's.
+        round_: the number that the adapter has there.
+        adapter: the one before the first round, or a round's that a damaged run goes on from.
+    """
     now_unix_s = time.time()
     return MergedRound(
-        round=0,
-        manifest=made.manifest,
+        round=round_,
+        manifest=adapter.manifest,
         devices={},
-        norm=made.norm,
+        norm=adapter.norm,
         merge_s=0.0,
         broadcast_bytes=0,
         received_bytes=0,
         opened_unix_s=now_unix_s,
         merged_unix_s=now_unix_s,
-        digest=directory_digest(directory.state(0)),
+        digest=directory_digest(directory.state(round_)),
     )
 
 

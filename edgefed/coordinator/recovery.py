@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,11 +19,12 @@ import sqlalchemy as sql
 from edgefed.aggregation.exchange import Intervention
 from edgefed.coordinator.answers import Answer, MergedRound
 from edgefed.coordinator.database import MARK, RunInUse, engine_of, lock_run, put_meta
-from edgefed.coordinator.digests import directory_digest, row_digest
+from edgefed.coordinator.digests import row_digest
 from edgefed.coordinator.divergence import typical_loss
 from edgefed.coordinator.evaluations import Credibility
 from edgefed.coordinator.events import Recovered
 from edgefed.coordinator.mark import Mark
+from edgefed.coordinator.merging import unmerged_record
 from edgefed.coordinator.passport import Passport
 from edgefed.coordinator.round_records import write_record
 from edgefed.coordinator.run_directory import RunDirectory, disk_trouble_told
@@ -209,23 +209,13 @@ def _record(directory: RunDirectory, found: Salvage, of: int, given_up: int) -> 
     reason = f"the run was recovered from damage, and goes on from the adapter after round {of}"
     over = {one.round for one in found.merged}
     unused = [one for one in found.answers if one.outcome in ("counted", "late") and one.round not in over]
-    now_unix_s = time.time()
-    return MergedRound(
-        round=given_up,
-        manifest=source.manifest,
-        devices={},
-        norm=source.norm,
-        merge_s=0.0,
-        broadcast_bytes=0,
-        received_bytes=0,
-        opened_unix_s=now_unix_s,
-        merged_unix_s=now_unix_s,
+    return msgspec.structs.replace(
+        unmerged_record(directory, given_up, source),
         interventions=tuple(
             Intervention(device=one.device, round=one.round, what="excluded", reason=reason) for one in unused
         ),
         copied=of,
         given_up_because=reason,
-        digest=directory_digest(directory.state(given_up)),
     )
 
 

@@ -51,7 +51,7 @@ class EnergyMeter:
         self._method_counted = method_counted
         self._scope = scope
         self._coverage = coverage
-        self._integral = _Integral(GAP_PERIODS * period_s)
+        self._integral = _Integral(gap_s=GAP_PERIODS * period_s)
         self._count = _Count()
 
     def read(self, now_s: float, *, watts: float | None, joules: float | None) -> None:
@@ -90,7 +90,7 @@ class EnergyMeter:
             reason="" if share >= _WHOLE else f"the sensor gave nothing for {missing_s:.1f} s of {window_s:.1f} s",
         )
 
-    def _better(self) -> _Count | _Integral:
+    def _better(self) -> _Sum:
         """Returns what covers more of the window, the counter where both do; one that only ever said 0 is broken."""
         count, integral = self._count, self._integral
         if not count.joules or not integral.joules:
@@ -110,10 +110,9 @@ class EnergyMeter:
 
 
 @dataclass(slots=True)
-class _Integral:
-    """Power over time by the trapezoid rule."""
+class _Sum:
+    """Energy so far, and the seconds that it was used in."""
 
-    gap_s: float
     joules: float = 0.0
     measured_s: float = 0.0
     _last: tuple[float, float] | None = field(default=None, init=False)
@@ -122,34 +121,35 @@ class _Integral:
     def answered(self) -> bool:
         return self._last is not None
 
-    def add(self, now_s: float, watts: float) -> None:
-        if self._last is not None:
-            since_s = now_s - self._last[0]
-            if 0 < since_s <= self.gap_s:
-                self.joules += (watts + self._last[1]) / 2 * since_s
-                self.measured_s += since_s
-        self._last = (now_s, watts)
+    def _after_last(self, now_s: float, reading: float) -> tuple[float, float]:
+        """Returns the seconds since the reading before this, and that one; 0 s and this one where it is the first."""
+        before_s, before = self._last or (now_s, reading)
+        self._last = (now_s, reading)
+        return now_s - before_s, before
 
 
 @dataclass(slots=True)
-class _Count:
+class _Integral(_Sum):
+    """Power over time by the trapezoid rule."""
+
+    gap_s: float = field(kw_only=True)
+
+    def add(self, now_s: float, watts: float) -> None:
+        since_s, before_w = self._after_last(now_s, watts)
+        if 0 < since_s <= self.gap_s:
+            self.joules += (watts + before_w) / 2 * since_s
+            self.measured_s += since_s
+
+
+@dataclass(slots=True)
+class _Count(_Sum):
     """Differences of a counter."""
 
-    joules: float = 0.0
-    measured_s: float = 0.0
-    _last: tuple[float, float] | None = field(default=None, init=False)
-
-    @property
-    def answered(self) -> bool:
-        return self._last is not None
-
     def add(self, now_s: float, joules: float) -> None:
-        if self._last is not None:
-            since_s, grown_j = now_s - self._last[0], joules - self._last[1]
-            if since_s > 0 and grown_j >= 0:
-                self.joules += grown_j
-                self.measured_s += since_s
-        self._last = (now_s, joules)
+        since_s, before_j = self._after_last(now_s, joules)
+        if since_s > 0 and joules >= before_j:
+            self.joules += joules - before_j
+            self.measured_s += since_s
 
 
 def _is_figure(value: float | None) -> TypeGuard[float]:

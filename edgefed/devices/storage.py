@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import statistics
 import time
 from pathlib import Path
 
@@ -12,11 +13,13 @@ import psutil
 
 from edgefed.devices.measurement import Measurement, absent, measured
 
-__all__ = ["StorageProfile", "measure_storage"]
+__all__ = ["SYNCS", "StorageProfile", "measure_storage", "time_sync"]
 
 _BLOCK_BYTES = 4 << 20
 _SYNC_EVERY_BYTES = 4 * _BLOCK_BYTES
-_SYNCS = 5
+SYNCS = 5
+"""How often `time_sync` looks."""
+
 _IN_MEMORY = ("tmpfs", "ramfs")
 
 
@@ -72,6 +75,25 @@ def measure_storage(directory: Path, *, size_bytes: int = 128 << 20, budget_s: f
     )
 
 
+def time_sync(file: int) -> float:
+    """Returns the seconds until a change of 4 KiB is safe (fsync), the median of some.
+
+    Args:
+        file: descriptor of a file that is open for writing; its first bytes are overwritten.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    change = os.urandom(4096)
+    times_s = []
+    for number in range(SYNCS):
+        os.pwrite(file, change, number * len(change))
+        started_s = time.perf_counter()
+        os.fsync(file)
+        times_s.append(time.perf_counter() - started_s)
+    return statistics.median(times_s)
+
+
 def _write(path: Path, size_bytes: int, budget_s: float, note: str) -> tuple[int, Measurement, Measurement]:
     """Returns the bytes that lie in the file now, the rate, and the time of a sync."""
     block = os.urandom(_BLOCK_BYTES)  # some devices compress
@@ -84,17 +106,11 @@ def _write(path: Path, size_bytes: int, budget_s: float, note: str) -> tuple[int
                 os.fdatasync(file)  # or a slow card would take all of it at once, and sync far beyond the budget
         os.fsync(file)
         write_s = time.perf_counter() - started_s
-        syncs_s = []
-        for number in range(_SYNCS):
-            os.pwrite(file, block[:4096], number * 4096)
-            started_s = time.perf_counter()
-            os.fsync(file)
-            syncs_s.append(time.perf_counter() - started_s)
+        median_s = time_sync(file)
     finally:
         os.close(file)
     method = f"{written >> 20} MiB in order, synced every {_SYNC_EVERY_BYTES >> 20} MiB{note}"
-    median_s = sorted(syncs_s)[_SYNCS // 2]
-    return written, measured(written / write_s, method), measured(median_s, f"fsync of 4 KiB, median of {_SYNCS}{note}")
+    return written, measured(written / write_s, method), measured(median_s, f"fsync of 4 KiB, median of {SYNCS}{note}")
 
 
 def _read(path: Path, size_bytes: int, budget_s: float, note: str) -> Measurement:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import statistics
-import time
 from pathlib import Path
 
+from edgefed.devices.storage import SYNCS, time_sync
 from edgefed.doctor.findings import Board, Findings, note, ok, problem
 from edgefed.files import in_shell, temporary_beside
 
@@ -15,7 +14,6 @@ __all__ = ["look_at_disk"]
 _MIB = 1 << 20
 _PROBE_BYTES = 1 * _MIB
 _LITTLE_BYTES = 1024 * _MIB  # a model of the base size, its adapters and an update on its way
-_SYNCS = 5
 _SLOW_SYNC_S = 0.5  # an update is written, synced and renamed several times
 
 
@@ -59,7 +57,7 @@ def _try_to_write(place: Path) -> Findings:
     except OSError as error:
         yield problem(f"{_PROBE_BYTES // _MIB} MiB cannot be written in {place}: {error.strerror}", "make room there")
     else:
-        said = f"a small change in {place} is safe after {sync_s * 1e3:.1f} ms (fsync, median of {_SYNCS})"
+        said = f"a small change in {place} is safe after {sync_s * 1e3:.1f} ms (fsync, median of {SYNCS})"
         slow = sync_s > _SLOW_SYNC_S
         yield note(f"{said}: slow", "a card that became slow is worn: replace it, or use NVMe") if slow else ok(said)
 
@@ -75,15 +73,9 @@ def _time_sync(place: Path) -> float:
         while written < len(block):
             written += os.write(descriptor, block[written:])
         os.fsync(descriptor)
-        times_s = []
-        for number in range(_SYNCS):
-            os.pwrite(descriptor, block[:4096], number * 4096)
-            started_s = time.perf_counter()
-            os.fsync(descriptor)
-            times_s.append(time.perf_counter() - started_s)
+        return time_sync(descriptor)
     finally:
         os.close(descriptor)
-    return statistics.median(times_s)
 
 
 def _nearest(path: Path) -> Path:

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from edgefed.reports.comparison import Change, Comparison
 from edgefed.reports.report import DeviceReport, DeviceRound, Report
 from edgefed.reports.run_records import REFUSED
-from edgefed.reports.utilization import Figure
+from edgefed.reports.utilization import Figure, Utilization
 from edgefed.reports.wording import figure_text, quantity, seconds, signed_percent, utc_time
 
 __all__ = ["Cell", "Notes", "Table", "comparison_tables", "device_table", "fleet_table", "plan_words", "round_table"]
+
+_RATES = ("tokens/s", "MFU live", "MFU sheet", "power", "energy")
+"""What `_rates` has a cell for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,7 @@ def fleet_table(report: Report) -> Table:
     """Returns a row per device: its plan and what it reached over the run."""
     notes = Notes()
     header = (
-        "device", "plan", "updates", "tokens/s", "MFU live", "MFU sheet", "power", "energy", "tokens/s/W",
-        "peak memory", "G", "hottest", "throttled",
+        "device", "plan", "updates", *_RATES, "tokens/s/W", "peak memory", "G", "hottest", "throttled",
     )  # fmt: skip
     return Table(header, [_fleet_row(device, notes) for device in report.devices], notes)
 
@@ -75,16 +77,22 @@ def _fleet_row(device: DeviceReport, notes: Notes) -> list[Cell]:
         ),
         plan_words(device),
         Cell(str(device.counted), below=refused),
-        notes.cell(use.tokens_per_s, ""),
-        notes.cell(use.mfu_live, "%"),
-        notes.cell(use.mfu_sheet, "%"),
-        notes.cell(use.mean_w, "W"),
-        notes.cell(use.joules, "J"),
+        *_rates(use, notes),
         notes.cell(use.tokens_per_s_per_w, ""),
         notes.cell(use.peak_memory_bytes, "B"),
         notes.cell(use.granularity, ""),
         notes.cell(use.temperature_max_c, "°C"),
         notes.cell(use.throttled_s, "s", kind="warn" if use.throttled_s.value else ""),
+    ]
+
+
+def _rates(use: Utilization, notes: Notes) -> list[Cell]:
+    return [
+        notes.cell(use.tokens_per_s, ""),
+        notes.cell(use.mfu_live, "%"),
+        notes.cell(use.mfu_sheet, "%"),
+        notes.cell(use.mean_w, "W"),
+        notes.cell(use.joules, "J"),
     ]
 
 
@@ -134,8 +142,7 @@ def device_table(rows: Sequence[DeviceRound]) -> Table:
     """Returns a row per round of one device."""
     notes = Notes()
     header = (
-        "round", "update", "loss", "steps", "step", "tokens/s", "MFU live", "MFU sheet", "power", "energy",
-        "CPU", "GPU", "down", "up", "G",
+        "round", "update", "loss", "steps", "step", *_RATES, "CPU", "GPU", "down", "up", "G",
     )  # fmt: skip
     return Table(header, [_device_row(row, notes) for row in rows], notes)
 
@@ -153,11 +160,7 @@ def _device_row(row: DeviceRound, notes: Notes) -> list[Cell]:
         notes.cell(loss, ""),
         Cell(str(record.steps)),
         notes.cell(use.step_s, "s"),
-        notes.cell(use.tokens_per_s, ""),
-        notes.cell(use.mfu_live, "%"),
-        notes.cell(use.mfu_sheet, "%"),
-        notes.cell(use.mean_w, "W"),
-        notes.cell(use.joules, "J"),
+        *_rates(use, notes),
         _load(use.cpu_percent, notes),
         _load(use.gpu_percent, notes),
         Cell(quantity(record.download_bytes, "B"), below=seconds(record.download_s)),

@@ -21,8 +21,9 @@ from edgefed.files import check_private, replace_file
 from edgefed.protocol.messages.claims import Claim
 from edgefed.protocol.topics import check_id
 from edgefed.security import keys, tokens
-from edgefed.security.fleet_directory import CERTIFICATE_FILE, KEY_FILE, FleetDirectory, Issued
+from edgefed.security.fleet_directory import CERTIFICATE_FILE, KEY_FILE, FleetDirectory
 from edgefed.security.identities import Identity
+from edgefed.security.issued import Issued
 from edgefed.security.keys import PublicKey
 from edgefed.security.signing_requests import key_of_request
 from edgefed.security.tokens import TokenFile

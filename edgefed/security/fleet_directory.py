@@ -33,11 +33,12 @@ from edgefed.protocol.topics import check_id
 from edgefed.security import certificates, keys
 from edgefed.security.certificates import Authority
 from edgefed.security.identities import AGGREGATOR, BROKER, Identity
+from edgefed.security.issued import Issued
 from edgefed.security.keys import PublicKey
 from edgefed.security.revocation_lists import make_revocation_list, read_revocation_list
 from edgefed.security.signing_requests import key_of_request
 
-__all__ = ["CA_FILE", "CERTIFICATE_FILE", "CRL_FILE", "KEY_FILE", "FleetDirectory", "Issued", "Lifetimes"]
+__all__ = ["CA_FILE", "CERTIFICATE_FILE", "CRL_FILE", "KEY_FILE", "FleetDirectory", "Lifetimes"]
 
 CA_FILE, CERTIFICATE_FILE, CRL_FILE, KEY_FILE = "ca.pem", "certificate.pem", "crl.pem", "key.pem"
 _PLACES = {"device": "devices", "observer": "observers", "claim": "claims"}
@@ -55,29 +56,6 @@ class Lifetimes:
 
     authority_days: int = 3650
     member_days: int = 365
-
-
-@dataclass(frozen=True, slots=True)
-class Issued:
-    """A certificate that was issued.
-
-    Attributes:
-        identity: whose it is.
-        serial: its number.
-        begins: from when it counts, in UTC.
-        ends: until when.
-        revoked: since when it counts no more; None if it was never taken back.
-    """
-
-    identity: Identity
-    serial: int
-    begins: datetime
-    ends: datetime
-    revoked: datetime | None
-
-    def in_force(self, now: datetime) -> bool:
-        """Whether it counts."""
-        return self.revoked is None and self.begins <= now < self.ends
 
 
 class FleetDirectory:
@@ -133,8 +111,8 @@ class FleetDirectory:
             replace_file(made / "ca" / CA_FILE, [certificates.certificate_pem(authority.certificate)], mode=_PUBLIC)
             new = cls(made)
             new._write_revocation_list(authority, {}, number=1, now=now)
-            new._issue(BROKER, days=lifetimes.member_days, now=now, hosts=hosts)
-            new._issue(AGGREGATOR, days=lifetimes.member_days, now=now)
+            new.enroll(BROKER, days=lifetimes.member_days, now=now, hosts=hosts)
+            new.enroll(AGGREGATOR, days=lifetimes.member_days, now=now)
             made.rename(path)  # all of it or nothing; fails where somebody else was faster
         finally:
             shutil.rmtree(made, ignore_errors=True)
@@ -173,18 +151,7 @@ class FleetDirectory:
             ConfigError: one of the files is damaged.
         """
         revoked, _ = self._revoked()
-        found = []
-        for file in (self.path / "ca" / "issued").glob("*.pem"):
-            certificate = certificates.read_certificate(file.read_bytes(), str(file))
-            found.append(
-                Issued(
-                    Identity.parse(certificates.common_name(certificate)),
-                    certificate.serial_number,
-                    certificate.not_valid_before_utc,
-                    certificate.not_valid_after_utc,
-                    revoked.get(certificate.serial_number),
-                )
-            )
+        found = [Issued.read(file, revoked) for file in (self.path / "ca" / "issued").glob("*.pem")]
         return sorted(found, key=lambda entry: (entry.identity.common_name, entry.serial))
 
     def members(self, now: datetime) -> list[Identity]:
@@ -197,6 +164,7 @@ class FleetDirectory:
         *,
         days: int,
         now: datetime,
+        renew: bool = False,
         request: Path | None = None,
         output: Path | None = None,
         hosts: Sequence[str] = (),
@@ -207,45 +175,35 @@ class FleetDirectory:
             identity: who.
             days: for how long.
             now: in UTC, with its zone.
+            renew: give a member a new key and certificate. What they had before counts until it ends or is revoked, so
+                that they can go on until they have the new one.
             request: a signing request whose key stays where it was made; None makes a key here.
             output: the directory that is written, in place of the fleet's own.
-            hosts: names and addresses under which the broker is reached; for the broker only.
+            hosts: names and addresses under which the broker is reached; for the broker only. A new certificate of its
+                is for the same hosts where none are given.
 
         Raises:
-            ConfigError: they are a member already, or the authority or the request cannot be used.
+            ConfigError: they are a member already, or were never one that is to `renew`, or the authority or the
+                request cannot be used.
             OSError: something cannot be read or written.
         """
         with self.alone():
-            if identity in self.members(now):
+            held = self._held(identity)
+            if renew and not held:
+                raise ConfigError(
+                    f"{identity.common_name} has no certificate to renew: `edgefed fleet enroll` makes one"
+                )
+            if not renew and any(entry.in_force(now) for entry in held):
                 raise ConfigError(
                     f"{identity.common_name} is enrolled already: `edgefed fleet rotate` gives it a new certificate, "
                     "`edgefed fleet revoke` takes back what it has"
                 )
-            return self._issue(identity, days=days, now=now, request=request, output=output, hosts=hosts)
-
-    def rotate(
-        self,
-        identity: Identity,
-        *,
-        days: int,
-        now: datetime,
-        request: Path | None = None,
-        output: Path | None = None,
-        hosts: Sequence[str] = (),
-    ) -> Path:
-        """Gives a member a new key and certificate, and returns the directory with them; see `enroll`.
-
-        What they had before counts until it ends or is revoked, so that they can go on until they have the new one. The
-        broker's new certificate is for the same hosts where none are given.
-        """
-        with self.alone():
-            entries = [entry for entry in self.issued() if entry.identity == identity and entry.revoked is None]
-            if not entries:
-                raise ConfigError(
-                    f"{identity.common_name} has no certificate to renew: `edgefed fleet enroll` makes one"
-                )
-            hosts = hosts or certificates.hosts_of(self.certificate(entries[-1]))
-            return self._issue(identity, days=days, now=now, request=request, output=output, hosts=hosts)
+            if renew and not hosts:
+                hosts = certificates.hosts_of(self.certificate(held[-1]))
+            _check_hosts(identity, hosts)
+            key, secret = _key(identity, request)
+            certificate = self.sign(identity, key, days=days, now=now, hosts=hosts)
+            return self._hand_over(identity, certificate, secret, output)
 
     def revoke(self, identity: Identity, *, now: datetime, superseded_only: bool = False) -> list[int]:
         """Takes certificates back, and returns their serial numbers. Others go by it once they have the new list.
@@ -253,7 +211,7 @@ class FleetDirectory:
         Args:
             identity: whose.
             now: in UTC, with its zone.
-            superseded_only: leave the newest one in force, after `rotate`.
+            superseded_only: leave the newest one in force, after a renewal.
 
         Raises:
             ConfigError: there is nothing to take back.
@@ -261,7 +219,7 @@ class FleetDirectory:
         """
         with self.alone():
             revoked, number = self._revoked()
-            serials = [entry.serial for entry in self.issued() if entry.identity == identity and entry.revoked is None]
+            serials = [entry.serial for entry in self._held(identity)]
             chosen = serials[:-1] if superseded_only else serials
             if not chosen:
                 which = "no certificate but its newest" if superseded_only and serials else "no certificate"
@@ -269,34 +227,6 @@ class FleetDirectory:
             revoked.update(dict.fromkeys(chosen, now))
             self._write_revocation_list(self._authority(), revoked, number=number + 1, now=now)
         return chosen
-
-    def _issue(
-        self,
-        identity: Identity,
-        *,
-        days: int,
-        now: datetime,
-        request: Path | None = None,
-        output: Path | None = None,
-        hosts: Sequence[str] = (),
-    ) -> Path:
-        if hosts and identity != BROKER:
-            raise ConfigError(f"hosts are for the certificate of {BROKER.common_name}, not of {identity.common_name}")
-        if not hosts and identity == BROKER:
-            raise ConfigError("under which name or address do the devices reach the broker? Give at least one")
-        public, secret = _key(identity, request)
-        certificate = self.sign(identity, public, days=days, now=now, hosts=hosts)
-        place = output or self.place(identity)
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if secret:
-            replace_file(place / KEY_FILE, [secret], mode=_SECRET)
-        elif output is None:
-            (place / KEY_FILE).unlink(missing_ok=True)  # of an earlier certificate: it does not belong to this one
-        replace_file(place / CERTIFICATE_FILE, [certificates.certificate_pem(certificate)], mode=_PUBLIC)
-        replace_file(place / CA_FILE, [self.ca_file.read_bytes()], mode=_PUBLIC)
-        if identity == AGGREGATOR:
-            replace_file(place / CRL_FILE, [self.revocation_list.read_bytes()], mode=_PUBLIC)
-        return place
 
     def sign(
         self, identity: Identity, key: PublicKey, *, days: int, now: datetime, hosts: Sequence[str] = ()
@@ -327,6 +257,24 @@ class FleetDirectory:
         file = self._record(entry.serial)
         return certificates.read_certificate(file.read_bytes(), str(file))
 
+    def _held(self, identity: Identity) -> list[Issued]:
+        """Returns the certificates of somebody that were not taken back, the newest last."""
+        return [entry for entry in self.issued() if entry.identity == identity and entry.revoked is None]
+
+    def _hand_over(self, identity: Identity, certificate: x509.Certificate, secret: bytes, output: Path | None) -> Path:
+        """Writes what somebody needs, and returns the directory."""
+        place = output or self.place(identity)
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if secret:
+            replace_file(place / KEY_FILE, [secret], mode=_SECRET)
+        elif output is None:
+            (place / KEY_FILE).unlink(missing_ok=True)  # of an earlier certificate: it does not belong to this one
+        replace_file(place / CERTIFICATE_FILE, [certificates.certificate_pem(certificate)], mode=_PUBLIC)
+        replace_file(place / CA_FILE, [self.ca_file.read_bytes()], mode=_PUBLIC)
+        if identity == AGGREGATOR:
+            replace_file(place / CRL_FILE, [self.revocation_list.read_bytes()], mode=_PUBLIC)
+        return place
+
     def _record(self, serial: int) -> Path:
         return self.path / "ca" / "issued" / f"{serial:040x}.pem"
 
@@ -354,6 +302,13 @@ class FleetDirectory:
         replace_file(self.revocation_list, [made], mode=_PUBLIC)
         if self.place(AGGREGATOR).is_dir():
             replace_file(self.place(AGGREGATOR) / CRL_FILE, [made], mode=_PUBLIC)
+
+
+def _check_hosts(identity: Identity, hosts: Sequence[str]) -> None:
+    if hosts and identity != BROKER:
+        raise ConfigError(f"hosts are for the certificate of {BROKER.common_name}, not of {identity.common_name}")
+    if not hosts and identity == BROKER:
+        raise ConfigError("under which name or address do the devices reach the broker? Give at least one")
 
 
 def _key(identity: Identity, request: Path | None) -> tuple[PublicKey, bytes]:

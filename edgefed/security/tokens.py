@@ -26,6 +26,7 @@ from edgefed.errors import ConfigError
 from edgefed.files import check_private, sync_directory
 from edgefed.protocol.messages.claims import Claim
 from edgefed.protocol.topics import check_id
+from edgefed.security.certificates import read_certificate
 
 __all__ = [
     "TokenFile", "check_pattern", "is_proven", "make_claim", "matches", "new_secret", "read_token", "request_id",
@@ -195,6 +196,7 @@ def read_token(path: Path) -> TokenFile:
         raise ConfigError(f"{path}: not a file that `edgefed fleet token` has made: {kind}") from None
     if document.version != 1 or len(secret) != _SECRET_BYTES:
         raise ConfigError(f"{path}: made by another version of edgefed, or damaged; ask for a new token")
+    read_certificate(document.ca.encode(), f"{path}: the fleet's authority in it")
     return TokenFile(
         fleet=check_id(document.fleet, f"{path}: fleet name"),
         claim=check_id(document.claim, f"{path}: claim name"),

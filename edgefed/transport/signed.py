@@ -36,11 +36,18 @@ class Seal(Protocol):
 
 
 class SignedTransport:
-    """A ``Transport`` over another one. Of what the seal does not let through nobody hears more than why."""
+    """A ``Transport`` over another one. Of what the seal does not let through nobody hears more than why.
 
-    def __init__(self, inner: Transport, seal: Seal) -> None:
+    Args:
+        inner: carries the messages.
+        seal: signs and checks them.
+        log_level: at which each that is not listened to is logged; lower for who shows the ``Distrusted`` anyway.
+    """
+
+    def __init__(self, inner: Transport, seal: Seal, *, log_level: int = logging.WARNING) -> None:
         self._inner = inner
         self._seal = seal
+        self._log_level = log_level
 
     @property
     def max_payload_bytes(self) -> int:
@@ -70,7 +77,7 @@ class SignedTransport:
             try:
                 said = self._seal.incoming(event.topic, event.payload)
             except MessageError as error:
-                _log.warning("a message on %s is not listened to: %s", event.topic, error)
+                _log.log(self._log_level, "a message on %s is not listened to: %s", event.topic, error)
                 yield Distrusted(event.topic, str(error), isinstance(error, Outdated))
                 continue
             yield Message(event.topic, said, event.retained)
@@ -85,9 +92,9 @@ class SignedTransport:
             self._seal.close()
 
 
-def signed_as_told(transport: Transport, seal: Seal | None) -> Transport:
-    """Returns the transport behind a seal; the transport itself where there is none."""
-    return transport if seal is None else SignedTransport(transport, seal)
+def signed_as_told(transport: Transport, seal: Seal | None, *, log_level: int = logging.WARNING) -> Transport:
+    """Returns the transport behind a seal, see ``SignedTransport``; the transport itself where there is none."""
+    return transport if seal is None else SignedTransport(transport, seal, log_level=log_level)
 
 
 def will_as_told(will: Will, seal: Seal | None) -> Will:

@@ -141,6 +141,7 @@ def test_certificates_stand_beside(edgefed: Run, run: Path, tmp_path: Path) -> N
     assert listed["board-9"]["status"] == ""
     done = edgefed("fleet", "remove", "board-1", "--run", run, "--fleet", kitchen, "--revoke", "--yes")
     assert (done.code, "revoked" in done.err) == (0, True)
+    assert f"an aggregator on another machine has to get {kitchen / 'aggregator' / 'crl.pem'}" in done.err
     document = json.loads(edgefed("fleet", "list", "--run", run, "-f", kitchen, "--all", "--json").out)
     assert document["fleet"] == "kitchen"
     assert {one["device"]: (one["certificate"] or {}).get("state") for one in document["devices"]} == {

@@ -113,9 +113,23 @@ def test_what_devices_say_is_only_text(tmp_path: Path) -> None:
     assert all(line.isprintable() for line in describe_refusals(state))
 
 
-def test_what_is_left_aside_is_said() -> None:
+def test_what_is_left_aside_is_said_once_for_each_author_and_reason() -> None:
     view = FleetView("barn")
-    topic = view.topics.device("a", "state")
-    view.distrusted[topic] = "it is not signed, and only a may say that"
-    assert view.describe_distrusted() == [f"left aside on {topic}: it is not signed, and only a may say that"]
-    assert view.as_json()["distrusted"] == {topic: "it is not signed, and only a may say that"}
+    profile, state, other = (view.topics.device(*at) for at in (("a", "profile"), ("a", "state"), ("b", "state")))
+    view.distrusted = {
+        state: "it was revoked",
+        other: "it was revoked",
+        profile: "it was revoked",
+        view.topics.aggregator_state: "it is not signed",
+    }
+    assert view.describe_distrusted() == [
+        "left aside the state of the aggregator: it is not signed",
+        "left aside the profile and the state of a: it was revoked",
+        "left aside the state of b: it was revoked",
+    ]
+    view.distrusted[state] = "it is not signed"
+    assert view.describe_distrusted()[1:3] == [
+        "left aside the profile of a: it was revoked",
+        "left aside the state of a: it is not signed",
+    ]
+    assert view.as_json()["distrusted"] == dict(sorted(view.distrusted.items()))

@@ -248,7 +248,7 @@ def test_a_broker_whose_certificate_does_not_count_yet(board: MakeBoard, look: L
     made = Secured(tmp_path)
     place = made.enroll(BOARD)
     tomorrow = now() + timedelta(days=1)
-    made.fleet.rotate(BROKER, days=30, now=tomorrow)
+    made.fleet.enroll(BROKER, days=30, now=tomorrow, renew=True)
     # Written by somebody whose clock is a day ahead; Mosquitto itself does not look.
     options = MosquittoOptions(installed_at=made.files, bind="127.0.0.1", port=made.port)
     write_mosquitto(made.fleet, made.files, options, tomorrow)

@@ -133,6 +133,14 @@ def test_a_flashed_token_makes_the_board_a_device_once(
     assert log.read_text().count("asks fleet") == 2, "not once more"
     assert not claim.exists()
 
+    claim.write_bytes((tmp_path / "board.token").read_bytes()[:-40])  # and as if the power had damaged the file
+    claim.chmod(0o600)
+    before = log.read_text()
+    with running(log, *start_command(root)):
+        wait_for(lambda: "connected to the broker" in log.read_text().removeprefix(before), log)
+    assert f"{BOARD} is enrolled already, and the token of no use any more: {claim}: not a file" in log.read_text()
+    assert not claim.exists()
+
 
 def test_a_token_of_another_fleet_is_not_taken_for_used(
     secured: Secured, rootfs: Rootfs, wheelhouse: Path, tmp_path: Path

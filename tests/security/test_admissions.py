@@ -293,7 +293,7 @@ def test_token_files_that_cannot_be_used(admissions: Admissions, tmp_path: Path)
     path.chmod(0o600)
     for damaged in (
         whole[:-40], "{}", whole.replace(token.secret.hex(), "zz"), whole.replace(token.secret.hex(), "00"),
-        whole.replace('"version": 1', '"version": 2'),
+        whole.replace('"version": 1', '"version": 2'), whole.replace("-BEGIN CERTIFICATE-", "-", 1),
     ):  # fmt: skip
         path.write_text(damaged)
         with pytest.raises(ConfigError) as refused:

@@ -311,7 +311,9 @@ def made_by_a_member(tmp_path: Path, secured: Secured) -> Path:
     """Returns a certificate for the aggregator that a device has signed, with the device's own behind it."""
     signing = ec.generate_private_key(ec.SECP256R1())
     (tmp_path / "mine.csr").write_bytes(make_request(signing, MALLORY))
-    place = secured.fleet.rotate(MALLORY, days=9, now=now(), request=tmp_path / "mine.csr", output=tmp_path / "mine")
+    place = secured.fleet.enroll(
+        MALLORY, days=9, now=now(), renew=True, request=tmp_path / "mine.csr", output=tmp_path / "mine"
+    )
     mine = certificates.Authority(certificates.read_certificate((place / "certificate.pem").read_bytes(), ""), signing)
     key = keys.new_key("device")
     made = certificates.issue(mine, AGGREGATOR, key.public_key(), days=1, now=now())

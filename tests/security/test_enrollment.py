@@ -166,6 +166,21 @@ async def test_a_board_whose_certificate_has_ended_asks_anew_with_another_token(
     assert not is_enrolled(options)
 
 
+async def test_a_certificate_without_its_key_is_asked_for_anew(secured: Secured, tmp_path: Path) -> None:
+    options = board(secured, tmp_path, "kiln-2")
+    async with admitting(secured):
+        await enroll(options, token_for(secured, "kiln-2"))
+    file = tmp_path / "secrets" / "key.pem"
+    own = file.read_bytes()
+    for other in (keys.key_pem(keys.new_key("device")), b"damaged"):
+        file.write_bytes(other)
+        assert not is_enrolled(options)
+    file.unlink()
+    assert not is_enrolled(options)
+    file.write_bytes(own)
+    assert is_enrolled(options)
+
+
 async def test_nothing_of_the_token_or_the_key_travels_or_is_logged(
     secured: Secured, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -92,7 +92,7 @@ def test_a_key_that_was_made_elsewhere_stays_there(fleet: FleetDirectory, tmp_pa
 
 def test_rotation_keeps_the_old_one_good_until_it_is_revoked(fleet: FleetDirectory) -> None:
     old = serial(fleet.enroll(DEVICE, days=365, now=NOW))
-    place = fleet.rotate(DEVICE, days=365, now=LATER)
+    place = fleet.enroll(DEVICE, days=365, now=LATER, renew=True)
     new = serial(place)
     assert [entry.serial for entry in fleet.issued() if entry.in_force(LATER) and entry.identity == DEVICE] == [
         old,
@@ -108,11 +108,12 @@ def test_a_key_of_an_earlier_certificate_is_not_left_beside_the_new_one(fleet: F
     fleet.enroll(DEVICE, days=365, now=NOW)
     request = tmp_path / "board.csr"
     request.write_bytes(make_request(keys.new_key("device"), DEVICE))
-    assert set(modes(fleet.rotate(DEVICE, days=365, now=LATER, request=request))) == {"certificate.pem", "ca.pem"}
+    place = fleet.enroll(DEVICE, days=365, now=LATER, renew=True, request=request)
+    assert set(modes(place)) == {"certificate.pem", "ca.pem"}
 
 
 def test_the_brokers_new_certificate_is_for_the_same_hosts(fleet: FleetDirectory) -> None:
-    place = fleet.rotate(BROKER, days=30, now=LATER)
+    place = fleet.enroll(BROKER, days=30, now=LATER, renew=True)
     made = certificates.read_certificate((place / "certificate.pem").read_bytes(), "")
     assert certificates.hosts_of(made) == ("broker",)
 
@@ -124,7 +125,7 @@ def test_who_was_revoked_may_be_enrolled_again(fleet: FleetDirectory) -> None:
     with pytest.raises(ConfigError, match="board-07 has no certificate that could be taken back"):
         fleet.revoke(DEVICE, now=LATER)
     with pytest.raises(ConfigError, match="no certificate to renew"):
-        fleet.rotate(DEVICE, days=365, now=LATER)
+        fleet.enroll(DEVICE, days=365, now=LATER, renew=True)
     fleet.enroll(DEVICE, days=365, now=LATER)
     assert DEVICE in fleet.members(LATER)
     entries = [entry for entry in fleet.issued() if entry.identity == DEVICE]
@@ -134,7 +135,7 @@ def test_who_was_revoked_may_be_enrolled_again(fleet: FleetDirectory) -> None:
 def test_who_has_expired_is_no_member_and_may_rotate(fleet: FleetDirectory) -> None:
     fleet.enroll(DEVICE, days=10, now=NOW)
     assert DEVICE not in fleet.members(LATER)
-    fleet.rotate(DEVICE, days=10, now=LATER)
+    fleet.enroll(DEVICE, days=10, now=LATER, renew=True)
     assert DEVICE in fleet.members(LATER)
 
 

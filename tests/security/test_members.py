@@ -17,8 +17,11 @@ import pytest
 
 from edgefed.protocol.messages.retained import DeviceState
 from edgefed.protocol.messages.wire import encode
+from edgefed.protocol.topics import Topics
+from edgefed.security.authorship import read_authorship
 from edgefed.security.broker_password import LOCAL_AGGREGATOR, PASSWORD_FILE, broker_password
 from edgefed.security.identities import AGGREGATOR, Identity
+from edgefed.transport.signed import SignedTransport
 from tests.security.secured import NAME, Secured, device, now, tls
 
 pytestmark = pytest.mark.broker
@@ -151,6 +154,45 @@ def test_the_states_of_a_signed_agent_are_its_own_to_the_last(secured: Secured, 
     document = status()
     assert document["devices"] == {}
     assert document["distrusted"] == {topic: "it is not signed, and only board-07 may say that"}
+
+
+def test_of_a_device_that_was_revoked_status_says_so_once(secured: Secured, tmp_path: Path) -> None:
+    """Though the broker keeps its state and its profile, each with its signature."""
+    config = configure(secured, tmp_path, "board-07", secured.fleet.place(device("board-07")))
+    crl = secured.fleet.revocation_list
+    config.write_text(config.read_text().replace("[data]", f'signed = true\ntls_crl = "{crl}"\n[data]'))
+
+    async def say() -> None:
+        place = secured.fleet.place(device("board-07"))
+        seal = read_authorship(
+            Topics(NAME),
+            device("board-07"),
+            tmp_path / "memory",
+            ca=place / "ca.pem",
+            certificate=place / "certificate.pem",
+            key=place / "key.pem",
+        )
+        async with secured.connect(device("board-07")) as connected:
+            transport = SignedTransport(connected, seal)
+            for channel in ("state", "profile"):
+                state = encode(DeviceState(status="ready", instance="x"))
+                await transport.publish(Topics(NAME).device("board-07", channel), state, retain=True)
+
+    asyncio.run(say())
+    secured.fleet.revoke(device("board-07"), now=now())
+    looking = ["--config", config, "--identity", secured.fleet.place(Identity("observer", "desk")), "--wait-s", 0.5]
+    deadline_s = time.monotonic() + PATIENCE_S
+
+    def told(*options: str) -> str:
+        while True:
+            shown = edgefed(*options, "status", *looking)
+            assert shown.returncode == 0, shown.stderr
+            if "left aside the profile and the state of board-07: it is signed with a certificate" in shown.stderr:
+                return shown.stderr
+            assert time.monotonic() < deadline_s, shown.stderr
+
+    assert told().count("was revoked") == 1
+    assert told("-v").count("was revoked") == 3  # and of each message, for who wants to know
 
 
 @pytest.mark.parametrize("wrong", ["mode", "revoked"])

@@ -47,7 +47,7 @@ def test_a_revoked_signer_is_refused_as_soon_as_the_list_says_so(fleet: FleetDir
 def test_a_new_certificate_of_the_same_device_counts(fleet: FleetDirectory) -> None:
     verifier = read_verifier(fleet.ca_file, fleet.revocation_list)
     old = signer_of(fleet.place(BOARD)).sign(TOPIC, b'{"a":1}', 1.8e9)
-    place = fleet.rotate(BOARD, days=30, now=now())
+    place = fleet.enroll(BOARD, days=30, now=now(), renew=True)
     fleet.revoke(BOARD, now=now(), superseded_only=True)
     assert verifier.verify(TOPIC, signer_of(place).sign(TOPIC, b'{"a":1}', 1.8e9), BOARD, now().timestamp())
     with pytest.raises(MessageError, match="was revoked"):
@@ -107,7 +107,7 @@ def test_the_aggregator_gets_every_list(fleet: FleetDirectory, tmp_path: Path) -
     (serial,) = fleet.revoke(BOARD, now=now())
     authority = certificates.read_certificate((place / "ca.pem").read_bytes(), "")
     assert Revocations(place / "crl.pem", authority).since(serial) is not None
-    elsewhere = fleet.rotate(AGGREGATOR, days=30, now=now(), output=tmp_path / "elsewhere")
+    elsewhere = fleet.enroll(AGGREGATOR, days=30, now=now(), renew=True, output=tmp_path / "elsewhere")
     assert Revocations(elsewhere / "crl.pem", authority).since(serial) is not None
     assert not (fleet.place(BOARD) / "crl.pem").exists()
 
