@@ -7,7 +7,6 @@ left behind is delivered before anything new is begun.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from edgefed.agent.board_keeper import Yardstick
 from edgefed.agent.downloads import Downloads, Fetched
 from edgefed.agent.eligibility import Guard
 from edgefed.agent.frames import Finished, Prepare, Prepared
+from edgefed.agent.joining import Joining, NotSelected
 from edgefed.agent.neighbours import count_other_agents, tell_whose_energy
 from edgefed.agent.options import AgentOptions
 from edgefed.agent.plan import CannotTakePart, parts_to_fetch
@@ -49,19 +49,13 @@ from edgefed.protocol.tasks import Quantization
 from edgefed.protocol.topics import Topics
 from edgefed.training.round_work import RoundWork
 from edgefed.transport.base import Transport
-from edgefed.waiting import wait_at_most
 
 __all__ = ["Participation"]
 
 _log = logging.getLogger(__name__)
 
-_JOIN_PATIENCE_S = 15.0
 _MOST_PLANS = 8
 """Plans that are tried in one round, each a notch below the one that ran out of memory."""
-
-
-class _NotSelected(Exception):
-    """The aggregator refused this device for the round, or for good; the message says why."""
 
 
 class Participation:
@@ -109,7 +103,7 @@ class Participation:
         self._room = Room(transport, presence, board, state.path, state.parts)
         self._downloads = Downloads(transport, topics, self._send, state.parts)
         self._uploads = Uploads(transport, self._up, self._send)
-        self._answers: asyncio.Queue[Accepted | Refused | None] = asyncio.Queue()
+        self._joining = Joining(self._send)
         self._done: set[tuple[str, int, str]] = set()  # with the kind: a last look may be followed by more rounds
         self._work_times = WorkTimes()
 
@@ -118,7 +112,7 @@ class Participation:
     def hear(self, message: RoundAnswer) -> None:
         """Takes what the aggregator says to this device."""
         if isinstance(message, Accepted | Refused):
-            self._answers.put_nowait(message)
+            self._joining.hear(message)
         else:
             self._uploads.hear(message)
 
@@ -137,7 +131,7 @@ class Participation:
 
     def say_again(self) -> None:
         """The open round was announced again: a restarted aggregator does not know who asked to join, or offered."""
-        self._answers.put_nowait(None)
+        self._joining.ask_again()
         self._uploads.ask_again()
 
     async def _send(self, message: UpMessage) -> None:
@@ -155,7 +149,7 @@ class Participation:
             note = self._board.why_held(announced.run)
         except RoundIsOver as over:
             note = str(over)
-        except _NotSelected as refusal:
+        except NotSelected as refusal:
             note = f"round {announced.round}: {refusal}"
         except OutOfTime as reason:  # not done with the round: announced again, it has a new deadline
             note = f"round {announced.round}: {reason}"
@@ -258,24 +252,7 @@ class Participation:
             model=announced.model.name,
             examples=prepared.training_set.examples,
         )
-        while not self._answers.empty():
-            self._answers.get_nowait()  # of before
-        while True:
-            await self._send(join)
-            answer = None
-            with contextlib.suppress(asyncio.TimeoutError):
-                answer = await wait_at_most(self._answer_to(announced), _JOIN_PATIENCE_S)
-            if isinstance(answer, Refused):
-                raise _NotSelected(answer.reason)
-            if answer is not None:
-                return answer.remaining_s
-
-    async def _answer_to(self, announced: RoundOpen) -> Accepted | Refused | None:
-        """Returns the aggregator's answer, or None when it should be asked again."""
-        while True:
-            answer = await self._answers.get()
-            if answer is None or (answer.run, answer.round) == (announced.run, announced.round):
-                return answer
+        return await self._joining.join(join)
 
     async def _work(self, announced: RoundOpen, plan: Plan, fetched: Fetched) -> Finished:
         work = RoundWork(

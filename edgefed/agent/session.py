@@ -22,6 +22,7 @@ from edgefed.transport.base import Message
 from edgefed.transport.mqtt import connect_mqtt
 from edgefed.transport.options import guarded_client_id
 from edgefed.transport.signed import signed_as_told, will_as_told
+from edgefed.updates.health import HealthFile
 from edgefed.updates.places import Home, own_home
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ async def run_agent(
     if not any((root / name).is_dir() for name in ("proc", "sys")):
         raise ConfigError(f"root: there is neither proc nor sys in {root}: name the directory that they are mounted in")
     state = StateDirectory(Path(options.state))
+    health = HealthFile(state.path)
+    health.started()  # whoever watches sees that it runs, also where no broker answers
     worker = worker or WorkerProcess(silence_s=options.worker.silence_s)
     presence = Presence(Topics(options.fleet), options.device)
     # Each process its own client id and no session at the broker: whatever was missed is asked for again, and nothing
@@ -80,6 +83,7 @@ async def run_agent(
                 state,
                 worker,
                 instruments,
+                health,
                 home=home or own_home(),
                 leave_when_finished=once,
             )

@@ -58,6 +58,7 @@ class Supervisor:
         state: where things are kept.
         worker: who trains.
         instruments: the machine's sensors.
+        health: where it is shown whether there is a connection.
         home: where this agent is installed; None where no installer looks after it.
         leave_when_finished: return from `run` once the federation is over, instead of waiting for the next one.
     """
@@ -70,6 +71,7 @@ class Supervisor:
         state: StateDirectory,
         worker: WorkerProcess,
         instruments: Instruments,
+        health: HealthFile,
         *,
         home: Home | None = None,
         leave_when_finished: bool = False,
@@ -81,7 +83,7 @@ class Supervisor:
         self._state = state
         self._worker = worker
         self._instruments = instruments
-        self._health = HealthFile(state.path)
+        self._health = health
         self._leave_when_finished = leave_when_finished
         self._board = Announcements()
         self._network = NetworkProbe(transport, self._topics, options.device)
@@ -112,7 +114,6 @@ class Supervisor:
             DeviceIdTaken: another live agent uses this device id.
             TransportError: the broker refuses what the agent needs.
         """
-        self._health.started()
         reader = asyncio.create_task(self._read(), name="read")
         rounds = asyncio.create_task(self._take_part_in_rounds(), name="rounds")
         try:

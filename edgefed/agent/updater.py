@@ -104,7 +104,7 @@ class Updater:
 
     def begin(self) -> None:
         """Goes on waiting for the installer, where an earlier agent has handed it a bundle."""
-        if self._kept is not None and self._kept.state.state == "delivered":
+        if self._following is None and self._kept is not None and self._kept.state.state == "delivered":
             self._begin(self._await_result(self._kept))
 
     def hear(self, offer: ReleaseOffered) -> None:
@@ -115,7 +115,7 @@ class Updater:
         if known and under_way:
             return
         if known and kept is not None and kept.state.state != "fetching":
-            self._begin(self._publish())
+            self._begin(self._say_again(kept))
             return
         if earlier is not None:
             earlier.cancel()
@@ -231,6 +231,12 @@ class Updater:
                 return
             self._hand_over_again(kept.offer)
             await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def _say_again(self, kept: _Kept) -> None:
+        """Says what has become of an offer; where that is still to come, waiting for it went wrong, and begins anew."""
+        await self._publish()
+        if kept.state.state == "delivered":
+            await self._await_result(kept)
 
     def _hand_over_again(self, offer: ReleaseOffered) -> None:
         """Moves a bundle that lay checked when the agent was ended between its word and its deed."""

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeAlias
 
 from edgefed.protocol.chunks import Ranges
 from edgefed.protocol.messages.down import Acknowledged, UploadGrant, UploadProgress
@@ -23,6 +24,9 @@ _FIRST_PATIENCE_S = 5.0
 _LONGEST_PATIENCE_S = 60.0
 _CHUNKS_IN_FLIGHT = 8
 
+_News: TypeAlias = "UploadGrant | UploadProgress | Acknowledged | None"
+"""What the aggregator says of an upload; None: it is time to offer again."""
+
 
 class Uploads:
     """The answer that this device is delivering at the moment; one at a time."""
@@ -31,7 +35,7 @@ class Uploads:
         self._transport = transport
         self._topic = topic
         self._send = send
-        self._news: asyncio.Queue[UploadGrant | UploadProgress | Acknowledged | None] = asyncio.Queue()
+        self._news: asyncio.Queue[_News] | None = None  # while something is being delivered
         self._credit: Credit | None = None
         self._sending = ""
         self._sender: asyncio.Task[None] | None = None
@@ -41,7 +45,7 @@ class Uploads:
         """Takes what the aggregator says about an upload."""
         if isinstance(message, UploadProgress) and self._credit is not None and message.sha256 == self._sending:
             self._credit.confirm(message.received_bytes)
-        self._news.put_nowait(message)
+        self._tell(message)
 
     def interrupt(self) -> None:
         """The connection is gone: nothing is sent again unasked, since the receiver will say what it has."""
@@ -51,7 +55,11 @@ class Uploads:
 
     def ask_again(self) -> None:
         """After a reconnect: what was said meanwhile may be lost, so offer again at once."""
-        self._news.put_nowait(None)
+        self._tell(None)
+
+    def _tell(self, news: _News) -> None:
+        if self._news is not None:
+            self._news.put_nowait(news)
 
     async def deliver(self, offer: UpdateOffer | EvaluationReport, path: Path | None) -> Acknowledged:
         """Returns the aggregator's final word on an answer. Waits for as long as it takes: the caller bounds it.
@@ -61,12 +69,15 @@ class Uploads:
             path: the update's file; None for an evaluation.
         """
         sha256 = offer.sha256 if isinstance(offer, UpdateOffer) else ""
+        about = (offer.run, offer.round, sha256)
         patience_s = _FIRST_PATIENCE_S
-        await self._send(offer)
+        news: asyncio.Queue[_News] = asyncio.Queue()
+        self._news = news
         try:
+            await self._send(offer)
             while True:
-                message = await self._next(patience_s)
-                if isinstance(message, Acknowledged) and (message.round, message.sha256) == (offer.round, sha256):
+                message = await _next(news, patience_s)
+                if isinstance(message, Acknowledged) and (message.run, message.round, message.sha256) == about:
                     return message
                 if isinstance(message, UploadGrant) and message.sha256 == sha256 and path is not None:
                     await self._end_sender()
@@ -78,6 +89,7 @@ class Uploads:
                 if silent and (self._sender is None or self._sender.done()):
                     await self._send(offer)
         finally:
+            self._news = None
             await self._end_sender()
 
     async def _end_sender(self) -> None:
@@ -89,12 +101,6 @@ class Uploads:
         (outcome,) = await asyncio.gather(sender, return_exceptions=True)
         if isinstance(outcome, Exception):
             _log.warning("sending an update was interrupted: %s", outcome)
-
-    async def _next(self, patience_s: float) -> UploadGrant | UploadProgress | Acknowledged | None:
-        """Returns the next word from the aggregator, or None when it is time to offer again."""
-        with contextlib.suppress(asyncio.TimeoutError):
-            return await wait_at_most(self._news.get(), patience_s)
-        return None
 
     async def _send_file(self, grant: UploadGrant, path: Path) -> None:
         missing = Ranges(grant.missing)
@@ -115,3 +121,10 @@ class Uploads:
             window=_CHUNKS_IN_FLIGHT,
             credit=self._credit,
         )
+
+
+async def _next(news: asyncio.Queue[_News], patience_s: float) -> _News:
+    """Returns the next word from the aggregator, or None when it is time to offer again."""
+    with contextlib.suppress(asyncio.TimeoutError):
+        return await wait_at_most(news.get(), patience_s)
+    return None

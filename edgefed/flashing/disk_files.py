@@ -162,10 +162,18 @@ def _write_sparse(source: _Readable, target: BinaryIO, compressed: BinaryIO, pro
     position, read_before = 0, 0
     while piece := source.read(_PIECE_BYTES):
         if piece != zeros[: len(piece)]:
-            os.pwrite(target.fileno(), piece, position)
+            _write_whole(target, piece, position)
             _start_writing(target, position, len(piece))
         position += len(piece)
         read_now = os.lseek(compressed.fileno(), 0, os.SEEK_CUR)  # shared with the program that unpacks
         progress(read_now - read_before)
         read_before = read_now
     os.ftruncate(target.fileno(), position)
+
+
+def _write_whole(target: BinaryIO, piece: bytes, position: int) -> None:
+    """Writes a piece to its end: a disk that has room for a part of it takes that, and says so only the next time."""
+    left = memoryview(piece)
+    while left:
+        written = os.pwrite(target.fileno(), left, position)
+        left, position = left[written:], position + written

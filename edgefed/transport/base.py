@@ -147,10 +147,12 @@ class Transport(Protocol):
         ...
 
     async def unsubscribe(self, topic_filter: str) -> None:
-        """Undo ``subscribe``; returns once the broker has confirmed.
+        """Undo ``subscribe``; returns once the broker has confirmed, and at once where there is no connection.
+
+        The next connection begins without it then: whoever gives something up waits for no broker to come back.
 
         Raises:
-            Disconnected: The transport was closed meanwhile.
+            Disconnected: The transport is closed.
         """
         ...
 

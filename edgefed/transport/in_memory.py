@@ -232,7 +232,8 @@ class InMemoryTransport:
 
     async def unsubscribe(self, topic_filter: str) -> None:
         """See ``Transport.unsubscribe``."""
-        await self._ready()
+        if self._closed:
+            await self._ready()
         self._session.subscriptions.pop(topic_filter, None)
 
     async def events(self) -> AsyncIterator[Event]:

@@ -84,6 +84,7 @@ class MqttTransport:
         self._connection: MqttConnection | None = None
         self._changed = asyncio.Event()  # set while connected, and for good once closed
         self._subscriptions: dict[str, None] = {}
+        self._unwanted: dict[str, None] = {}  # that a broker which has kept our session may still hold us to
         self._inbox = MqttInbox()
         self._closed = False
         self._keeper: asyncio.Task[None] | None = None
@@ -116,15 +117,18 @@ class MqttTransport:
                 with self._explained():
                     await connection.subscribe(topic_filter)
                 self._subscriptions[topic_filter] = None
+                self._unwanted.pop(topic_filter, None)
                 return
 
     async def unsubscribe(self, topic_filter: str) -> None:
         """See ``Transport.unsubscribe``."""
         self._subscriptions.pop(topic_filter, None)
-        while True:
+        self._unwanted[topic_filter] = None
+        if self._closed or self._live() is not None:
             connection = await self._ready()
             with contextlib.suppress(ConnectionEnded):
-                return await connection.unsubscribe(topic_filter)
+                await connection.unsubscribe(topic_filter)
+                self._unwanted.pop(topic_filter, None)
 
     async def events(self) -> AsyncIterator[Event]:
         """See ``Transport.events``."""
@@ -193,10 +197,14 @@ class MqttTransport:
         while True:
             if self._closed:
                 raise Disconnected(f"the connection to {self._options.address} was closed")
-            if self._connection is not None and not self._connection.ended.done():
-                return self._connection
+            if (connection := self._live()) is not None:
+                return connection
             self._changed.clear()
             await self._changed.wait()
+
+    def _live(self) -> MqttConnection | None:
+        connection = self._connection
+        return connection if connection is not None and not connection.ended.done() else None
 
     # ------------------------------------------------------------------ keeping the connection
 
@@ -248,13 +256,16 @@ class MqttTransport:
             await self._sleep(delay_s)
 
     async def _connect(self) -> MqttConnection:
-        """Return a connection with all subscriptions in force."""
+        """Return a connection with all subscriptions in force, and no other."""
         address = self._options.address
         try:
             connection = await self._open()
             try:
                 for topic_filter in list(self._subscriptions):
                     await connection.subscribe(topic_filter)
+                while topic_filter := next(iter(self._unwanted), ""):
+                    await connection.unsubscribe(topic_filter)
+                    self._unwanted.pop(topic_filter)
             except BaseException:
                 connection.abort("could not subscribe again")
                 raise

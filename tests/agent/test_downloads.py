@@ -30,7 +30,7 @@ class Desk:
     def __init__(self, directory: Path, *, window_bytes: int | None, gives_way: Callable[[], bool]) -> None:
         blob = directory / "blob"
         blob.write_bytes(BLOB)
-        broker = InMemoryBroker()
+        self.broker = broker = InMemoryBroker()
         self.device = broker.connect("device")
         self.broadcast = Broadcast(
             broker.connect("aggregator"), TOPICS, chunk_bytes=CHUNK_BYTES, settle_s=0.0, gives_way=gives_way
@@ -113,3 +113,14 @@ async def test_what_was_begun_is_gone_on_with(tmp_path: Path) -> None:
     assert fetched.paths[0].read_bytes() == BLOB
     assert here.asked[1].total_bytes <= len(BLOB) - 20 * CHUNK_BYTES
     assert held > 0
+
+
+async def test_one_who_is_told_to_stop_while_the_broker_is_away_stops(tmp_path: Path) -> None:
+    async with desk(tmp_path, gives_way=lambda: True) as here:
+        fetching = asyncio.ensure_future(here.downloads.fetch("run", [PART]))
+        while not here.asked:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        here.broker.drop("device")
+        fetching.cancel()
+        await asyncio.wait({fetching}, timeout=10)
+        assert fetching.cancelled()

@@ -148,6 +148,22 @@ async def test_a_new_agent_says_what_came_of_what_the_old_one_handed_over(
     assert await agent.says("installed") == ""
 
 
+async def test_what_was_handed_over_is_waited_for_again_after_the_wait_went_wrong(
+    tmp_path: Path, home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    updates = tmp_path / "state" / "updates"
+    updates.mkdir(parents=True)
+    state = {"rollout": "wish", "bundle": OFFER.sha256, "name": "spring", "number": 7, "state": "delivered"}
+    (updates / "offer.json").write_bytes(msgspec.json.encode({"offer": msgspec.to_builtins(OFFER), "state": state}))
+    home.record.write_text("{")
+    agent = Agent(tmp_path, home=home)
+    agent.updater.begin()
+    await agent.until(lambda: "record.json cannot be read" in caplog.text)
+    write_record(home, Record(result=result("installed")))
+    agent.updater.hear(OFFER)
+    assert await agent.says("installed") == ""
+
+
 async def test_a_later_offer_takes_the_place_of_an_earlier_one(tmp_path: Path, home: Home) -> None:
     agent = Agent(tmp_path, home=home)
     agent.updater.hear(OFFER)

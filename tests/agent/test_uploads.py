@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from edgefed.agent.uploads import Uploads
 from edgefed.protocol.chunks import decode_chunk
 from edgefed.protocol.messages.down import Acknowledged, UploadGrant
 from edgefed.protocol.messages.manifest import Plan
-from edgefed.protocol.messages.up import UpdateOffer, UpMessage
+from edgefed.protocol.messages.up import EvaluationReport, UpdateOffer, UpMessage
 from edgefed.protocol.records import RoundRecord
 
 BLOB = bytes(range(256)) * 100
@@ -82,3 +83,35 @@ async def test_what_was_under_way_when_the_connection_went_is_offered_and_not_se
     uploads.hear(Acknowledged(run="run", round=1, sha256=SHA256, outcome="counted"))
     assert (await delivering).outcome == "counted"
     assert line.chunks == [len(BLOB) - 1024]
+
+
+async def test_what_was_said_before_is_no_answer_to_what_is_delivered_now() -> None:
+    said: asyncio.Queue[UpMessage] = asyncio.Queue()
+    uploads = Uploads(Line(), "up", said.put)  # type: ignore[arg-type]
+    report = EvaluationReport(run="new", round=1, record=RECORD)
+    for _ in range(20):
+        uploads.ask_again()  # the link came and went, and there was nothing to deliver
+    uploads.hear(Acknowledged(run="old", round=1, sha256="", outcome="counted"))
+    delivering = asyncio.create_task(uploads.deliver(report, None))
+    assert await said.get() == report
+    await asyncio.sleep(0.05)
+    assert said.empty(), "it is said once, not once more for each time that the link came back"
+    uploads.hear(Acknowledged(run="old", round=1, sha256="", outcome="counted"))
+    await asyncio.sleep(0.05)
+    assert not delivering.done(), "another federation's round has the same number, and an evaluation no hash"
+    uploads.hear(Acknowledged(run="new", round=1, sha256="", outcome="late"))
+    assert (await delivering).outcome == "late"
+
+
+async def test_what_is_heard_while_nothing_is_delivered_is_not_kept() -> None:
+    said: asyncio.Queue[UpMessage] = asyncio.Queue()
+    uploads = Uploads(Line(), "up", said.put)  # type: ignore[arg-type]
+    tracemalloc.start()
+    try:
+        for _ in range(10_000):
+            uploads.ask_again()
+            uploads.hear(grant([(0, 1)]))
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept_bytes < 100_000

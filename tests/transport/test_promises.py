@@ -224,6 +224,32 @@ async def test_after_a_cut_everything_is_as_before(broker: Any, read: Read) -> N
         assert not reader.losses[0].taken_over
 
 
+@pytest.mark.parametrize("keeps_session", [True, False])
+async def test_unsubscribing_waits_for_no_broker_and_holds_once_there_is_one(
+    broker: Any, read: Read, keeps_session: bool
+) -> None:
+    async with broker.connect("a") as a, broker.connect("b") as b:
+        reader = read(b)
+        await b.subscribe("x")
+        await b.subscribe("y")
+        await b.subscribe("z")
+        if keeps_session:
+            await broker.cut(b)
+        else:
+            await broker.go_away()
+        await reader.until(lambda r: r.losses)
+        await asyncio.wait_for(b.unsubscribe("y"), 10)
+        await asyncio.wait_for(b.unsubscribe("z"), 10)
+        if not keeps_session:
+            await broker.come_back()
+        await b.subscribe("z")
+        await reader.until(lambda r: len(r.connects) == 2)
+        for topic in ("y", "z", "x"):
+            await a.publish(topic, topic.encode())
+        await reader.until(lambda r: any(message.topic == "x" for message in r.messages))
+        assert reader.payloads == [b"z", b"x"]
+
+
 async def test_what_came_while_a_client_was_away_is_delivered(broker: Any, read: Read) -> None:
     async with broker.connect("a") as a:
         async with broker.connect("b") as b:
