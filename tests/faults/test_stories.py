@@ -323,3 +323,25 @@ def test_an_end_that_a_federation_is_past_is_refused_in_words(tmp_path: Path, ch
         with pytest.raises(ConfigError, match=r"came too late for this run: .* would count for nothing"):
             Ledger(store, rules)
         assert Ledger(store, world.options.rules).state == world.state
+
+
+def test_half_an_update_whose_round_is_over_does_not_stay_on_the_disk(tmp_path: Path) -> None:
+    punctual = msgspec.structs.replace(SELECTION, late="drop")
+    world = World(options(tmp_path, selection=punctual), ["one", "two"])
+    try:
+        deliver(world)  # the announcement: both join
+        deliver(world)  # both are accepted, and offer
+        deliver(world)  # both may send
+        last_of_two = max(at for at, (topic, _) in enumerate(world.up) if topic == world.topics.device("two", "up"))
+        del world.up[last_of_two]
+        deliver(world)
+        world.sleep("two")
+        play(world, until_round=2)
+        assert any((world.directory.incoming / "two").iterdir())
+        world.wake("two")
+        deliver(world)  # what was left of it is offered
+        deliver(world)
+        assert [word.outcome for word in world.phones["two"].acknowledged] == ["dropped"]
+        assert not any((world.directory.incoming / "two").iterdir())
+    finally:
+        world.close()
