@@ -69,6 +69,7 @@ class RolloutDesk:
         self._broadcast = broadcast
         self._tell = tell
         self._rollout: Rollout | None = None
+        self._epoch_unix_s = time.time() - time.monotonic()  # once: a clock that is set makes nobody silent
         self._progress = _kept_progress(directory, time.time())
         self._seen: tuple[int, int, int] | None = None
         self._offered: tuple[str, bool] = ("", False)
@@ -88,7 +89,8 @@ class RolloutDesk:
         rollout = self._rollout
         if rollout is None:
             return
-        progress = advance(rollout, self._awaited(), self._candidates(), time.time())
+        now_unix_s = self._epoch_unix_s + time.monotonic()
+        progress = advance(rollout, self._awaited(), self._candidates(), now_unix_s)
         if progress != self._progress:
             _log.info("update %s: stage %d, %s", rollout.id, progress.stage + 1, progress.outcome or "under way")
             _write(self._directory.rollout_progress, progress)  # before anybody is told
