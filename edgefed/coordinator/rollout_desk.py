@@ -76,6 +76,14 @@ class RolloutDesk:
         self._looked_at_s = 0.0
         self._told_at_s: dict[str, float] = {}
 
+    @property
+    def may_take_s(self) -> float:
+        """How long the release that devices are being offered may take at most; 0 where none is, or it is over."""
+        rollout, progress = self._rollout, self._progress
+        if rollout is None or progress.rollout != rollout.id or progress.outcome or not progress.steps:
+            return 0.0
+        return len(rollout.stages) * rollout.patience_s
+
     def look(self) -> None:
         """Does what is to be done now.
 
