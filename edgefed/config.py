@@ -46,6 +46,7 @@ def read_federation(path: Path) -> FederationOptions:
     return replace(
         options,
         directory=_beside(base, options.directory),
+        roster=_beside(base, options.roster),
         model=replace(options.model, name=_beside(base, name)) if local else options.model,
         broker=_broker_beside(base, options.broker),
         models={model: _beside(base, directory) for model, directory in options.models.items()},

@@ -122,8 +122,7 @@ def _standstill(run: Path, rollout: Rollout, progress: Progress) -> str:
         if at_work:
             return "the update is being stopped: the aggregator offers it to nobody else"
         return f"the update is stopped: no aggregator is at work in {run}, and the next one offers it to nobody else"
-    goes_on = "the update goes on when one is started again, and ends with its federation"
-    return "" if at_work else f"no aggregator is at work in {run}: {goes_on}"
+    return "" if at_work else f"no aggregator is at work in {run}: the update goes on when one is started again"
 
 
 def _hint(progress: Progress) -> str:

@@ -36,15 +36,25 @@ class FleetClaim:
         self._instance = instance
         self._claimed = False
         self._challenged = False
+        self._yields = False
 
     @property
     def holds(self) -> bool:
         """Whether the fleet is this aggregator's."""
         return self._claimed
 
+    @property
+    def yields(self) -> bool:
+        """Whether it is anybody's who asks for it."""
+        return self._yields
+
     def take(self) -> None:
         """Nobody has objected: from now on the fleet is this aggregator's."""
         self._claimed = True
+
+    def yield_to_anybody(self) -> None:
+        """From now on this aggregator keeps the fleet only until another one takes it, whichever that is."""
+        self._yields = True
 
     def hear(self, payload: bytes) -> Literal["own", "vacant", "doubtful"]:
         """Returns whether a word on the state topic is this process's own, leaves the topic to it, or must be doubted.
@@ -56,7 +66,8 @@ class FleetClaim:
         other = decode_aggregator_state(payload)
         if other.instance == self._instance:
             return "vacant" if other.status == "lost" else "own"  # its will: the connection was down, and is back
-        if other.status != "online" or other.run == self._run or (self._claimed and self._run < other.run):
+        keeps = self._claimed and not self._yields and self._run < other.run
+        if other.status != "online" or other.run == self._run or keeps:
             return "vacant"
         if not self._claimed and not self._challenged:
             self._challenged = True

@@ -183,6 +183,7 @@ class Deliveries:
         _log.warning("device %(device)s: update of round %(round)d rejected: %(reason)s", about)
         answer = _answer(device, offer, "rejected", reason)
         self._store.add_answer(answer)
+        self._intake.forget(device, offer)
         self._refusals.take_answer(msgspec.structs.replace(answer, received_unix_s=time.time()))
         self._acknowledge(device, offer.round, offer.sha256, "rejected", reason)
         if offer.round == self._ledger.state.round:
@@ -190,6 +191,7 @@ class Deliveries:
 
     def _drop(self, device: str, offer: UpdateOffer, reason: str) -> None:
         self._store.add_answer(_answer(device, offer, "dropped", reason))
+        self._intake.forget(device, offer)
         self._acknowledge(device, offer.round, offer.sha256, "dropped", reason)
 
     def _acknowledge(self, device: str, round_: int, sha256: str, outcome: Outcome, reason: str = "") -> None:

@@ -91,6 +91,11 @@ class FleetDesk:
         self._rollouts.look()
         self.sightings.save(self._steward.busy)
 
+    @property
+    def rollout_may_take_s(self) -> float:
+        """How long the release that devices are being offered may take at most; 0 where none is, or it is over."""
+        return self._rollouts.may_take_s
+
     def show_again(self) -> None:
         """After a reconnect: a broker that was restarted may have forgotten what it had retained."""
         self._steward.show_again()

@@ -48,8 +48,9 @@ def round_lines(store: Store, state: State, after: int = 0) -> Iterator[dict[str
     """Yields a dictionary per merged round after some, in order, then one for the final evaluation if there was one.
 
     `loss_before` is the mean evaluated loss of the adapter that the round started from, in nats per target token;
-    `devices` holds the weight of each update in the sum and the record that came with it; `refused` what was not used,
-    and `interventions` which accepted updates entered the sum otherwise than as they came.
+    `devices` holds the weight that each device had in the sum and the record of its update of this round, null where
+    only a late one of an earlier round is in it; `refused` what was not used, and `interventions` which accepted
+    updates entered the sum otherwise than as they came.
     """
     losses = dict(state.losses)
     for one in store.merged_rounds(after):
@@ -67,7 +68,7 @@ def round_lines(store: Store, state: State, after: int = 0) -> Iterator[dict[str
 
 
 def _merged_line(merged: MergedRound, answers: list[Answer], loss_before: float | None) -> dict[str, Any]:
-    by_device = {answer.device: answer for answer in answers if answer.outcome in ("counted", "late")}
+    by_device = {answer.device: answer for answer in answers if answer.outcome == "counted"}
     devices = {}
     for device, weight in merged.devices.items():
         answer = by_device.get(device)

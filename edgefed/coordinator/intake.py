@@ -126,6 +126,23 @@ class Intake:
             self._release(device)
             self._admit()
 
+    def forget(self, device: str, offer: UpdateOffer) -> None:
+        """Removes what has arrived of an update that is not wanted any more; one that is whole comes to its end."""
+        if self._waiting.get(device) == offer:
+            del self._waiting[device]
+        if device in self._finishing or not (self._directory / device).is_dir():
+            return
+        upload = self._active.get(device)
+        if upload is not None and upload.offer.sha256 == offer.sha256:
+            del self._active[device]
+            upload.blob.discard()
+            self._admit()
+        else:
+            blob = IncomingBlob(self._directory / device, offer.sha256, offer.size_bytes)
+            blob.discard()
+            blob.path.unlink(missing_ok=True)
+        self._spent_s.pop((device, offer.sha256), None)
+
     def give_up_on_the_stalled(self) -> None:
         """Lets others send when a device that may does not."""
         now_s = time.monotonic()
@@ -183,6 +200,12 @@ class Intake:
 
     async def _finish(self, device: str, upload: _Upload) -> None:
         try:
+            await self._take_whole(device, upload)
+        except OSError as error:
+            self._broke(error)
+
+    async def _take_whole(self, device: str, upload: _Upload) -> None:
+        try:
             path = await asyncio.to_thread(upload.blob.finish)
         except ChunkError as error:
             _log.warning("device %(device)s: %(error)s", {"device": device, "error": error})
@@ -190,9 +213,6 @@ class Intake:
             del self._finishing[device]
             self.offer(device, upload.offer)
             return
-        except OSError as error:
-            self._broke(error)
-            return
         del self._finishing[device]
-        self._admit()
         self._arrived(device, upload.offer, path)
+        self._admit()

@@ -80,6 +80,8 @@ class FederationOptions(msgspec.Struct, frozen=True, kw_only=True):
         seed: of everything that is drawn: selection, data order, initial factors.
         target_loss: end early once the evaluated loss is at most this; needs evaluation.
         directory: the run's directory: store, history, adapters.
+        roster: where labels, and who is paused, drained or removed, are kept for all federations that name the same
+            file; empty keeps them in the run's directory, for this one alone.
         model: the base model.
         task: what is learned.
         method: what is exchanged, and how it is combined.
@@ -102,6 +104,7 @@ class FederationOptions(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     target_loss: Annotated[float, Meta(gt=0)] | None = None
     directory: Annotated[str, Meta(min_length=1)] = "edgefed-run"
+    roster: str = ""
     model: ModelReference
     task: SummarizationTask = SummarizationTask()
     method: Method = LoraMethod()

@@ -161,6 +161,7 @@ def _recovered(directory: RunDirectory, found: Salvage, round_: int | None) -> R
         _write_store(fresh, directory, found, passport)
         aside = _put_aside(directory, found)
         fresh.replace(directory.path / "store.sqlite")
+        directory.history.unlink(missing_ok=True)  # it has a line for each record, and is made again from these
     finally:
         fresh.unlink(missing_ok=True)
     sync_directory(directory.path)

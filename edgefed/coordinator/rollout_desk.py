@@ -69,11 +69,20 @@ class RolloutDesk:
         self._broadcast = broadcast
         self._tell = tell
         self._rollout: Rollout | None = None
+        self._epoch_unix_s = time.time() - time.monotonic()  # once: a clock that is set makes nobody silent
         self._progress = _kept_progress(directory, time.time())
         self._seen: tuple[int, int, int] | None = None
         self._offered: tuple[str, bool] = ("", False)
         self._looked_at_s = 0.0
         self._told_at_s: dict[str, float] = {}
+
+    @property
+    def may_take_s(self) -> float:
+        """How long the release that devices are being offered may take at most; 0 where none is, or it is over."""
+        rollout, progress = self._rollout, self._progress
+        if rollout is None or progress.rollout != rollout.id or progress.outcome or not progress.steps:
+            return 0.0
+        return len(rollout.stages) * rollout.patience_s
 
     def look(self) -> None:
         """Does what is to be done now.
@@ -88,7 +97,8 @@ class RolloutDesk:
         rollout = self._rollout
         if rollout is None:
             return
-        progress = advance(rollout, self._awaited(), self._candidates(), time.time())
+        now_unix_s = self._epoch_unix_s + time.monotonic()
+        progress = advance(rollout, self._awaited(), self._candidates(), now_unix_s)
         if progress != self._progress:
             _log.info("update %s: stage %d, %s", rollout.id, progress.stage + 1, progress.outcome or "under way")
             _write(self._directory.rollout_progress, progress)  # before anybody is told

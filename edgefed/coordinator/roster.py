@@ -1,7 +1,8 @@
 """The roster: what an operator wants of each device, and what they call it. A small document beside the run's store.
 
 The command line writes it and the aggregator obeys it, so it holds whether or not an aggregator is running. Two command
-lines take turns by a lock; the aggregator only reads, and sees one whole document or the next.
+lines take turns by a lock; the aggregator only reads, and sees one whole document or the next. Federations that shall
+go by the same roster have a link in its place, so whoever knows a run's directory finds it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from edgefed.errors import ConfigError, StoreError
 from edgefed.files import replace_file
 from edgefed.protocol.messages.down import Duty
 
-__all__ = ["Entry", "Roster", "RosterWatch", "change_roster", "parse_labels", "read_roster", "why_held"]
+__all__ = ["Entry", "Roster", "RosterWatch", "change_roster", "parse_labels", "read_roster", "share_roster", "why_held"]
 
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?"
 _LABEL_PATTERN = re.compile(rf"{_LABEL}\Z")
@@ -133,6 +134,7 @@ def read_roster(path: Path) -> Roster:
     Raises:
         StoreError: it cannot be read, or is no roster.
     """
+    path = _document(path)
     try:
         return msgspec.json.decode(path.read_bytes(), type=Roster)
     except FileNotFoundError:
@@ -149,13 +151,40 @@ def change_roster(path: Path, change: Callable[[Roster], Roster]) -> Roster:
     Raises:
         StoreError: it cannot be read or written.
     """
+    path = _document(path)
     with _locked(path.with_suffix(".lock")):
         changed = change(read_roster(path))
-        try:
-            replace_file(path, [msgspec.json.format(msgspec.json.encode(changed), indent=1), b"\n"])
-        except OSError as error:
-            raise StoreError(f"the roster {path} cannot be written: {error.strerror}") from error
+        _write(path, changed)
     return changed
+
+
+def share_roster(own: Path, shared: Path | None) -> None:
+    """Has a run go by a roster that other runs go by too, or by one of its own again.
+
+    What the run's own one says goes along, to a shared one that is not there yet; and back.
+
+    Args:
+        own: the place of the roster in the run's directory.
+        shared: the document of all of them; None for one that is the run's own.
+
+    Raises:
+        ConfigError: both are there, and say different things.
+        StoreError: one of them cannot be read or written.
+    """
+    if shared is None or shared.absolute() == own.absolute():
+        if own.is_symlink():
+            _write(own, read_roster(own))
+        return
+    with _locked(own.with_suffix(".lock")), _locked(shared.with_suffix(".lock")):
+        if own.exists() and not own.is_symlink():
+            if shared.exists() and read_roster(own) != read_roster(shared):
+                raise ConfigError(f"{own} and {shared} want different things of devices: remove what shall not hold")
+            _write(shared, read_roster(own))
+        try:
+            own.unlink(missing_ok=True)
+            own.symlink_to(shared.absolute())
+        except OSError as error:
+            raise StoreError(f"the roster {own} cannot be written: {error.strerror}") from error
 
 
 class RosterWatch:
@@ -185,6 +214,18 @@ class RosterWatch:
             return None
         self._looked, self._seen = True, seen
         return read_roster(self._path)
+
+
+def _document(path: Path) -> Path:
+    """Returns where a roster really is."""
+    return path.resolve() if path.is_symlink() else path
+
+
+def _write(path: Path, roster: Roster) -> None:
+    try:
+        replace_file(path, [msgspec.json.format(msgspec.json.encode(roster), indent=1), b"\n"])
+    except OSError as error:
+        raise StoreError(f"the roster {path} cannot be written: {error.strerror}") from error
 
 
 @contextlib.contextmanager

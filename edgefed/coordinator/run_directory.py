@@ -8,7 +8,8 @@
     <directory>/run.json            id and settings of the run, once more, for the day when the store is damaged
     <directory>/damaged-<n>/        what `edgefed store recover` has replaced
     <directory>/sealing.key         what updates are sealed for, with `sealed = true`; it is made for this run
-    <directory>/roster.json         what the operator wants of each device; the command line writes it
+    <directory>/roster.json         what the operator wants of each device; the command line writes it. A link, where
+                                    several federations go by the same one
     <directory>/update.json, update-progress.json, releases/
                                     a release of the agent on its way over the fleet (edgefed.coordinator.rollout_desk)
     <directory>/devices.json        what was last heard of each device

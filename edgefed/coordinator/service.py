@@ -7,6 +7,7 @@ written first and acted upon afterwards, so after a kill the journal tells what 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine
@@ -37,7 +38,7 @@ from edgefed.coordinator.refusals import Refusals
 from edgefed.coordinator.round_records import write_record
 from edgefed.coordinator.run_directory import RunDirectory, disk_trouble_told
 from edgefed.coordinator.store import Store
-from edgefed.errors import EdgefedError, FederationFailed, MessageError
+from edgefed.errors import EdgefedError, FederationFailed, FleetTaken, MessageError
 from edgefed.protocol.messages.down import Accepted, Refused
 from edgefed.protocol.messages.retained import AggregatorState
 from edgefed.protocol.messages.wire import encode
@@ -199,6 +200,9 @@ class Aggregator:
             while not self._finished:
                 await self._turn()
             await self._linger()
+            await self._see_the_rollout_through()
+            self._fleet.close()
+            await self._inbox.until(self._outbox.drained())
         finally:
             await self._inbox.close()
             await self._intake.close()
@@ -295,8 +299,18 @@ class Aggregator:
             if (item := await self._inbox.next(left_s)) is None:
                 break
             await self._take(item)
-        self._fleet.close()
-        await self._inbox.until(self._outbox.drained())
+
+    async def _see_the_rollout_through(self) -> None:
+        """Stays while devices have a release in hand, unless that takes too long, or another aggregator begins."""
+        self._fleet.look()
+        if not self._fleet.rollout_may_take_s:
+            return
+        _log.info("a release is on its way to the devices: this aggregator stays until it is there")
+        until_s = time.monotonic() + self._fleet.rollout_may_take_s
+        self._claim.yield_to_anybody()
+        with contextlib.suppress(FleetTaken):  # the run of that one has a wish of its own, or none
+            while self._fleet.rollout_may_take_s and time.monotonic() < until_s:
+                await self._turn()
 
     # --- actions --------------------------------------------------------------------------------------------------
 
@@ -332,6 +346,8 @@ class Aggregator:
 
     def _show_again(self) -> None:
         """After a reconnect: a broker that was restarted may have forgotten what it had retained."""
+        if self._claim.yields:  # another aggregator may have begun meanwhile, and what it announced must stand
+            return
         self._notices.forget_posted()
         self._fleet.show_again()
         state = self._ledger.state

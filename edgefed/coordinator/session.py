@@ -15,7 +15,8 @@ from edgefed.aggregation.exchanges import EXCHANGES
 from edgefed.coordinator.metrics import MetricsAddress, serve_metrics
 from edgefed.coordinator.notices import aggregator_will
 from edgefed.coordinator.options import FederationOptions
-from edgefed.coordinator.run_directory import disk_trouble_told
+from edgefed.coordinator.roster import share_roster
+from edgefed.coordinator.run_directory import RunDirectory, disk_trouble_told
 from edgefed.coordinator.run_records import write_report
 from edgefed.coordinator.service import Aggregator
 from edgefed.coordinator.store import Store
@@ -36,7 +37,7 @@ from edgefed.transport.signed import signed_as_told, will_as_told
 __all__ = ["run_aggregator"]
 
 _MAY_CHANGE = frozenset(
-    {"aggregator", "directory", "broker", "transfers", "models", "robustness", "rounds", "target_loss"}
+    {"aggregator", "directory", "roster", "broker", "transfers", "models", "robustness", "rounds", "target_loss"}
 )
 """Settings that a federation may be continued with though they differ; the rest is its identity.
 
@@ -84,6 +85,7 @@ async def run_aggregator(
     store = Store.open(directory, _identity(options, model))
     show = watch or (lambda _: None)
     try:
+        share_roster(RunDirectory(directory).roster, Path(options.roster) if options.roster else None)
         with disk_trouble_told(directory), serve_metrics(metrics, store, show) as show:
             reason = await _federate(options, model, store, exchange, show, wait_for_broker=wait_for_broker)
         await asyncio.to_thread(write_report, store)

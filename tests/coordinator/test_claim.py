@@ -62,3 +62,16 @@ def test_its_own_words_are_known() -> None:
     claim.take()
     assert claim.hear(word("lost", run="m", instance="me")) == "vacant", "its will: it has to say that it is back"
     assert claim.holds
+
+
+@pytest.mark.parametrize("run", ["a", "z"])
+def test_one_that_yields_gives_way_to_whichever_comes(run: str) -> None:
+    claim = FleetClaim("barn", "m", "me")
+    claim.take()
+    claim.yield_to_anybody()
+    assert claim.hear(word("finished", run=run)) == "vacant"
+    assert claim.hear(word("online", run="m", instance="me")) == "own"
+    assert claim.holds
+    with pytest.raises(FleetTaken):
+        claim.hear(word("online", run=run))
+    assert not claim.holds

@@ -18,9 +18,12 @@ from edgefed.protocol.records import RoundRecord
 STATE = State(losses=tuple((round_, 1.0 / (1 + round_)) for round_ in range(40)))
 
 
-def merge(store: Store, round_: int, devices: int = 2) -> None:
+def merge(store: Store, round_: int, devices: int = 2, late: str = "") -> None:
+    """Keeps a round's answers and record; of the device that is late, only an older update is in the sum."""
     names = [f"d-{i}" for i in range(devices)]
     for name in names:
+        if name == late:
+            continue
         record = RoundRecord(
             device=name, round=round_, rank=2, held_rank=2, quantization="fp32", examples=3, plan_reason="why " * 200
         )
@@ -77,3 +80,15 @@ def test_a_long_history_takes_no_more_memory_than_a_short_one(tmp_path: Path) ->
             assert (tmp_path / "history").stat().st_size > 3 * short
         finally:
             tracemalloc.stop()
+
+
+def test_a_device_that_is_in_a_sum_with_an_older_update_has_no_record_of_a_newer_one_there(tmp_path: Path) -> None:
+    with closing(Store.open(tmp_path / "run", {})) as store:
+        merge(store, 1)
+        own = RoundRecord(device="d-2", round=2, rank=2, held_rank=2, quantization="fp32", examples=3)
+        store.add_answer(Answer(device="d-2", round=2, sha256="e" * 64, size_bytes=9, outcome="late", record=own))
+        merge(store, 2, devices=3, late="d-2")
+        write_history(tmp_path / "history", store, STATE)
+    devices = json.loads((tmp_path / "history").read_text().splitlines()[1])["devices"]
+    assert devices["d-2"] == {"weight": 1 / 3, "record": None}
+    assert devices["d-1"]["record"]["round"] == 2

@@ -35,13 +35,13 @@ class Clock:
 class Desk:
     """An intake with what it said and what it took in."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, transfers: Transfers | None = None) -> None:
         self.told: list[DownMessage] = []
         self.arrived: list[UpdateOffer] = []
         self.failed: list[OSError] = []
         self.intake = Intake(
             directory,
-            Transfers(),
+            transfers or Transfers(),
             tell=lambda _, message: self.told.append(message),
             arrived=lambda _, offer, __: self.arrived.append(offer),
             broke=self.failed.append,
@@ -133,3 +133,32 @@ async def test_content_that_is_not_what_its_hash_says_costs_no_open_file(tmp_pat
     assert len(list(Path("/proc/self/fd").iterdir())) == open_files
     desk.send(0, len(BLOB))
     await desk.upload_s()
+
+
+async def test_what_is_not_wanted_any_more_leaves_nothing_on_the_disk(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    for under_way in (True, False):
+        desk.intake.offer("one", offer())
+        desk.send(0, HALF)
+        if not under_way:
+            desk.intake.give_up_on("one")
+        assert any(tmp_path.glob("one/*"))
+        desk.intake.forget("one", offer())
+        assert not any(tmp_path.glob("one/*"))
+        assert not desk.intake.busy
+    assert desk.intake._spent_s == {}
+
+
+async def test_an_update_that_is_whole_is_handed_on_though_the_next_one_finds_no_place(tmp_path: Path) -> None:
+    """It used to wait for ever, and nobody was told that the disk had failed."""
+    desk = Desk(tmp_path, Transfers(uploads_at_once=1))
+    (tmp_path / "two").write_text("where a directory should be")
+    desk.intake.offer("one", offer())
+    desk.intake.offer("two", offer())
+    desk.send(0, len(BLOB))
+    for _ in range(1000):
+        if desk.failed:
+            break
+        await asyncio.sleep(0.01)
+    assert [one.sha256 for one in desk.arrived] == [SHA256]
+    assert [type(error) for error in desk.failed] == [FileExistsError]

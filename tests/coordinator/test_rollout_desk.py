@@ -179,8 +179,7 @@ def test_the_time_without_an_aggregator_tries_no_patience(
     here.open()
     assert here.looks() == ["one", "two"]
     assert read_progress(here.path, WISH).outcome == ""
-    monkeypatch.setattr(rollout_desk.time, "time", lambda: later_s + WISH.patience_s + 1.0)
-    here.looks()
+    here.looks(after_s=WISH.patience_s + 1.0)
     assert read_progress(here.path, WISH).outcome == "failed"
 
 
@@ -223,3 +222,19 @@ def test_a_bundle_that_is_gone_is_told(office: Callable[..., Office], caplog: py
     here.looks()
     assert not here.can_send()
     assert "is gone: nothing can be sent of it" in caplog.text
+
+
+def test_a_clock_on_the_wall_that_is_set_makes_nobody_silent(
+    office: Callable[..., Office], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine without a battery for its clock starts years ago, until the network tells it the time."""
+    made = office()
+    write_rollout(made.path, WISH)
+    made.open()
+    assert made.looks() == ["one", "two"]
+    wall = time.time
+    monkeypatch.setattr(rollout_desk.time, "time", lambda: wall() + 86400.0)
+    made.looks()
+    assert {step.state for step in read_progress(made.path, WISH).steps.values()} == {"offered"}
+    made.looks(after_s=WISH.patience_s + 1)
+    assert {step.state for step in read_progress(made.path, WISH).steps.values()} == {"silent"}

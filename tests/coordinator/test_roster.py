@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgefed.coordinator.roster import Roster, RosterWatch, change_roster, parse_labels, read_roster, why_held
+from edgefed.coordinator.roster import (
+    Roster,
+    RosterWatch,
+    change_roster,
+    parse_labels,
+    read_roster,
+    share_roster,
+    why_held,
+)
 from edgefed.errors import ConfigError, StoreError
 from edgefed.protocol.messages.down import Duty
 
@@ -99,3 +107,56 @@ def test_a_damaged_roster_is_never_replaced(tmp_path: Path, text: str) -> None:
 def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="the roster cannot be written"):
         change_roster(tmp_path / "none" / "roster.json", lambda before: before)
+
+
+def paused(path: Path, device: str) -> Roster:
+    return change_roster(path, lambda before: before.with_duty([device], "paused", reason="", now_unix_s=1.0))
+
+
+def test_what_one_run_says_of_a_device_holds_in_the_next_that_shares_its_roster(tmp_path: Path) -> None:
+    first, second, shared = tmp_path / "first.json", tmp_path / "second.json", tmp_path / "shared.json"
+    said = paused(first, "a")
+    share_roster(first, shared)
+    share_roster(second, shared)
+    assert read_roster(shared) == read_roster(first) == read_roster(second) == said
+    watch = RosterWatch(first)
+    assert watch.look() == said
+    said = paused(second, "b")
+    assert second.is_symlink(), "what is said through the link does not take its place"
+    assert watch.look() == read_roster(shared) == said
+    share_roster(second, shared)
+    assert read_roster(second) == said
+
+    share_roster(second, None)  # and its own again, as it was
+    paused(second, "c")
+    assert read_roster(first) == said
+    assert set(read_roster(second).devices) == {"a", "b", "c"}
+
+
+def test_two_rosters_that_contradict_each_other_are_for_the_operator_to_settle(tmp_path: Path) -> None:
+    own, shared = tmp_path / "own.json", tmp_path / "shared.json"
+    paused(own, "a")
+    paused(shared, "b")
+    with pytest.raises(ConfigError, match=r"own.json and .*shared.json want different things of devices: remove"):
+        share_roster(own, shared)
+    assert set(read_roster(own).devices) == {"a"}
+    own.unlink()
+    share_roster(own, shared)
+    assert set(read_roster(own).devices) == {"b"}
+
+
+def test_a_shared_roster_that_is_damaged_or_has_no_place_is_named(tmp_path: Path) -> None:
+    own, shared = tmp_path / "own.json", tmp_path / "shared.json"
+    share_roster(own, shared)
+    shared.write_text("{")
+    with pytest.raises(StoreError, match=r"the roster .*shared.json is damaged"):
+        read_roster(own)
+    with pytest.raises(StoreError, match=r"the roster cannot be written: .*nowhere"):
+        share_roster(own, tmp_path / "nowhere" / "shared.json")
+
+
+def test_a_roster_that_is_shared_with_itself_is_the_runs_own(tmp_path: Path) -> None:
+    said = paused(tmp_path / "own.json", "a")
+    share_roster(tmp_path / "own.json", tmp_path / "own.json")
+    assert not (tmp_path / "own.json").is_symlink()
+    assert read_roster(tmp_path / "own.json") == said

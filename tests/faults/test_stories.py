@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from edgefed.coordinator.crash_points import Side
 from edgefed.coordinator.ledger import Ledger
 from edgefed.coordinator.options import FederationOptions, Transfers
+from edgefed.coordinator.recovery import recover
 from edgefed.coordinator.roster import change_roster
 from edgefed.coordinator.round_records import read_records
 from edgefed.coordinator.selection import Selection
@@ -284,8 +286,7 @@ def test_a_round_that_was_called_again_keeps_account_of_all_that_came_in(tmp_pat
 
 
 def go_on_with(gone: World, **changes: object) -> World:
-    """Starts the aggregator of a federation again with other options; the devices are the same, and there."""
-    gone.close()
+    """Starts the aggregator of a world that was closed, with other options; the devices are the same, and there."""
     world = World(msgspec.structs.replace(gone.options, **changes), [])
     world.phones |= gone.phones
     assert world.announcement is not None
@@ -299,7 +300,7 @@ def test_a_federation_that_is_over_goes_on_when_more_rounds_are_wanted(tmp_path:
     world = World(options(tmp_path, rounds=merged), ["one", "two"])
     play(world, until_round=merged + 2)
     assert world.state.phase == "finished"
-    world.pass_time(10.0)
+    world.close()
     world = go_on_with(world, rounds=4)
     try:
         play(world, until_round=6)
@@ -323,3 +324,44 @@ def test_an_end_that_a_federation_is_past_is_refused_in_words(tmp_path: Path, ch
         with pytest.raises(ConfigError, match=r"came too late for this run: .* would count for nothing"):
             Ledger(store, rules)
         assert Ledger(store, world.options.rules).state == world.state
+
+
+def test_half_an_update_whose_round_is_over_does_not_stay_on_the_disk(tmp_path: Path) -> None:
+    punctual = msgspec.structs.replace(SELECTION, late="drop")
+    world = World(options(tmp_path, selection=punctual), ["one", "two"])
+    try:
+        deliver(world)  # the announcement: both join
+        deliver(world)  # both are accepted, and offer
+        deliver(world)  # both may send
+        last_of_two = max(at for at, (topic, _) in enumerate(world.up) if topic == world.topics.device("two", "up"))
+        del world.up[last_of_two]
+        deliver(world)
+        world.sleep("two")
+        play(world, until_round=2)
+        assert any((world.directory.incoming / "two").iterdir())
+        world.wake("two")
+        deliver(world)  # what was left of it is offered
+        deliver(world)
+        assert [word.outcome for word in world.phones["two"].acknowledged] == ["dropped"]
+        assert not any((world.directory.incoming / "two").iterdir())
+    finally:
+        world.close()
+
+
+def test_a_history_has_no_gap_after_a_record_was_lost(tmp_path: Path) -> None:
+    """Lines were copied by their number, as if no record were missing, and others went missing with it."""
+    world = World(options(tmp_path, rounds=20), ["one", "two"])
+    for round_ in (5, 9, 13):
+        play(world, until_round=round_)
+    world.close()
+    with closing(sqlite3.connect(world.directory.path / "store.sqlite")) as connection:
+        connection.execute("UPDATE rounds SET merged = replace(merged, 'one', 'two') WHERE round = 4")
+        connection.commit()
+    assert recover(world.directory.path).given_up == 13
+    world = go_on_with(world)
+    try:
+        play(world, until_round=15)
+        lines = [json.loads(line) for line in world.directory.history.read_text().splitlines()]
+        assert [line["round"] for line in lines] == [1, 2, 3, *range(5, 15)]
+    finally:
+        world.close()
