@@ -17,6 +17,7 @@ from edgefed.security.certificates import (
     PrivateKey,
     common_name,
     fingerprint,
+    fleet_of,
     is_issued_by,
     read_certificate,
     read_key,
@@ -96,6 +97,12 @@ def _about_identity(options: AgentOptions, ours: x509.Certificate, authority: x5
         yield problem(
             f"{broker.tls_certificate} is of {name!r}, and agent.toml says that this is {options.device!r}",
             "put this device's own certificate and key there, or correct `device`",
+        )
+    fleet = fleet_of(authority) if authority is not None else ""
+    if fleet and fleet != options.fleet:
+        yield problem(
+            f"{broker.tls_ca} is of the authority of fleet {fleet!r}, and agent.toml says {options.fleet!r}",
+            "correct `fleet`, or put the certificates of that fleet there",
         )
     if authority is not None and not is_issued_by(ours, authority):
         yield problem(
