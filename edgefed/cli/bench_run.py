@@ -27,7 +27,7 @@ from edgefed.devices.profile import read_profile
 from edgefed.devices.sampling import Sampler
 from edgefed.devices.sensors import PowerProfile
 from edgefed.errors import ConfigError, EdgefedError, ModelError, WorkerError
-from edgefed.files import replace_file
+from edgefed.files import replace_file, temporary_beside
 from edgefed.reports.reference import BenchFile, BenchResult
 from edgefed.stopping import Stopped
 from edgefed.training.bench_work import BenchOutcome, BenchWork
@@ -51,11 +51,17 @@ def check_output(output: Path | None) -> None:
     """Refuses a file that cannot be written, before minutes are spent on what shall be in it.
 
     Raises:
-        ConfigError: it is a directory, or its directory is not there.
+        ConfigError: it is a directory, or its directory is not there or may not be written.
     """
-    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+    if output is None:
+        return
+    if output.is_dir() or not output.parent.is_dir():
         wrong = "is a directory" if output.is_dir() else f"{output.parent} is no directory"
         raise ConfigError(f"--output {output}: {wrong}; name a file to write")
+    with told_where(output):
+        made = temporary_beside(output)
+        made.touch(exist_ok=False)
+        made.unlink()
 
 
 def run_benches(works: Sequence[BenchWork], name: str, output: Path | None) -> Benches:

@@ -27,6 +27,7 @@ def init(
     from edgefed.cli.output import told_where
     from edgefed.config import example_agent, example_federation
     from edgefed.errors import ConfigError
+    from edgefed.files import replace_file
 
     both = federation == agent
     texts = {}
@@ -40,6 +41,6 @@ def init(
     with told_where(directory):
         directory.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
-            path.write_text(text, encoding="utf-8")
+            replace_file(path, [text.encode()])
     for path in texts:
         typer.echo(f"wrote {path}")

@@ -13,7 +13,7 @@ from edgefed.agent.options import AgentOptions
 from edgefed.doctor.findings import Board, Finding, Findings, note, ok, problem, utc
 from edgefed.errors import ConfigError
 from edgefed.files import check_private, in_shell
-from edgefed.security.certificates import common_name, is_issued_by, read_certificate
+from edgefed.security.certificates import common_name, fleet_of, is_issued_by, read_certificate
 from edgefed.security.keys import PrivateKey, fingerprint, read_key, signs_messages
 from edgefed.transport.options import Broker
 
@@ -89,6 +89,12 @@ def _about_identity(options: AgentOptions, ours: x509.Certificate, authority: x5
         yield problem(
             f"{broker.tls_certificate} is of {name!r}, and agent.toml says that this is {options.device!r}",
             "put this device's own certificate and key there, or correct `device`",
+        )
+    fleet = fleet_of(authority) if authority is not None else ""
+    if fleet and fleet != options.fleet:
+        yield problem(
+            f"{broker.tls_ca} is of the authority of fleet {fleet!r}, and agent.toml says {options.fleet!r}",
+            "correct `fleet`, or put the certificates of that fleet there",
         )
     if authority is not None and not is_issued_by(ours, authority):
         yield problem(

@@ -194,7 +194,7 @@ def read_authorship(
         revocations: the fleet's revocation list; None where it is left to the broker.
 
     Raises:
-        ConfigError: a file cannot be used, or the certificate is somebody else's.
+        ConfigError: a file cannot be used, or is somebody else's or another fleet's.
     """
     signer = read_signer(certificate, key)
     if signer.identity != own:
@@ -202,7 +202,7 @@ def read_authorship(
             f"{certificate} is of {signer.identity.common_name}, and messages are to be signed as {own.common_name}: "
             f"name the certificate and the key of {own.common_name} in [broker]"
         )
-    return Authorship(topics, signer, read_verifier(ca, revocations), Memory.open(memory))
+    return Authorship(topics, signer, _verifier(topics, ca, revocations), Memory.open(memory))
 
 
 def read_observation(topics: Topics, *, ca: Path, revocations: Path | None = None) -> Authorship:
@@ -214,6 +214,17 @@ def read_observation(topics: Topics, *, ca: Path, revocations: Path | None = Non
         revocations: the fleet's revocation list; None where it is left to the broker.
 
     Raises:
-        ConfigError: a file cannot be used.
+        ConfigError: a file cannot be used, or is another fleet's.
     """
-    return Authorship(topics, None, read_verifier(ca, revocations), Memory.open(None))
+    return Authorship(topics, None, _verifier(topics, ca, revocations), Memory.open(None))
+
+
+def _verifier(topics: Topics, ca: Path, revocations: Path | None) -> Verifier:
+    verifier = read_verifier(ca, revocations)
+    if verifier.fleet and verifier.fleet != topics.fleet:
+        # The broker would only say that it does not allow what we publish.
+        raise ConfigError(
+            f"{ca} is of the authority of fleet {verifier.fleet!r}, and this is to be a member of {topics.fleet!r}: "
+            f"correct the fleet's name, or name the certificate and the key that {topics.fleet!r} has made"
+        )
+    return verifier

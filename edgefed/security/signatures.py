@@ -119,6 +119,7 @@ class Verifier:
     """
 
     def __init__(self, authority: x509.Certificate, revocations: Revocations | None = None) -> None:
+        self.fleet = certificates.fleet_of(authority)
         self._authority = authority
         self._revocations = revocations
         self._known: OrderedDict[bytes, _Member] = OrderedDict()

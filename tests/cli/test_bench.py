@@ -159,6 +159,7 @@ def test_a_checkpoint_that_does_not_fit_the_disk_is_told_and_removed(tmp_path: P
         (["--checkpoint", ".", "--keep", "."], 2, "--keep is for random weights"),
         (["--output", "no/such/file"], 3, "no/such is no directory"),
         (["--output", "."], 3, "is a directory"),
+        (["--output", "/proc/here.json"], 3, "/proc/here.json: cannot be used"),
         (["--reference", "absent.json"], 3, "absent.json: the reference cannot be read"),
         (["--keep", "/proc/no/such"], 3, "cannot be used"),
     ],

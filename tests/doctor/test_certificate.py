@@ -34,8 +34,8 @@ def now() -> datetime:
     return datetime.now(timezone.utc)
 
 
-def fleet(path: Path) -> FleetDirectory:
-    return FleetDirectory.create(path, "test", hosts=["127.0.0.1"], lifetimes=Lifetimes(), now=now())
+def fleet(path: Path, name: str = "test") -> FleetDirectory:
+    return FleetDirectory.create(path, name, hosts=["127.0.0.1"], lifetimes=Lifetimes(), now=now())
 
 
 @pytest.fixture
@@ -89,6 +89,14 @@ def test_of_another_fleet(board: MakeBoard, look: Look, files: Path, tmp_path: P
     for name in ("certificate.pem", "key.pem"):
         (files / name).write_bytes((other / name).read_bytes())
     assert "different fleets" in problems(look(board(TLS), "certificate"))
+
+
+def test_all_of_another_fleet(board: MakeBoard, look: Look, tmp_path: Path) -> None:
+    garage = fleet(tmp_path / "other", "garage")
+    garage.enroll(Identity("device", "board-07"), days=90, now=now(), output=tmp_path / "tls")
+    assert "is of the authority of fleet 'garage', and agent.toml says 'test'" in problems(
+        look(board(TLS), "certificate")
+    )
 
 
 def test_the_brokers_own(board: MakeBoard, look: Look, files: Path, tmp_path: Path) -> None:

@@ -244,6 +244,17 @@ def test_a_certificate_of_somebody_else(fleet: FleetDirectory, tmp_path: Path) -
         read_authorship(TOPICS, AGGREGATOR, tmp_path / "latest", **files)
 
 
+def test_certificates_of_another_fleet(fleet: FleetDirectory, tmp_path: Path) -> None:
+    place = fleet.place(DEVICE)
+    files = {"ca": place / "ca.pem", "certificate": place / "certificate.pem", "key": place / "key.pem"}
+    garage = Topics("garage")
+    wrong = rf"is of the authority of fleet '{fleet.fleet}', and this is to be a member of 'garage'"
+    with pytest.raises(ConfigError, match=wrong):
+        read_authorship(garage, DEVICE, tmp_path / "latest", **files)
+    with pytest.raises(ConfigError, match=wrong):
+        read_observation(garage, ca=fleet.ca_file)
+
+
 def test_a_board_that_was_set_up_anew_and_is_behind_itself_is_told_the_way_out(
     fleet: FleetDirectory, join: Join, tmp_path: Path
 ) -> None:
