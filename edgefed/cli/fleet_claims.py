@@ -134,25 +134,20 @@ async def _listen(
     approve: Callable[[Candidate], Awaitable[bool]],
     then: str,
 ) -> None:
+    from edgefed.cli.status import as_member
     from edgefed.coordinator.admitting import Admitting
     from edgefed.protocol.topics import Topics
     from edgefed.security.admissions import Admissions
-    from edgefed.security.fleet_directory import CA_FILE, CERTIFICATE_FILE, KEY_FILE
+    from edgefed.security.fleet_directory import CERTIFICATE_FILE, KEY_FILE
     from edgefed.security.identities import AGGREGATOR
     from edgefed.security.signatures import read_signer
     from edgefed.transport.mqtt import connect_mqtt
     from edgefed.transport.options import Broker, guarded_client_id
 
-    broker = Broker(
-        host=host,
-        port=port,
-        tls_ca=str(identity / CA_FILE),
-        tls_certificate=str(identity / CERTIFICATE_FILE),
-        tls_key=str(identity / KEY_FILE),
-    )
     signer = read_signer(identity / CERTIFICATE_FILE, identity / KEY_FILE)
     if signer.identity != AGGREGATOR:
         raise typer.BadParameter(f"{identity} is of {signer.identity.common_name}: only the aggregator may admit")
+    broker = as_member(Broker(host=host, port=port), identity)
     options = broker.mqtt(guarded_client_id(f"{directory.fleet}-admit"), session_expiry_s=0)
     async with connect_mqtt(options) as transport:
         admitting = Admitting(

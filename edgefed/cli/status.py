@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgefed.transport.base import Transport
     from edgefed.transport.options import Broker
 
-__all__ = ["status"]
+__all__ = ["as_member", "status"]
 
 
 def status(
@@ -55,7 +55,7 @@ def status(
         raise ConfigError("--watch shows a live table and --json writes one document: give one of them")
     broker, name = _where(config, host, port, fleet)
     if identity is not None:
-        broker = _as_member(broker, identity)
+        broker = as_member(broker, identity)
     run_stoppable(_show(broker, name, wait_s=wait_s, watch=watch, as_json=json))
 
 
@@ -89,7 +89,8 @@ def _in_file(config: Path) -> tuple[Broker, str]:
     return options.broker, options.fleet
 
 
-def _as_member(broker: Broker, identity: Path) -> Broker:
+def as_member(broker: Broker, identity: Path) -> Broker:
+    """Returns a broker as whoever has the files in a directory of `edgefed fleet enroll` connects to it."""
     from msgspec.structs import replace
 
     from edgefed.security.fleet_directory import CA_FILE, CERTIFICATE_FILE, KEY_FILE
