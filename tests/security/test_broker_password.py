@@ -36,7 +36,7 @@ def test_it_is_made_once_and_is_its_owners_alone(fleet: FleetDirectory) -> None:
 
 def test_it_does_not_outlive_the_certificate_it_goes_with(fleet: FleetDirectory) -> None:
     password = broker_password(fleet, NOW)
-    fleet.rotate(AGGREGATOR, days=30, now=NOW + timedelta(days=1))
+    fleet.enroll(AGGREGATOR, days=30, now=NOW + timedelta(days=1), renew=True)
     renewed = broker_password(fleet, NOW + timedelta(days=1))
     assert renewed != password
     fleet.revoke(AGGREGATOR, now=NOW + timedelta(days=2))
