@@ -286,7 +286,7 @@ class MqttTransport:
             version = self._version or _VERSIONS[wanted]
             return await self._open_version(version, timeout_s)
         try:
-            connection = await self._open_version(MQTTProtocolVersion.MQTTv5, min(_SILENCE_S, timeout_s))
+            connection = await self._open_version(MQTTProtocolVersion.MQTTv5, timeout_s, _SILENCE_S)
         except (NoAnswer, VersionRefused) as error:
             _log.info("no MQTT 5 at %s (%s): trying 3.1.1", self._options.address, error)
             connection = await self._open_version(MQTTProtocolVersion.MQTTv311, timeout_s)
@@ -295,10 +295,12 @@ class MqttTransport:
             self._version = MQTTProtocolVersion.MQTTv5
         return connection
 
-    async def _open_version(self, version: MQTTProtocolVersion, timeout_s: float) -> MqttConnection:
+    async def _open_version(
+        self, version: MQTTProtocolVersion, timeout_s: float, silence_s: float | None = None
+    ) -> MqttConnection:
         self._inbox.forget_early()
         connection = MqttConnection(self._options, version, self._will, self._inbox.deliver)
-        await connection.open(timeout_s)
+        await connection.open(timeout_s, silence_s)
         return connection
 
 
