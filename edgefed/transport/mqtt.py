@@ -33,6 +33,7 @@ _HEADER_ROOM_BYTES = 1024  # fixed header, topic, packet id, properties of a PUB
 _MAX_SENDS = 5
 _SILENCE_S = 3.0  # after which a broker that does not answer an MQTT 5 CONNECT is asked in 3.1.1
 _TAKEN_OVER_DELAY_S = 15.0
+_GOODBYE_S = 5.0  # with what closing takes besides, within the 10 s that our services are given to stop
 
 
 @contextlib.asynccontextmanager
@@ -177,13 +178,12 @@ class MqttTransport:
             raise BrokerRefused(f"{error}; {explain_refusal(self._options)}") from error
 
     async def _publish_final(self, final: Message) -> None:
+        timeout_s = min(_GOODBYE_S, self._options.connect_timeout_s)
         if self._connection is None:
             _log.warning("closed without a connection: %s keeps the will", final.topic)
             return
         try:
-            await self.publish(
-                final.topic, final.payload, retain=final.retained, timeout_s=self._options.connect_timeout_s
-            )
+            await self.publish(final.topic, final.payload, retain=final.retained, timeout_s=timeout_s)
         except (Disconnected, BrokerRefused, PayloadTooLarge) as error:
             _log.warning("the last message to %s was not published: %s", final.topic, error)
 
