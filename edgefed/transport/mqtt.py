@@ -13,12 +13,7 @@ from paho.mqtt.enums import MQTTProtocolVersion
 
 from edgefed.errors import BrokerRefused, BrokerUnreachable, ConfigError, Disconnected, PayloadTooLarge
 from edgefed.transport.backoff import Backoff
-from edgefed.transport.base import (
-    Connected,
-    Event,
-    Message,
-    Will,
-)
+from edgefed.transport.base import Connected, Event, Message, Will
 from edgefed.transport.mqtt_connection import ConnectionEnded, MqttConnection, NoAnswer, VersionRefused
 from edgefed.transport.mqtt_inbox import MqttInbox
 from edgefed.transport.mqtt_options import MqttOptions
