@@ -65,9 +65,10 @@ class StateDirectory:
                 f"state: another agent uses the directory {path}; each agent on a machine needs its own"
             ) from None
 
-        for directory in (self.path, self.parts, *self._runs.iterdir()):
+        runs = [run for run in self._runs.iterdir() if run.is_dir()]
+        for directory in (self.path, self.parts, *runs):
             remove_leftovers(directory)
-        for run in self._runs.iterdir():
+        for run in runs:
             _drop_unoffered(run)
 
     def close(self) -> None:

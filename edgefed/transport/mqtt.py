@@ -13,12 +13,7 @@ from paho.mqtt.enums import MQTTProtocolVersion
 
 from edgefed.errors import BrokerRefused, BrokerUnreachable, ConfigError, Disconnected, PayloadTooLarge
 from edgefed.transport.backoff import Backoff
-from edgefed.transport.base import (
-    Connected,
-    Event,
-    Message,
-    Will,
-)
+from edgefed.transport.base import Connected, Event, Message, Will
 from edgefed.transport.mqtt_connection import ConnectionEnded, MqttConnection, NoAnswer, VersionRefused
 from edgefed.transport.mqtt_inbox import MqttInbox
 from edgefed.transport.mqtt_options import MqttOptions
@@ -33,6 +28,7 @@ _HEADER_ROOM_BYTES = 1024  # fixed header, topic, packet id, properties of a PUB
 _MAX_SENDS = 5
 _SILENCE_S = 3.0  # after which a broker that does not answer an MQTT 5 CONNECT is asked in 3.1.1
 _TAKEN_OVER_DELAY_S = 15.0
+_GOODBYE_S = 5.0  # with what closing takes besides, within the 10 s that our services are given to stop
 
 
 @contextlib.asynccontextmanager
@@ -177,13 +173,12 @@ class MqttTransport:
             raise BrokerRefused(f"{error}; {explain_refusal(self._options)}") from error
 
     async def _publish_final(self, final: Message) -> None:
+        timeout_s = min(_GOODBYE_S, self._options.connect_timeout_s)
         if self._connection is None:
             _log.warning("closed without a connection: %s keeps the will", final.topic)
             return
         try:
-            await self.publish(
-                final.topic, final.payload, retain=final.retained, timeout_s=self._options.connect_timeout_s
-            )
+            await self.publish(final.topic, final.payload, retain=final.retained, timeout_s=timeout_s)
         except (Disconnected, BrokerRefused, PayloadTooLarge) as error:
             _log.warning("the last message to %s was not published: %s", final.topic, error)
 
@@ -286,7 +281,7 @@ class MqttTransport:
             version = self._version or _VERSIONS[wanted]
             return await self._open_version(version, timeout_s)
         try:
-            connection = await self._open_version(MQTTProtocolVersion.MQTTv5, min(_SILENCE_S, timeout_s))
+            connection = await self._open_version(MQTTProtocolVersion.MQTTv5, timeout_s, _SILENCE_S)
         except (NoAnswer, VersionRefused) as error:
             _log.info("no MQTT 5 at %s (%s): trying 3.1.1", self._options.address, error)
             connection = await self._open_version(MQTTProtocolVersion.MQTTv311, timeout_s)
@@ -295,10 +290,12 @@ class MqttTransport:
             self._version = MQTTProtocolVersion.MQTTv5
         return connection
 
-    async def _open_version(self, version: MQTTProtocolVersion, timeout_s: float) -> MqttConnection:
+    async def _open_version(
+        self, version: MQTTProtocolVersion, timeout_s: float, silence_s: float | None = None
+    ) -> MqttConnection:
         self._inbox.forget_early()
         connection = MqttConnection(self._options, version, self._will, self._inbox.deliver)
-        await connection.open(timeout_s)
+        await connection.open(timeout_s, silence_s)
         return connection
 
 

@@ -91,8 +91,13 @@ class MqttConnection:
 
     # ------------------------------------------------------------------ opening and closing
 
-    async def open(self, timeout_s: float) -> None:
+    async def open(self, timeout_s: float, silence_s: float | None = None) -> None:
         """Connect and wait for the broker's word.
+
+        Args:
+            timeout_s: How long all of it may take.
+            silence_s: How long the broker may leave CONNECT without an answer; on a slow link, where TCP and TLS took
+                long, twice as long as they did.
 
         Raises:
             BrokerUnreachable: Nobody there, TLS failed, no answer in time, or the broker is not available now.
@@ -103,12 +108,15 @@ class MqttConnection:
         started = self._loop.time()
         try:
             await wait_at_most(self._io.connect(self._connect), timeout_s)
-            left_s = max(0.1, timeout_s - (self._loop.time() - started))
+            took_s = self._loop.time() - started
+            left_s = max(0.1, timeout_s - took_s)
+            if silence_s is not None:
+                left_s = min(left_s, max(silence_s, 2 * took_s))
             connack = await wait_at_most(asyncio.shield(self._connack), left_s)
         except asyncio.TimeoutError:
             error_type = BrokerUnreachable if self._client.socket() is None else NoAnswer
             self.abort("no answer")
-            raise error_type(f"no answer within {timeout_s:g} s") from None
+            raise error_type(f"no answer within {self._loop.time() - started:.1f} s") from None
         except OSError as error:
             self.abort(str(error))
             raise BrokerUnreachable(str(error) or type(error).__name__) from error

@@ -183,6 +183,17 @@ def test_what_else_the_owner_keeps_there_is_not_ours_to_delete(tmp_path: Path) -
     state.close()
 
 
+def test_a_stray_file_among_the_runs_keeps_no_agent_from_starting(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path)
+    kept = keep(state, 1)
+    (state.path / "runs" / "notes.txt").write_text("of somebody who looked around")
+    state.close()
+    again = StateDirectory(state.path)
+    again.keep_only("one", [])
+    assert again.offers("one") == [kept]
+    again.close()
+
+
 def test_a_run_may_have_any_name_that_the_wire_allows(state: StateDirectory) -> None:
     for run in ("parts", "runs", "agent-lock"):
         kept = keep(state, 1, run)
