@@ -127,8 +127,8 @@ class TestRefusals:
             (
                 f"{FEDERATION}quorum = 2\n{MODEL}",
                 "quorum is not a known key; it belongs in [selection]. allowed at the top of the file: fleet, rounds, "
-                "seed, target_loss, directory, roster, model, task, method, server_optimizer, training, evaluation, privacy, "
-                "client_privacy, selection, robustness, divergence, transfers, aggregator, broker, models",
+                "seed, target_loss, directory, roster, model, task, method, server_optimizer, training, evaluation, "
+                "privacy, client_privacy, selection, robustness, divergence, transfers, aggregator, broker, models",
             ),
             (
                 f"{FEDERATION}{MODEL}[method]\nrank = 8",

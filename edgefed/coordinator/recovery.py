@@ -34,7 +34,6 @@ from edgefed.coordinator.store import Store, answer_values
 from edgefed.coordinator.tables import SCHEMA_VERSION, answers_table, journal_table, metadata, rounds_table
 from edgefed.errors import StoreError
 from edgefed.files import sync_directory, sync_file, temporary_beside
-from edgefed.protocol.tasks import Evaluation, SummarizationTask
 
 __all__ = ["Findings", "Recovery", "examine", "recover"]
 
@@ -232,11 +231,7 @@ def _record(directory: RunDirectory, found: Salvage, of: int, given_up: int) -> 
 
 def _evaluated(found: Salvage, passport: Passport) -> Recovered:
     """Returns what the devices found of the adapters, without the round."""
-    identity = passport.identity
-    credibility = Credibility(
-        msgspec.convert(identity.get("evaluation", {}), Evaluation),
-        msgspec.convert(identity.get("task", {}), SummarizationTask),
-    )
+    credibility = Credibility.of_run(passport.identity)
     by_round: dict[int, list[tuple[str, float, int]]] = {}
     for one in found.answers:
         evaluation = None if one.record is None else one.record.evaluation
