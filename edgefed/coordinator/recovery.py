@@ -207,8 +207,6 @@ def _record(directory: RunDirectory, found: Salvage, of: int, given_up: int) -> 
     source = found.start if of == 0 else next(one for one in found.merged if one.round == of)
     assert source is not None, "what is whole has a digest, which is in the same record"
     reason = f"the run was recovered from damage, and goes on from the adapter after round {of}"
-    over = {one.round for one in found.merged}
-    unused = [one for one in found.answers if one.outcome in ("counted", "late") and one.round not in over]
     now_unix_s = time.time()
     return MergedRound(
         round=given_up,
@@ -221,12 +219,30 @@ def _record(directory: RunDirectory, found: Salvage, of: int, given_up: int) -> 
         opened_unix_s=now_unix_s,
         merged_unix_s=now_unix_s,
         interventions=tuple(
-            Intervention(device=one.device, round=one.round, what="excluded", reason=reason) for one in unused
+            Intervention(device=one.device, round=one.round, what="excluded", reason=reason)
+            for one in _unused(directory, found)
         ),
         copied=of,
         given_up_because=reason,
         digest=directory_digest(directory.state(given_up)),
     )
+
+
+def _unused(directory: RunDirectory, found: Salvage) -> list[Answer]:
+    """Returns what was accepted and is in no sum that is known; that a late update was waiting, its file tells."""
+    over = {one.round for one in found.merged}
+    last = found.merged[-1].devices if found.merged else {}
+    settled = {(one.device, one.round) for record in found.merged for one in record.interventions}
+    # A kill right after a sum leaves the files of what is in it.
+    settled |= {(one.device, one.round) for one in found.answers if one.outcome == "late" and one.device in last}
+
+    def waited(answer: Answer) -> bool:
+        place = directory.update(answer.device, answer.round, answer.sha256)
+        return answer.outcome == "late" and (answer.device, answer.round) not in settled and place.exists()
+
+    return [
+        one for one in found.answers if (one.outcome in ("counted", "late") and one.round not in over) or waited(one)
+    ]
 
 
 def _evaluated(found: Salvage, passport: Passport) -> Recovered:
