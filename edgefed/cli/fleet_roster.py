@@ -44,6 +44,8 @@ def label(
 ) -> None:
     """Give a device labels in this run, by which the other commands choose devices.
 
+    Labels, and what pause, drain and remove say, hold in every run whose federation.toml names the same `roster`.
+
     Examples:
       edgefed fleet label board-07 room=lab power=mains --run edgefed-run
       edgefed fleet label board-07 room= -c federation.toml

@@ -41,9 +41,10 @@ def update(
 ) -> None:
     """Bring a new release of the agent to the devices, in stages, each after the one before it is well.
 
-    Run it on the aggregator's machine, while the aggregator runs: that signs, offers and sends, and goes on when this
-    command is ended. Run the same again, or with nothing, to see how far it is. Devices build the release beside the
-    old one, try it, and go back by themselves where it does not come up. A fleet without signatures gets no code.
+    Run it on the aggregator's machine, while the aggregator runs: that signs, offers and sends, goes on when this
+    command is ended, and stays until devices have what they were offered, should its federation end before. Run the
+    same again, or with nothing, to see how far it is. Devices build the release beside the old one, try it, and go back
+    by themselves where it does not come up. A fleet without signatures gets no code.
 
     A directory of wheels holds edgefed, pip and all that edgefed needs, as for `edgefed flash`.
 

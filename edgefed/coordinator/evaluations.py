@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
 
 from edgefed.protocol.records import EvaluationRecord
 from edgefed.protocol.tasks import Evaluation, SummarizationTask
@@ -24,6 +28,14 @@ class Credibility:
 
     def __init__(self, evaluation: Evaluation, task: SummarizationTask) -> None:
         self._most_tokens = evaluation.max_examples * task.max_target_tokens
+
+    @classmethod
+    def of_run(cls, identity: Mapping[str, Any]) -> Credibility:
+        """Returns what holds in a run that was begun with these settings."""
+        return cls(
+            msgspec.convert(identity.get("evaluation", {}), Evaluation),
+            msgspec.convert(identity.get("task", {}), SummarizationTask),
+        )
 
     def weigh(self, device: str, evaluation: EvaluationRecord) -> tuple[float, int]:
         """Returns the loss in nats per target token and how many tokens it weighs; none where it cannot be true."""

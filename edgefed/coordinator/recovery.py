@@ -34,7 +34,6 @@ from edgefed.coordinator.store import Store, answer_values
 from edgefed.coordinator.tables import SCHEMA_VERSION, answers_table, journal_table, metadata, rounds_table
 from edgefed.errors import StoreError
 from edgefed.files import sync_directory, sync_file, temporary_beside
-from edgefed.protocol.tasks import Evaluation, SummarizationTask
 
 __all__ = ["Findings", "Recovery", "examine", "recover"]
 
@@ -208,25 +207,37 @@ def _record(directory: RunDirectory, found: Salvage, of: int, given_up: int) -> 
     source = found.start if of == 0 else next(one for one in found.merged if one.round == of)
     assert source is not None, "what is whole has a digest, which is in the same record"
     reason = f"the run was recovered from damage, and goes on from the adapter after round {of}"
-    over = {one.round for one in found.merged}
-    unused = [one for one in found.answers if one.outcome in ("counted", "late") and one.round not in over]
     return msgspec.structs.replace(
         unmerged_record(directory, given_up, source),
         interventions=tuple(
-            Intervention(device=one.device, round=one.round, what="excluded", reason=reason) for one in unused
+            Intervention(device=one.device, round=one.round, what="excluded", reason=reason)
+            for one in _unused(directory, found)
         ),
         copied=of,
         given_up_because=reason,
     )
 
 
+def _unused(directory: RunDirectory, found: Salvage) -> list[Answer]:
+    """Returns what was accepted and is in no sum that is known; that a late update was waiting, its file tells."""
+    over = {one.round for one in found.merged}
+    last = found.merged[-1].devices if found.merged else {}
+    settled = {(one.device, one.round) for record in found.merged for one in record.interventions}
+    # A kill right after a sum leaves the files of what is in it.
+    settled |= {(one.device, one.round) for one in found.answers if one.outcome == "late" and one.device in last}
+
+    def waited(answer: Answer) -> bool:
+        place = directory.update(answer.device, answer.round, answer.sha256)
+        return answer.outcome == "late" and (answer.device, answer.round) not in settled and place.exists()
+
+    return [
+        one for one in found.answers if (one.outcome in ("counted", "late") and one.round not in over) or waited(one)
+    ]
+
+
 def _evaluated(found: Salvage, passport: Passport) -> Recovered:
     """Returns what the devices found of the adapters, without the round."""
-    identity = passport.identity
-    credibility = Credibility(
-        msgspec.convert(identity.get("evaluation", {}), Evaluation),
-        msgspec.convert(identity.get("task", {}), SummarizationTask),
-    )
+    credibility = Credibility.of_run(passport.identity)
     by_round: dict[int, list[tuple[str, float, int]]] = {}
     for one in found.answers:
         evaluation = None if one.record is None else one.record.evaluation

@@ -132,12 +132,14 @@ def read_roster(path: Path) -> Roster:
     """Returns the roster in a file; an empty one where there is no file.
 
     Raises:
-        StoreError: it cannot be read, or is no roster.
+        StoreError: it cannot be read, or is no roster; or it is shared, and not there: that takes nobody back.
     """
-    path = _document(path)
+    link, path = path, _document(path)
     try:
         return msgspec.json.decode(path.read_bytes(), type=Roster)
     except FileNotFoundError:
+        if link.is_symlink():
+            raise StoreError(f"the roster {path} is gone: bring it back, or remove {link} to begin anew") from None
         return Roster()
     except OSError as error:
         raise StoreError(f"the roster {path} cannot be read: {error.strerror}") from error
@@ -151,10 +153,10 @@ def change_roster(path: Path, change: Callable[[Roster], Roster]) -> Roster:
     Raises:
         StoreError: it cannot be read or written.
     """
-    path = _document(path)
-    with _locked(path.with_suffix(".lock")):
+    document = _document(path)
+    with _locked(document.with_suffix(".lock")):
         changed = change(read_roster(path))
-        _write(path, changed)
+        _write(document, changed)
     return changed
 
 
@@ -176,10 +178,10 @@ def share_roster(own: Path, shared: Path | None) -> None:
             _write(own, read_roster(own))
         return
     with _locked(own.with_suffix(".lock")), _locked(shared.with_suffix(".lock")):
-        if own.exists() and not own.is_symlink():
-            if shared.exists() and read_roster(own) != read_roster(shared):
-                raise ConfigError(f"{own} and {shared} want different things of devices: remove what shall not hold")
+        if not shared.exists():
             _write(shared, read_roster(own))
+        elif own.exists() and not own.is_symlink() and read_roster(own) != read_roster(shared):
+            raise ConfigError(f"{own} and {shared} want different things of devices: remove what shall not hold")
         try:
             own.unlink(missing_ok=True)
             own.symlink_to(shared.absolute())

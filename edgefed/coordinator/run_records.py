@@ -13,10 +13,12 @@ import msgspec
 
 from edgefed.aggregation.exchange import Intervention
 from edgefed.coordinator.answers import Answer
+from edgefed.coordinator.evaluations import Credibility
 from edgefed.coordinator.run_directory import RunDirectory
 from edgefed.coordinator.store import Store
 from edgefed.errors import StoreError
 from edgefed.files import replace_file
+from edgefed.protocol.records import RoundRecord
 from edgefed.reports.build import build_report
 from edgefed.reports.page import render_page
 from edgefed.reports.run_records import Delivery, MergedFacts, RunRecords
@@ -49,6 +51,7 @@ def run_records(store: Store) -> RunRecords:
         raise StoreError(f"the store in {store.directory} is damaged: its settings have no {error}") from error
     merged_rounds = store.merged_rounds()
     interventions = {(one.device, one.round): one for merged in merged_rounds for one in merged.interventions}
+    credibility = Credibility.of_run(settings)
     return RunRecords(
         name=store.directory.absolute().name,
         run=store.run,
@@ -71,12 +74,13 @@ def run_records(store: Store) -> RunRecords:
             for merged in merged_rounds
         ),
         deliveries=tuple(
-            _delivery(answer, interventions.get((answer.device, answer.round))) for answer in store.answers()
+            _delivery(answer, interventions.get((answer.device, answer.round)), credibility)
+            for answer in store.answers()
         ),
     )
 
 
-def _delivery(answer: Answer, intervention: Intervention | None) -> Delivery:
+def _delivery(answer: Answer, intervention: Intervention | None, credibility: Credibility) -> Delivery:
     """An answer, and what became of it in its sum where that is another story."""
     delivery = Delivery(
         device=answer.device,
@@ -84,12 +88,21 @@ def _delivery(answer: Answer, intervention: Intervention | None) -> Delivery:
         outcome=answer.outcome,
         reason=answer.reason,
         received_unix_s=answer.received_unix_s,
-        record=answer.record,
+        record=None if answer.record is None else _believed(answer.device, answer.record, credibility),
     )
     if intervention is None or answer.outcome not in ("counted", "late"):
         return delivery
     outcome = "excluded" if intervention.what == "excluded" else answer.outcome
     return msgspec.structs.replace(delivery, outcome=outcome, reason=intervention.reason)
+
+
+def _believed(device: str, record: RoundRecord, credibility: Credibility) -> RoundRecord:
+    """Returns the record with as much of its evaluation as counts."""
+    if record.evaluation is None:
+        return record
+    loss, tokens = credibility.weigh(device, record.evaluation)
+    believed = msgspec.structs.replace(record.evaluation, loss=loss, target_tokens=tokens) if tokens else None
+    return msgspec.structs.replace(record, evaluation=believed)
 
 
 def write_report(store: Store) -> None:

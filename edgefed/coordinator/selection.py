@@ -27,7 +27,8 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
             in the next sum by (1 + staleness)^-late_exponent, as in buffered asynchronous aggregation
             (arXiv 2106.06639).
         late_exponent: of that discount.
-        max_staleness: updates that are older than this many rounds are dropped all the same.
+        max_staleness: updates that would be older than this many rounds in the next sum are dropped all the same; one
+            that was taken waits for longer where rounds are given up.
     """
 
     participants: Annotated[int, Meta(ge=0)] = 0

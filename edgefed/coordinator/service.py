@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -21,7 +21,7 @@ from edgefed.aggregation.exchange import Exchange
 from edgefed.coordinator import events, rounds
 from edgefed.coordinator.answers import MergedRound
 from edgefed.coordinator.broadcast import Broadcast
-from edgefed.coordinator.claim import ANSWER_S, CLAIM_S, FleetClaim
+from edgefed.coordinator.claim import FleetClaim
 from edgefed.coordinator.client_budget import spent_by, with_privacy
 from edgefed.coordinator.deliveries import Deliveries
 from edgefed.coordinator.fleet_desk import FleetDesk
@@ -38,10 +38,10 @@ from edgefed.coordinator.refusals import Refusals
 from edgefed.coordinator.round_records import write_record
 from edgefed.coordinator.run_directory import RunDirectory, disk_trouble_told
 from edgefed.coordinator.store import Store
+from edgefed.coordinator.tenure import Tenure
 from edgefed.errors import EdgefedError, FederationFailed, FleetTaken, MessageError
 from edgefed.protocol.messages.down import Accepted, Refused
 from edgefed.protocol.messages.retained import AggregatorState
-from edgefed.protocol.messages.wire import encode
 from edgefed.protocol.tasks import ModelReference
 from edgefed.protocol.topics import Topics
 from edgefed.transport.base import Connected, ConnectionLost, Distrusted, Message, Transport
@@ -96,7 +96,13 @@ class Aggregator:
         sealing = _sealing_key(self._directory.sealing_key) if options.broker.sealed else None
         public = "" if sealing is None else sealing.public
         self._notices = Notices(options, model, run, instance, self._outbox, watch=watch, sealing_key=public)
-        self._claim = FleetClaim(options.fleet, run, instance)
+        self._tenure = Tenure(
+            FleetClaim(options.fleet, run, instance),
+            self._topics.aggregator_state,
+            transport,
+            self._inbox,
+            overwritten=self._notices.forget_posted,
+        )
         self._broadcast = Broadcast(
             transport,
             self._topics,
@@ -191,7 +197,7 @@ class Aggregator:
             self._inbox.spawn(background)
         try:
             await self._adapters.begin(self._ledger.state)
-            await self._take_the_fleet()
+            await self._tenure.take()
             await self._transport.subscribe(self._topics.every_device("up"))
             await self._transport.subscribe(self._topics.every_device("state"))
             await self._transport.subscribe(self._topics.every_device("profile"))
@@ -209,41 +215,12 @@ class Aggregator:
 
     def goodbye(self) -> AggregatorState | None:
         """Returns the state to leave behind when this process ends; None where the fleet is another aggregator's."""
-        if not self._claim.holds:
+        if not self._tenure.holds:
             return None
         state = self._describe()
         if self._finished:
             return state
         return msgspec.structs.replace(state, status="stopped", note=self._failure[:4096])
-
-    async def _take_the_fleet(self) -> None:
-        """Looks at what the broker keeps of an aggregator before saying anything."""
-        await self._transport.subscribe(self._topics.aggregator_state)
-        until_s = time.monotonic() + CLAIM_S
-        while (left_s := until_s - time.monotonic()) > 0:
-            if (item := await self._inbox.next(left_s)) is None:
-                break
-            if isinstance(item, Broken):
-                await self._take(item)
-            if isinstance(item, Message) and item.topic == self._topics.aggregator_state:
-                heard = self._hear_of_an_aggregator(item.payload)
-                if heard == "vacant":
-                    break
-                if heard == "doubtful":
-                    await self._transport.publish(item.topic, encode(self._claim.challenge()))
-                    until_s = time.monotonic() + ANSWER_S
-        self._claim.take()
-
-    def _hear_of_an_aggregator(self, payload: bytes) -> Literal["own", "vacant", "doubtful"]:
-        """Replaces a word on our topic that is not ours: the last one of a process or a connection that is gone."""
-        heard: Literal["own", "vacant", "doubtful"] = "vacant"
-        try:
-            heard = self._claim.hear(payload) if payload else "vacant"
-        except MessageError as error:
-            _log.warning("on %s: %s", self._topics.aggregator_state, error)
-        if heard == "vacant":
-            self._notices.forget_posted()
-        return heard
 
     # --- the loop -------------------------------------------------------------------------------------------------
 
@@ -279,7 +256,7 @@ class Aggregator:
 
     def _hear(self, message: Message) -> None:
         if message.topic == self._topics.aggregator_state:
-            self._hear_of_an_aggregator(message.payload)
+            self._tenure.hear(message.payload)
             return
         try:
             self._reception.hear(message)
@@ -307,7 +284,7 @@ class Aggregator:
             return
         _log.info("a release is on its way to the devices: this aggregator stays until it is there")
         until_s = time.monotonic() + self._fleet.rollout_may_take_s
-        self._claim.yield_to_anybody()
+        self._tenure.yield_to_anybody()
         with contextlib.suppress(FleetTaken):  # the run of that one has a wish of its own, or none
             while self._fleet.rollout_may_take_s and time.monotonic() < until_s:
                 await self._turn()
@@ -346,7 +323,7 @@ class Aggregator:
 
     def _show_again(self) -> None:
         """After a reconnect: a broker that was restarted may have forgotten what it had retained."""
-        if self._claim.yields:  # another aggregator may have begun meanwhile, and what it announced must stand
+        if self._tenure.yields:  # another aggregator may have begun meanwhile, and what it announced must stand
             return
         self._notices.forget_posted()
         self._fleet.show_again()

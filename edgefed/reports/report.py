@@ -25,7 +25,8 @@ class DeviceRound(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         device, round, outcome, reason, received_unix_s: see `Delivery`.
-        record: as the device sent it, with `upload_s` as the aggregator saw it; null where it sent none.
+        record: as the device sent it, with `upload_s` as the aggregator saw it and as much of its evaluation as counts;
+            null where it sent none.
         use: what follows from it; null without a record.
         phases: where the time went; null without a record.
         spans: the same on the aggregator's clock.

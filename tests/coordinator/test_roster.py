@@ -155,6 +155,19 @@ def test_a_shared_roster_that_is_damaged_or_has_no_place_is_named(tmp_path: Path
         share_roster(own, tmp_path / "nowhere" / "shared.json")
 
 
+def test_a_shared_roster_that_is_gone_takes_nobody_back(tmp_path: Path) -> None:
+    own, shared = tmp_path / "own.json", tmp_path / "shared.json"
+    share_roster(own, shared)
+    said = paused(own, "a")
+    watch = RosterWatch(own)
+    assert watch.look() == said
+    shared.unlink()  # as a disk that is not mounted
+    for look in (watch.look, lambda: read_roster(own), lambda: share_roster(own, shared), lambda: paused(own, "b")):
+        with pytest.raises(StoreError, match=r"the roster .*shared.json is gone: bring it back, or remove .*own.json"):
+            look()
+    assert not shared.exists()
+
+
 def test_a_roster_that_is_shared_with_itself_is_the_runs_own(tmp_path: Path) -> None:
     said = paused(tmp_path / "own.json", "a")
     share_roster(tmp_path / "own.json", tmp_path / "own.json")

@@ -284,7 +284,7 @@ class World:
         self.loop.set_exception_handler(_raise_unless_killed)
         self.wall_offset_s = 0.0
         clock = SimpleNamespace(monotonic=lambda: self.loop.now_s, time=lambda: self.loop.now_s + self.wall_offset_s)
-        modules = ("intake", "service", "notices", "merging", "rollout_desk", "store")
+        modules = ("intake", "service", "notices", "merging", "rollout_desk", "store", "tenure")
         self._patches = [mock.patch(f"edgefed.coordinator.{name}.time", clock) for name in modules]
         self._patches.append(mock.patch.dict(Ledger.__init__.__kwdefaults__, monotonic_s=clock.monotonic))
         for patch in self._patches:

@@ -365,3 +365,26 @@ def test_a_history_has_no_gap_after_a_record_was_lost(tmp_path: Path) -> None:
         assert [line["round"] for line in lines] == [1, 2, 3, *range(5, 15)]
     finally:
         world.close()
+
+
+def test_a_late_update_that_waited_when_the_store_was_damaged_is_accounted_for(tmp_path: Path) -> None:
+    """It had been acknowledged, and was in no sum and in no list of what is in none."""
+    world = World(options(tmp_path, rounds=4), ["one", "two"])
+    deliver(world)
+    deliver(world)  # both are accepted, and have something to deliver
+    world.sleep("two")
+    play(world, until_round=2)
+    world.sleep("one")  # or the round would be over before the story is told
+    world.wake("two")
+    for _ in range(4):
+        deliver(world)
+    (late,) = [word for word in world.phones["two"].acknowledged if word.round == 1]
+    assert late.outcome == "late"
+    assert [update.device for update in world.state.carried] == ["two"]
+    world.close()
+    for given_up, names in ((2, {("two", 1)}), (3, set())):
+        assert recover(world.directory.path).given_up == given_up
+        with Store.reading(world.directory.path) as store:
+            record = store.merged_rounds()[-1]
+        found = {(one.device, one.round) for one in record.interventions if one.what == "excluded"}
+        assert found - {("one", 2), ("two", 2)} == names
