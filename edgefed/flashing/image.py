@@ -38,14 +38,8 @@ def output_of(source: Path, output: Path | None) -> Path:
     """Returns where the flashed image goes: in the place of a plain one, beside a compressed one.
 
     Raises:
-        FlashError: another file is there, or one of them is a device.
+        FlashError: another file is there.
     """
-    for path in (source, output):
-        if path is not None and path.exists() and not path.is_file():  # a rename would put a file in a card's place
-            raise FlashError(
-                f"{path}: is no file: `edgefed flash rootfs` takes a card that is mounted; an image is flashed as a "
-                "file, and written onto a card afterwards (dd)"
-            )
     kind = compression(source)
     target = output or (source.with_suffix("") if kind and source.suffix == SUFFIXES[kind] else source)
     if target.exists() and (kind or not target.samefile(source)):

@@ -223,15 +223,6 @@ def test_what_is_no_image_is_told(tmp_path: Path, wheelhouse: Path) -> None:
     assert "(1: FAT, 2: btrfs)" in refused(no_root)
 
 
-def test_a_device_is_no_image_and_no_place_for_one(original: Path, tmp_path: Path) -> None:
-    card = tmp_path / "card"
-    os.mkfifo(card)  # as good as a device here, and anybody can make one
-    for source, output in ((card, None), (original, card)):
-        with pytest.raises(FlashError, match=r"card: is no file: `edgefed flash rootfs` takes a card that is mounted"):
-            output_of(source, output)
-    assert card.is_fifo()
-
-
 def test_a_truncated_image_is_told(original: Path, wheelhouse: Path) -> None:
     os.truncate(original, 20 * MIB)
     with pytest.raises(FlashError, match=rf"truncated: partition 2 ends at byte {52 * MIB}, the image at {20 * MIB}"):
