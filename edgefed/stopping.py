@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar, cast
 
-__all__ = ["Stopped", "heeded_interrupts", "run_stoppable", "until_stopped"]
+__all__ = ["Stopped", "heeded_interrupts", "run_stoppable"]
 
 _T = TypeVar("_T")
 
@@ -26,19 +26,6 @@ class Stopped(Exception):
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number.name)
         self.exit_code = 130 if number == signal.SIGINT else 0
-
-
-async def until_stopped() -> None:
-    """Waits for SIGINT (Ctrl-C) or SIGTERM, which do nothing else meanwhile."""
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopped.set)
-    try:
-        await stopped.wait()
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
 
 
 @contextmanager

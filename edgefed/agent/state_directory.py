@@ -56,7 +56,7 @@ class StateDirectory:
             self._runs.mkdir(exist_ok=True)
             self._lock = os.open(path / "agent.lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            raise ConfigError(f"state: the directory {path} cannot be used: {error}") from error
+            raise ConfigError(f"state: the directory {path} cannot be used: {error.strerror}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -87,15 +87,17 @@ def bench(
     from edgefed.extras import require
 
     require("torch", "transformers", "peft", "numpy", "safetensors")
-    from edgefed.cli.bench_run import check_output, run_benches
+    from edgefed.cli.bench_run import run_benches
     from edgefed.cli.bench_view import write_results
+    from edgefed.cli.output import check_output
     from edgefed.reports.reference import read_references
     from edgefed.training.bench_work import BenchWork
 
     quantizations = _quantizations(quantization)
     source_tokens, target_tokens = _lengths(lengths)
     references = () if reference is None else read_references(reference)
-    check_output(output)
+    if output is not None:
+        check_output(output)
     with _place(shape, checkpoint, stored, keep) as directory:
         works = [
             BenchWork(

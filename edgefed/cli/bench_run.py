@@ -19,21 +19,20 @@ from edgefed.agent.options import Emulate
 from edgefed.agent.worker_process import WorkerProcess
 from edgefed.cli.inference import Progress as Move
 from edgefed.cli.inference import progress
-from edgefed.cli.output import told_where
+from edgefed.cli.output import write_output
 from edgefed.devices.cpu import read_cpu
 from edgefed.devices.instruments import Hardware, Instruments, find_instruments
 from edgefed.devices.power_mode import read_power_mode
 from edgefed.devices.profile import read_profile
 from edgefed.devices.sampling import Sampler
 from edgefed.devices.sensors import PowerProfile
-from edgefed.errors import ConfigError, EdgefedError, ModelError, WorkerError
-from edgefed.files import replace_file, temporary_beside
+from edgefed.errors import EdgefedError, ModelError, WorkerError
 from edgefed.reports.reference import BenchFile, BenchResult
 from edgefed.stopping import Stopped
 from edgefed.training.bench_work import BenchOutcome, BenchWork
 from edgefed.training.round_work import WorkSuspended
 
-__all__ = ["Benches", "check_output", "run_benches", "yardstick"]
+__all__ = ["Benches", "run_benches", "yardstick"]
 
 _SILENCE_S = 3600.0  # a step of a large model on a small processor says nothing for long; Ctrl-C is always heard
 _SAMPLE_S = 0.5
@@ -45,23 +44,6 @@ class Benches(NamedTuple):
 
     results: list[BenchResult]
     exit_code: int
-
-
-def check_output(output: Path | None) -> None:
-    """Refuses a file that cannot be written, before minutes are spent on what shall be in it.
-
-    Raises:
-        ConfigError: it is a directory, or its directory is not there or may not be written.
-    """
-    if output is None:
-        return
-    if output.is_dir() or not output.parent.is_dir():
-        wrong = "is a directory" if output.is_dir() else f"{output.parent} is no directory"
-        raise ConfigError(f"--output {output}: {wrong}; name a file to write")
-    with told_where(output):
-        made = temporary_beside(output)
-        made.touch(exist_ok=False)
-        made.unlink()
 
 
 def run_benches(works: Sequence[BenchWork], name: str, output: Path | None) -> Benches:
@@ -173,8 +155,7 @@ class _Runner:
     def _keep(self, outcome: BenchOutcome, work: BenchWork) -> None:
         self.results.append(_result(outcome, work, self._name))
         if self._output is not None:
-            with told_where(self._output):
-                replace_file(self._output, [msgspec.json.format(msgspec.json.encode(BenchFile(results=self.results)))])
+            write_output(self._output, msgspec.json.format(msgspec.json.encode(BenchFile(results=self.results))))
 
     def _failed(self, work: BenchWork, error: EdgefedError) -> None:
         typer.echo(f"edgefed: {work.quantization}: {error}", err=True)

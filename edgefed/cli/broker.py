@@ -22,15 +22,16 @@ def broker(
       edgefed broker                 for processes on this machine
       edgefed broker --host 0.0.0.0  for boards on the same network
     """
-    import asyncio
+    from edgefed.stopping import run_stoppable
 
-    asyncio.run(_serve(host, port))
+    run_stoppable(_serve(host, port))
 
 
 async def _serve(host: str, port: int) -> None:
-    from edgefed.stopping import until_stopped
+    import asyncio
+
     from edgefed.transport.embedded_broker import embedded_broker
 
     async with embedded_broker(host, port) as running:
         typer.echo(f"listening on {running.host}:{running.port}; Ctrl-C stops it")
-        await until_stopped()
+        await asyncio.Event().wait()

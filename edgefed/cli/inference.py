@@ -68,11 +68,17 @@ class Work:
 
         Raises:
             ModelError: it is not to be had, or not in this quantization.
+            KeyboardInterrupt: Ctrl-C, also where a library has lost it.
         """
-        path = self.path()
-        from edgefed.training.base_model import load_base
+        from edgefed.stopping import heeded_interrupts
 
-        return load_base(path, quantization.value, threads=threads or None)
+        path = self.path()
+        with heeded_interrupts() as heed:
+            from edgefed.training.base_model import load_base
+
+            base = load_base(path, quantization.value, threads=threads or None)
+            heed()
+        return base
 
 
 def work_of(

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import typer
 
 from edgefed.errors import ConfigError
-from edgefed.files import settled_name
+from edgefed.files import replace_file, settled_name, temporary_beside
 from edgefed.logs import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["told_where", "write_json", "write_table"]
+__all__ = ["check_output", "told_where", "write_json", "write_output", "write_table"]
 
 _BETWEEN = 3  # rich's padding and divider; there is an edge more than there are columns
 
@@ -91,6 +91,40 @@ def write_json(document: object) -> None:
     """Writes one JSON document to stdout."""
     text = json.dumps(document, ensure_ascii=False, indent=2)
     typer.echo("\n".join(map(printable, text.split("\n"))))  # a new line within a string is escaped already
+
+
+def check_output(path: Path) -> None:
+    """Refuses a file that cannot be written, before minutes are spent on what shall be in it.
+
+    Raises:
+        ConfigError: it is a directory, or its directory is not there or may not be written.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        wrong = "is a directory" if path.is_dir() else f"{path.parent} is no directory"
+        raise ConfigError(f"--output {path}: {wrong}; name a file to write")
+    if _is_replaced(path):
+        with told_where(path):
+            made = temporary_beside(path.resolve())
+            made.touch(exist_ok=False)
+            made.unlink()
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Writes the file that the user has named: the whole of it or nothing; a device or a pipe gets it as it is.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    with told_where(path):
+        if _is_replaced(path):
+            replace_file(path.resolve(), [content])
+        else:
+            path.write_bytes(content)
+
+
+def _is_replaced(path: Path) -> bool:
+    """Whether a new file may take the place of what is there: not of /dev/null, nor of /dev/stdout."""
+    return path.is_file() or path.is_dir() or not path.exists()
 
 
 @contextmanager

@@ -48,9 +48,8 @@ def report(
       edgefed report edgefed-run --compare last-week --format json | jq '.changes[] | select(.of == "")'
       edgefed report edgefed-run --format csv > rounds.csv
     """
-    from edgefed.cli.output import told_where
+    from edgefed.cli.output import write_output
     from edgefed.coordinator.run_records import read_run_records
-    from edgefed.files import replace_file
     from edgefed.reports.build import build_report
 
     if reference is not None and format_ is not _Format.HTML:
@@ -62,8 +61,7 @@ def report(
     if place is None:
         typer.echo(text, nl=False)
         return
-    with told_where(place):
-        replace_file(place, [text.encode()])
+    write_output(place, text.encode())
     typer.echo(f"wrote {place}")
 
 

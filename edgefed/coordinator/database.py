@@ -77,7 +77,7 @@ class Database:
             directory.mkdir(parents=True, exist_ok=True)
             lock_file = lock_run(directory)
         except OSError as error:
-            raise StoreError(f"the run directory {directory} cannot be used: {error}") from error
+            raise StoreError(f"the run directory {directory} cannot be used: {error.strerror}") from error
         path = directory / "store.sqlite"
         if not path.exists() and Mark.read(directory / MARK):
             os.close(lock_file)

@@ -157,7 +157,7 @@ def test_a_second_agent_needs_its_own_directory(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be used"):
+    with pytest.raises(ConfigError, match=f"/{place} cannot be used: Not a directory$"):
         StateDirectory(tmp_path / place)
 
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,6 +54,24 @@ class TestWork:
     def test_a_prompt_without_the_text(self) -> None:
         with pytest.raises(ConfigError, match=r"--prompt 'summarize': prompt must contain \{source\}"):
             work_of(None, "some/model", prompt="summarize")
+
+    @pytest.mark.torch
+    def test_an_interrupt_that_a_library_loses_while_it_loads_ends_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from edgefed.training import base_model
+
+        def load(*arguments: Any, **options: Any) -> Any:
+            with contextlib.suppress(KeyboardInterrupt):  # as the interpreter does in a destructor
+                signal.raise_signal(signal.SIGINT)
+            return loaded(*arguments, **options)
+
+        loaded = base_model.load_base
+        monkeypatch.setattr(base_model, "load_base", load)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                work_of(None, "edgefed/tiny-t5").load()
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def test_a_model_that_is_not_here_could_be_named_otherwise(self, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=r"no model directory '\./nowhere'.*--model.*\[models\] with --config"):

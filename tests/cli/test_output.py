@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgefed.cli.output import told_where, write_json, write_table
+from edgefed.cli.output import check_output, told_where, write_json, write_output, write_table
 from edgefed.errors import ConfigError
 from edgefed.files import replace_file
 
@@ -86,3 +86,31 @@ def test_a_temporary_file_is_told_by_the_name_that_it_was_to_have(tmp_path: Path
     with pytest.raises(ConfigError) as told, told_where(tmp_path):
         replace_file(tmp_path / "out", [b"text"])
     assert str(told.value) == f"{tmp_path / 'out'}: cannot be used: Is a directory"
+
+
+def test_a_pipe_or_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with os.fdopen(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK), "rb") as reader:
+        check_output(pipe)
+        write_output(pipe, b"text")
+        assert reader.read() == b"text"
+    assert pipe.is_fifo()
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to("kept/result")
+    for content in (b"first", b"second"):
+        check_output(link)
+        write_output(link, content)
+        assert (tmp_path / "kept" / "result").read_bytes() == content
+    assert link.is_symlink()
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["result"]
+
+
+def test_a_place_that_takes_no_file_is_found_out_beforehand(tmp_path: Path) -> None:
+    for path, wrong in ((tmp_path, "is a directory"), (tmp_path / "a/b", "is no directory"), ("/proc/x", "cannot be")):
+        with pytest.raises(ConfigError, match=wrong):
+            check_output(Path(path))

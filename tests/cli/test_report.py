@@ -74,6 +74,10 @@ def test_tables_go_to_stdout_or_into_a_file(edgefed: Run, run: Path, tmp_path: P
     assert {line["device"] for line in csv.DictReader(io.StringIO(done.out))} == {"agx-01"}
     assert edgefed("report", run, "-f", "json", "-o", tmp_path / "r.json").out == f"wrote {tmp_path / 'r.json'}\n"
     assert json.loads((tmp_path / "r.json").read_text())["schema"] == "edgefed-report/1"
+    (tmp_path / "link").symlink_to("r.csv")
+    assert edgefed("report", run, "-f", "csv", "-o", tmp_path / "link").code == 0
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "r.csv").read_text() == edgefed("report", run, "-f", "csv").out
 
 
 def test_beside_another_run_and_a_reference(edgefed: Run, run: Path, tmp_path: Path) -> None:
