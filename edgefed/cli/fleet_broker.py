@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from edgefed.cli.fleet_members import FLEET_OPTION
+from edgefed.files import in_shell
 
 __all__ = ["Kind", "Version", "broker_config"]
 
@@ -105,7 +106,8 @@ def broker_config(
     for file in written:
         typer.echo(f"wrote {file}")
     typer.echo(
-        f"Mosquitto must be able to read them: chown -R mosquitto: {target} (written again, they keep that owner)"
+        f"Mosquitto must be able to read them: chown -R mosquitto: {in_shell(target)} "
+        "(written again, they keep that owner)"
     )
     if local_port is not None:
         typer.echo(
