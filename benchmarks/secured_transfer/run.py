@@ -46,6 +46,7 @@ from edgefed.transport.signed import SignedTransport
 from tools.mosquitto import configured_mosquitto, free_port, running_mosquitto
 
 KINDS = ("plain", "tls", "tls and signatures", "beside the broker", "sealed too")
+ROLES = ("sender", "receiver")
 TOPICS = Topics("bench")
 DEVICE = Identity("device", "board")
 UP, DOWN = TOPICS.device("board", "up"), TOPICS.device("board", "down")
@@ -64,16 +65,13 @@ def local_words(fleet: Path) -> dict[str, str]:
 
 @contextlib.asynccontextmanager
 async def connected(kind: str, who: Identity, fleet: Path, port: int) -> Any:
-    """Connects as a member does, with what the kind asks for.
-
-    The aggregator beside the broker comes in at the local port, which is the next one.
-    """
+    """Connects as a member does, with what the kind asks for."""
     is_local = kind == "beside the broker" and who == AGGREGATOR
     place = FleetDirectory(fleet).place(who)
     files = {"tls_ca": place / "ca.pem", "tls_cert": place / "certificate.pem", "tls_key": place / "key.pem"}
     options = MqttOptions(
         "127.0.0.1",
-        port + 1 if is_local else port,
+        port,
         guarded_client_id(who.name),
         max_payload_bytes=1 << 20,
         session_expiry_s=0,
@@ -166,30 +164,35 @@ async def send(transport: Transport, path: Path, chunk_bytes: int, key: SealingK
 
 
 @contextlib.contextmanager
-def broker(kind: str, fleet: FleetDirectory, scratch: Path) -> Iterator[int]:
-    """Runs a Mosquitto of its own, and yields its port: open to all, or as `broker-config` writes it."""
+def broker(kind: str, fleet: FleetDirectory, scratch: Path) -> Iterator[tuple[int, int]]:
+    """Runs a Mosquitto of its own, open to all or as `broker-config` writes it.
+
+    Yields:
+        The device's port and the aggregator's.
+    """
     if kind == "plain":
         with running_mosquitto() as running:
-            yield running.port
+            yield running.port, running.port
         return
-    port, files = free_port(), scratch / "broker"
+    port, local_port, files = free_port(), free_port(), scratch / "broker"
     options = MosquittoOptions(
-        installed_at=files, bind="127.0.0.1", port=port, local_port=port + 1, max_payload_bytes=1 << 20
+        installed_at=files, bind="127.0.0.1", port=port, local_port=local_port, max_payload_bytes=1 << 20
     )
     write_mosquitto(fleet, files, options, datetime.now(timezone.utc))
     with configured_mosquitto(files / "mosquitto.conf", port):
-        yield port
+        yield port, local_port if kind == "beside the broker" else port
 
 
-def measure(kind: str, port: int, fleet: Path, path: Path, chunk_bytes: int) -> float:
+def measure(kind: str, ports: tuple[int, int], fleet: Path, path: Path, chunk_bytes: int) -> float:
     """Returns bytes per second of one transfer in fresh processes."""
-    command = [sys.executable, "-m", "benchmarks.secured_transfer.run", "--kind", kind, "--port", str(port)]
-    command += ["--fleet", str(fleet), "--file", str(path), "--chunk-bytes", str(chunk_bytes), "--role"]
+    command = [sys.executable, "-m", "benchmarks.secured_transfer.run", "--kind", kind, "--fleet", str(fleet)]
+    command += ["--file", str(path), "--chunk-bytes", str(chunk_bytes)]
+    to_send, to_receive = (["--role", role, "--port", str(port)] for role, port in zip(ROLES, ports, strict=True))
     with (
         tempfile.TemporaryDirectory(dir=path.parent) as directory,
-        subprocess.Popen([*command, "receiver", "--directory", directory]) as receiver,
+        subprocess.Popen([*command, *to_receive, "--directory", directory]) as receiver,
     ):
-        sender = subprocess.run([*command, "sender"], stdout=subprocess.PIPE, check=True, timeout=120)
+        sender = subprocess.run([*command, *to_send], stdout=subprocess.PIPE, check=True, timeout=120)
         if receiver.wait(timeout=30):
             raise RuntimeError(f"the receiver of {kind!r} failed")
         return path.stat().st_size / float(sender.stdout)
@@ -275,14 +278,14 @@ def main() -> None:
             rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
             for _ in range(options.repeats):
                 for kind in KINDS:
-                    with broker(kind, fleet, scratch) as port:
-                        rates[kind].append(measure(kind, port, fleet.path, path, kib << 10))
+                    with broker(kind, fleet, scratch) as ports:
+                        rates[kind].append(measure(kind, ports, fleet.path, path, kib << 10))
             results[f"{kib} KiB chunks"] = summarize(rates)
         idle: dict[str, float] = {}
         for kind in KINDS:
             if kind == "beside the broker":  # which is the aggregator's affair
                 continue
-            with broker(kind, fleet, scratch) as port:
+            with broker(kind, fleet, scratch) as (port, _):
                 idle[kind] = round(idle_mib(kind, fleet, port), 1)
         results["idle agent, resident MiB"] = idle
     print(json.dumps(results, indent=2))

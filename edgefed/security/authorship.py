@@ -87,8 +87,10 @@ class Authorship:
             Outdated: a later announcement, state or profile was heard before.
             MessageError: somebody else has said it, or it was changed.
         """
+        if not payload or is_chunk(payload):
+            return payload
         author = self._author(topic)
-        if author is None or not payload or is_chunk(payload):
+        if author is None:
             return payload
         signed = self._verifier.verify(topic, payload, author, self._clock())
         if topic == self._topics.round:

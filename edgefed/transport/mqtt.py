@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime, timezone
 
 from paho.mqtt.enums import MQTTProtocolVersion
@@ -109,12 +109,15 @@ class MqttTransport:
         """See ``Transport.subscribe``."""
         while True:
             connection = await self._ready()
-            with contextlib.suppress(ConnectionEnded):
-                with self._explained():
-                    await connection.subscribe(topic_filter)
-                self._subscriptions[topic_filter] = None
-                self._unwanted.pop(topic_filter, None)
-                return
+            try:
+                await connection.subscribe(topic_filter)
+            except ConnectionEnded:
+                continue
+            except BrokerRefused as error:
+                raise self._explained(error) from error
+            self._subscriptions[topic_filter] = None
+            self._unwanted.pop(topic_filter, None)
+            return
 
     async def unsubscribe(self, topic_filter: str) -> None:
         """See ``Transport.unsubscribe``."""
@@ -156,21 +159,21 @@ class MqttTransport:
             limit = self._limit(connection)
             if len(payload) > limit:
                 raise PayloadTooLarge(len(payload), limit)
-            with contextlib.suppress(ConnectionEnded), self._explained():
+            try:
                 return await connection.publish(topic, payload, retain)
+            except ConnectionEnded:
+                continue
+            except BrokerRefused as error:
+                raise self._explained(error) from error
         raise Disconnected(
             f"{_MAX_SENDS} connections to {self._options.address} in a row ended while a message of {len(payload)} "
             f"bytes to {topic} was under way. Either another client uses the client id {self._options.client_id!r}, "
             "or the broker does not take packets of this size (then set max_payload_bytes to its limit)"
         )
 
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explained(self, error: BrokerRefused) -> BrokerRefused:
         """Says of what the broker forbids whom it may take us for."""
-        try:
-            yield
-        except BrokerRefused as error:
-            raise BrokerRefused(f"{error}; {explain_refusal(self._options)}") from error
+        return BrokerRefused(f"{error}; {explain_refusal(self._options)}")
 
     async def _publish_final(self, final: Message) -> None:
         timeout_s = min(_GOODBYE_S, self._options.connect_timeout_s)
