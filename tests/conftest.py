@@ -16,6 +16,13 @@ settings.register_profile("edgefed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("edgefed")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the files, those with whole federations come first: a long one at the end would
+    have one process work, and the others wait."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("federation") is None)
+
+
 @pytest.fixture(autouse=True)
 def _log_goes_where_it_went() -> Iterator[None]:
     """Takes back what a command that runs in this process does to the log."""
