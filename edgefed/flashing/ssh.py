@@ -83,8 +83,7 @@ def write(shell: Shell, tree: SshTree, changes: Changes, progress: Progress = la
     try:
         _send_all(shell, files, progress)
     except FlashError as error:
-        if shell.alive:
-            _clean(shell, tree, files)
+        if _is_cleaned(shell, tree, files):
             raise
         what = "the board is as it was, and keeps what has come through: run the same command again, and it goes on"
         raise FlashError(f"{error}: {what}") from error
@@ -93,6 +92,17 @@ def write(shell: Shell, tree: SshTree, changes: Changes, progress: Progress = la
     except FlashError as error:
         what = "some files may have their names already: run the same command again, and it is finished"
         raise FlashError(f"{error}: {what}") from error
+
+
+def _is_cleaned(shell: Shell, tree: SshTree, files: Sequence[File]) -> bool:
+    """Removes what has come through, unless the connection is gone, which may be noticed only by this."""
+    if not shell.alive:
+        return False
+    try:
+        _clean(shell, tree, files)
+    except FlashError:
+        return False
+    return True
 
 
 def size_bytes(changes: Changes) -> int:
