@@ -80,6 +80,8 @@ def broker_config(
 
     now = datetime.now(timezone.utc)
     if kind is Kind.EMQX:
+        if local_port is not None:
+            raise typer.BadParameter("--local-port is for Mosquitto: EMQX has no such listener from here")
         with told_where(fleet):
             directory = FleetDirectory(fleet)
             members = directory.members(now)

@@ -236,6 +236,8 @@ def test_an_aggregator_beside_the_broker_gets_a_port_and_is_told_how_to_use_it(e
     assert f"user {broker['username']}\n" in (kitchen / "broker-config" / "acl").read_text()
     done = edgefed("fleet", "broker-config", "mosquitto", "-f", kitchen, "--local-port", 8883)
     assert (done.code, "--local-port is another port" in done.err) == (2, True)
+    done = edgefed("fleet", "broker-config", "emqx", "-f", kitchen, "--local-port", 1884)
+    assert (done.code, done.out, "--local-port is for Mosquitto" in done.err) == (2, "", True)
 
 
 def test_a_broker_without_a_certificate_gets_no_configuration(edgefed: Run, kitchen: Path) -> None:
